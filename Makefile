@@ -1,0 +1,59 @@
+# Everything runs in .venv, made from $(PYTHON); no environment has to be active. `make help` lists the targets.
+SHELL = /bin/sh
+PYTHON ?= python3
+WORKERS ?= 2
+ARGS ?=
+
+VENV = .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.setup-stamp
+
+# Torch and the test workers share the cores instead of fighting for them.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: help setup demo test check format build clean distclean
+
+help:
+	@echo 'make setup      create .venv with polarspike (editable) and what the tests need; does nothing when up to date'
+	@echo 'make demo       train, convert and verify a spiking network on real digits (ARGS="..." passes options)'
+	@echo 'make test       all tests, with line and branch coverage of at least 90 %'
+	@echo 'make check      format, lint, types, import floors, and the fast tests'
+	@echo 'make format     rewrite the files as `make check` wants them'
+	@echo 'make build      source archive and wheel into dist/'
+	@echo 'make clean      remove what was built and cached; make distclean removes .venv too'
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	    "polarspike needs Python 3.11 or newer, got %d.%d; try: make setup PYTHON=python3.12" % sys.version_info[:2])'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,vision]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/polarspike demo $(ARGS)
+
+test: $(STAMP)
+	$(PYTEST) --cov --cov-report=term $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+build: $(STAMP)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf build dist .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

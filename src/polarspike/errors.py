@@ -1,0 +1,53 @@
+"""Every error that the library raises on purpose, and its one warning class.
+
+An error says four things: what was expected, what came, where (site, layer, batch or file), and how to repair it.
+"""
+
+
+class PolarspikeError(Exception):
+    """Base class: catch this to catch every deliberate error of the library."""
+
+
+class SpecError(PolarspikeError, ValueError):
+    """A configuration contradicts itself or names something that does not exist."""
+
+
+class CaptureError(PolarspikeError):
+    """A model cannot be captured as a graph, or its graph does not compute what the model computes."""
+
+
+class OperatorError(PolarspikeError):
+    """A graph holds an operator that a rule table does not know."""
+
+
+class CalibrationError(PolarspikeError):
+    """Statistics for the steps cannot be had: an empty loader, NaN or Inf, a site without a law."""
+
+
+class InputError(PolarspikeError, ValueError):
+    """An input has the wrong shape, type or content."""
+
+
+class DataError(PolarspikeError):
+    """A dataset is unknown, missing, truncated or not in the format it should be in."""
+
+
+class CheckpointError(PolarspikeError):
+    """A file is not a checkpoint, is damaged, or belongs to another model or version."""
+
+
+class RunError(PolarspikeError):
+    """A run directory cannot be written, or a run cannot be resumed."""
+
+
+class MissingExtraError(PolarspikeError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"the optional package {package!r} is not installed; install it with: pip install 'polarspike[{extra}]'"
+        )
+
+
+class PolarspikeWarning(UserWarning):
+    """Something was repaired or left out, and the result is still well defined."""

@@ -1,0 +1,218 @@
+"""The arithmetic of codes: encode, decode, and the gradients that training uses.
+
+    encode   k = clip(floor(x / s + 1/2), -N, P)
+    decode   q = s k  (k >= 0),   g s k  (k < 0)
+
+This is the only rounding in the library: quantizers, neurons, refinement, verification and exporters all call
+:func:`encode`. Comparing with thresholds (k - 1/2) s, multiplying by 1/s, or rounding half to even give other codes at
+the boundaries, so nothing else may round. Source of the formulas: the project's reconstruction of polarity multi-spike
+mapping (docs/theory.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Elements per piece of work on a CPU: input, code and output of a piece stay in a core's cache, which makes the
+# training-time quantizer about as cheap as a ReLU (benchmarks/training_step.py); larger tensors are walked in pieces.
+_PIECE = 1 << 16
+
+# A step never falls below this share of its start, however far an optimizer drives its offset.
+_LEAST_SHARE = 2.0**-20
+
+
+def encode(x: Tensor, step: Tensor | float, negative: int, positive: int) -> Tensor:
+    """The code of every element: ``k = clip(floor(x / s + 1/2), -N, P)``.
+
+    Half-precision input is widened to float32 before the division, because bfloat16 misrounds ``x / s + 1/2``.
+
+    Args:
+        x: any shape, floating point; NaN stays NaN.
+        step: s > 0, in the units of ``x``; broadcasts against ``x``.
+        negative: N >= 0.
+        positive: P >= 0.
+
+    Returns:
+        Integers as float32 (float64 for float64 input), the shape of ``x``; exact below 2^24.
+
+    >>> encode(torch.tensor([-0.6, -0.5, 0.0, 0.5, 9.0]), 1.0, 1, 3)
+    tensor([-1.,  0.,  0.,  1.,  3.])
+    """
+    wide = widen(x)
+    scaled = wide / (step.to(wide.dtype) if isinstance(step, Tensor) else step)
+    return scaled.add_(0.5).floor_().clamp_(-negative, positive)
+
+
+def decode(codes: Tensor, step: Tensor | float, gain: Tensor | float = 1.0) -> Tensor:
+    """The value of every code: ``s k`` for ``k >= 0`` and ``g s k`` for ``k < 0``.
+
+    Args:
+        codes: integers in a floating type, any shape.
+        step: s > 0; broadcasts against ``codes``.
+        gain: g in [0, 1], the value of a negative spike relative to a positive one; exactly ``1.0`` (a Python float)
+            saves the distinction.
+
+    Returns:
+        The decoded values in the type of ``codes``.
+
+    >>> decode(torch.tensor([-2.0, 0.0, 3.0]), 0.5, 0.5)
+    tensor([-0.5000,  0.0000,  1.5000])
+    """
+    if isinstance(step, Tensor):
+        step = step.to(codes.dtype)
+    if isinstance(gain, float) and gain == 1.0:
+        return codes * step
+    if isinstance(gain, Tensor):
+        gain = gain.to(codes.dtype)
+    return codes * torch.where(codes < 0, step * gain, step)
+
+
+def quantize(
+    x: Tensor, step: Tensor, gain: Tensor | float, levels: tuple[int, int], gradient_scale: float = 1.0
+) -> Tensor:
+    """``decode(encode(x))`` with the straight-through gradients of learned-step-size quantization.
+
+        dq/dx = 1 (x >= 0) or g (x < 0)                  for -(N + 1/2) s <= x < (P + 1/2) s, else 0
+        dq/ds = (1 | g) (k - x / s) inside that range,   P above it, -g N below it; times ``gradient_scale``
+        dq/dg = s k for k < 0, else 0;                   times ``gradient_scale``
+
+    "Inside" is decided by codes (a code that clipping left alone), not by the levels' values; the two conventions
+    differ in the outer half steps. With N = 0 there is no negative code and the gain plays no part. The value is that
+    of ``decode(encode(x))`` bit for bit, cast back to the type of ``x``.
+
+    Args:
+        x: any shape; dimension 0 is walked in pieces on a CPU.
+        step: s > 0, 0-d or broadcastable against ``x`` without a batch dimension (e.g. (C, 1, 1)).
+        gain: g in [0, 1]; a 0-d tensor if it is learned, else a float.
+        levels: (N, P).
+        gradient_scale: factor on the gradients of step and gain, 1 / sqrt(numel * P) in the source.
+
+    Source: learned step size quantization (Esser et al., 2020), extended here by the negative gain.
+    """
+    if levels[0] == 0:
+        gain = 1.0
+    result: Tensor = _Quantize.apply(x, step, gain, levels, gradient_scale)
+    return result
+
+
+class _Quantize(torch.autograd.Function):
+    """One pass forward, one pass backward, both in cache-sized pieces; only ``x`` is kept for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, gain: Tensor | float, levels: tuple[int, int], gradient_scale: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, step, gain if isinstance(gain, Tensor) else None)
+        ctx.gain, ctx.levels, ctx.gradient_scale = gain, levels, gradient_scale
+        out = torch.empty_like(x)
+        for piece in _pieces(x):
+            out[piece] = decode(encode(x[piece], step, *levels), step, gain)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, step, gain_tensor = ctx.saved_tensors
+        gain: Tensor | float = gain_tensor if gain_tensor is not None else ctx.gain
+        negative, positive = ctx.levels
+        polar = not (isinstance(gain, float) and gain == 1.0)
+        wide_step = step.to(_wide_dtype(x))
+        grad_x = torch.empty_like(x)
+        grad_step = torch.zeros_like(wide_step)
+        grad_gain = torch.zeros((), dtype=wide_step.dtype, device=x.device)
+        for piece in _pieces(x):
+            upstream = widen(grad[piece])
+            scaled = widen(x[piece]) / wide_step
+            unclipped = (scaled + 0.5).floor_()
+            codes = unclipped.clamp(-negative, positive)
+            inside = (unclipped == codes).to(scaled.dtype)
+            if polar:
+                if ctx.needs_input_grad[2]:
+                    grad_gain += (upstream * codes.clamp(max=0) * wide_step).sum()
+                upstream = torch.where(scaled < 0, upstream * gain, upstream)
+            grad_x[piece] = upstream * inside
+            if ctx.needs_input_grad[1]:
+                slope = codes.sub_(scaled.mul_(inside)).mul_(upstream)
+                grad_step += slope.sum_to_size(wide_step.shape)
+        return (
+            grad_x,
+            (grad_step * ctx.gradient_scale).to(step.dtype) if ctx.needs_input_grad[1] else None,
+            (grad_gain * ctx.gradient_scale).to(gain_tensor.dtype) if ctx.needs_input_grad[2] else None,
+            None,
+            None,
+        )
+
+
+def step_from_offset(start: Tensor, offset: Tensor) -> Tensor:
+    """A step that stays positive for every finite offset, with slope one where training starts.
+
+        s = start + offset                                       offset >= 0
+        s = start (e + (1 - e) exp(u / (1 - e))),  e = 2^-20     u = offset / start < 0
+
+    At ``offset = 0`` the value is ``start`` and ds/d(offset) = 1, so an optimizer moves the step exactly as it would
+    move a raw step there; below, the step shrinks ever more slowly and ends at ``start * 2^-20``. It is monotone and
+    continuously differentiable. An unconstrained step can become negative in training, and then nothing fires as meant.
+
+    Args:
+        start: the calibrated step, positive; any shape.
+        offset: the learned displacement, same shape and units.
+
+    >>> step_from_offset(torch.tensor(0.5), torch.tensor([0.25, 0.0, -100.0])) > 0
+    tensor([True, True, True])
+    """
+    relative = offset / start
+    rest = 1.0 - _LEAST_SHARE
+    shrunk = _LEAST_SHARE + rest * torch.exp(relative.clamp(max=0.0) / rest)
+    return start * torch.where(relative >= 0, 1.0 + relative, shrunk)
+
+
+def bound_gain(raw: Tensor) -> Tensor:
+    """The gain ``clip(raw, 0, 1)``, whose gradient also passes at a bound where it leads back inside.
+
+    0 <= g <= 1 keeps decoding monotone, without which max pooling and encoding stop commuting.
+
+    >>> bound_gain(torch.tensor([-0.2, 0.3, 1.7]))
+    tensor([0.0000, 0.3000, 1.0000])
+    """
+    result: Tensor = _BoundGain.apply(raw)
+    return result
+
+
+class _BoundGain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor) -> Tensor:
+        ctx.save_for_backward(raw)
+        return raw.clamp(0.0, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (raw,) = ctx.saved_tensors
+        # Descent moves against the gradient: at the lower bound a positive gradient would lead further out.
+        outward = ((raw <= 0) & (grad > 0)) | ((raw >= 1) & (grad < 0))
+        return grad.masked_fill(outward, 0.0)
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def widen(x: Tensor) -> Tensor:
+    """``x`` in at least float32, the type that codes and states are computed in."""
+    return x.to(_wide_dtype(x))
+
+
+def _pieces(x: Tensor) -> Iterator[slice | tuple[()]]:
+    """Slices of dimension 0 with about ``_PIECE`` elements each; everything at once where pieces do not pay."""
+    if x.device.type != "cpu" or x.dim() == 0 or x.numel() <= _PIECE or torch.compiler.is_compiling():
+        yield slice(None) if x.dim() else ()
+        return
+    rows = max(1, math.floor(_PIECE * x.shape[0] / x.numel()))
+    for first in range(0, x.shape[0], rows):
+        yield slice(first, first + rows)

@@ -1,0 +1,271 @@
+"""Frozen, self-validating descriptions of what to do, never of how.
+
+A spec is a dataclass whose values are plain data, so it prints, compares, and travels inside a checkpoint.
+``spec.to_dict()`` and ``Spec.from_dict(data)`` are inverse; the dictionary carries the type's name and a version.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self
+
+from polarspike.errors import SpecError
+
+Gain = float | Literal["learned"]
+Signed = Literal["all", "by-nature", "none"]
+Granularity = Literal["tensor", "channel"]
+Init = Literal["entropy", "mse", "lsq", "percentile", "qcfs"]
+Precision = Literal["fp32", "bf16"]
+Optimizer = Literal["sgd", "adamw"]
+Reading = Literal["integrate", "frames"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Base of all specs: checks its ``Literal`` fields, and turns into and out of a plain dictionary."""
+
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for spec_field in dataclasses.fields(self):
+            hint = hints[spec_field.name]
+            if typing.get_origin(hint) is Literal:
+                self._require(spec_field.name, getattr(self, spec_field.name) in typing.get_args(hint),
+                              f"one of {', '.join(map(repr, typing.get_args(hint)))}")  # fmt: skip
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise SpecError(f"{type(self).__name__}.{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (JSON-ready) that ``from_dict`` turns back into an equal spec."""
+        data: dict[str, Any] = {"type": type(self).__name__, "version": self.version}
+        for spec_field in dataclasses.fields(self):
+            data[spec_field.name] = _plain(getattr(self, spec_field.name))
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The spec that ``to_dict`` wrote; an unknown field, type or version is a :class:`SpecError`."""
+        if data.get("type") != cls.__name__:
+            raise SpecError(f"expected the data of a {cls.__name__}, got type {data.get('type')!r}")
+        if data.get("version") != cls.version:
+            raise SpecError(
+                f"{cls.__name__}: expected version {cls.version}, got {data.get('version')!r}; "
+                "write the file again with this release, or read it with the release that wrote it"
+            )
+        values = {key: value for key, value in data.items() if key not in ("type", "version")}
+        known = {spec_field.name for spec_field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise SpecError(f"{cls.__name__}: unknown fields {unknown}; known: {sorted(known)}")
+        return cls(**{key: cls._revive(key, value) for key, value in values.items()})
+
+    @classmethod
+    def _revive(cls, name: str, value: Any) -> Any:
+        """Undo ``_plain`` for one field; a spec with nested specs overrides it."""
+        del name
+        return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class QuantSpec(Spec):
+    """Which codes the sites of a network may hold, and where their steps start.
+
+    A site holds codes ``k`` in ``{-N, ..., P}`` with ``N = negative`` and ``P = positive``; the value of a code is
+    ``s k`` for ``k >= 0`` and ``g s k`` for ``k < 0`` with the site's step ``s > 0`` and gain ``0 <= g <= 1``.
+
+    What the defaults do, by the operator that a site stands for:
+
+    ============================  =============================  ==========================================
+    operator                      ``signed="by-nature"``         ``signed="all"``
+    ============================  =============================  ==========================================
+    ReLU                          ``(0, P)``                     ``(N, P)``, gain ``gain``
+    ReLU6                         ``(0, P)``, step at most 6/P   ``(N, P)``, gain ``gain``, step at most 6/P
+    LeakyReLU of slope ``a``      ``(N, P)``, gain ``a``         ``(N, P)``, gain ``a``
+    ============================  =============================  ==========================================
+
+    With ``signed="none"`` every site gets ``(0, P)``, and LeakyReLU is refused because its negative side would be lost.
+    ``gain="learned"`` makes the gain of every site with negative levels a parameter; it starts at the operator's own
+    slope, and at 0.25 where that slope is zero.
+
+    Args:
+        negative: N, the number of negative levels, 0 or more.
+        positive: P, the number of positive levels, 1 or more.
+        gain: the value of a negative spike relative to a positive one, in [0, 1], or ``"learned"``.
+        signed: which sites get negative levels.
+        granularity: one step per site (``"tensor"``) or per channel, dimension 1 (``"channel"``).
+        init: how :func:`polarspike.calibrate` chooses the steps.
+        overrides: site patterns (shell style, e.g. ``"layer1.*"``) to the spec that replaces this one there; the first
+            pattern that matches wins.
+
+    Raises:
+        SpecError: a value is out of range, or two values contradict each other.
+
+    >>> QuantSpec(negative=2, positive=6).levels
+    (2, 6)
+    """
+
+    negative: int = 7
+    positive: int = 7
+    gain: Gain = 1.0
+    signed: Signed = "by-nature"
+    granularity: Granularity = "tensor"
+    init: Init = "entropy"
+    overrides: Mapping[str, QuantSpec] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("negative", _is_int(self.negative) and 0 <= self.negative <= 2**15, "an integer in 0..32768")
+        self._require("positive", _is_int(self.positive) and 1 <= self.positive <= 2**15, "an integer in 1..32768")
+        if isinstance(self.gain, str):
+            self._require("gain", self.gain == "learned", "a number in [0, 1] or 'learned'")
+        else:
+            self._require("gain", 0.0 <= self.gain <= 1.0, "a number in [0, 1] or 'learned'")
+        if self.signed == "all" and self.negative == 0:
+            raise SpecError(
+                "QuantSpec: signed='all' asks for negative levels at every site, but negative=0; "
+                "give negative >= 1 or signed='by-nature'"
+            )
+        if self.gain == "learned" and self.negative == 0:
+            raise SpecError("QuantSpec: gain='learned' has nothing to learn with negative=0; give negative >= 1")
+        for pattern, spec in self.overrides.items():
+            if not isinstance(spec, QuantSpec):
+                raise SpecError(f"QuantSpec.overrides[{pattern!r}]: expected a QuantSpec, got {type(spec).__name__}")
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """``(N, P)``."""
+        return self.negative, self.positive
+
+    def at(self, site: str) -> QuantSpec:
+        """The spec that holds at ``site``: the first override whose pattern matches, else this one."""
+        for pattern, spec in self.overrides.items():
+            if fnmatch.fnmatchcase(site, pattern):
+                return spec
+        return self
+
+    @classmethod
+    def _revive(cls, name: str, value: Any) -> Any:
+        if name == "overrides":
+            return {pattern: cls.from_dict(data) for pattern, data in value.items()}
+        return value
+
+
+@dataclass(frozen=True)
+class SiteSpec(Spec):
+    """What one site is: its levels and gain, and the float function that it stands for.
+
+    The float function is ``r(x) = min(x, ceiling)`` for ``x >= 0`` and ``slope * x`` for ``x < 0``; :meth:`QuantSpec.at`
+    and the placement rules of :mod:`polarspike.quantization` decide the rest.
+
+    Args:
+        negative: N. Zero for a rectified site.
+        positive: P.
+        gain: where the polarity gain starts, or what it stays.
+        learned_gain: the gain is a parameter.
+        slope: of the float function below zero: 0 for ReLU, the slope of LeakyReLU.
+        ceiling: of the float function (ReLU6), or None.
+        channels: 0 for one step, else the number of channels (dimension 1) that have a step each.
+        init: how calibration chooses the step.
+    """
+
+    negative: int
+    positive: int
+    gain: float = 1.0
+    learned_gain: bool = False
+    slope: float = 0.0
+    ceiling: float | None = None
+    channels: int = 0
+    init: Init = "entropy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("negative", _is_int(self.negative) and self.negative >= 0, "an integer of at least 0")
+        self._require("positive", _is_int(self.positive) and self.positive >= 1, "an integer of at least 1")
+        self._require("gain", 0.0 <= self.gain <= 1.0, "a number in [0, 1]")
+        self._require("slope", 0.0 <= self.slope <= 1.0, "a number in [0, 1] (decoding must stay monotone)")
+        self._require("channels", _is_int(self.channels) and self.channels >= 0, "an integer of at least 0")
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """``(N, P)``."""
+        return self.negative, self.positive
+
+    def refined(self, factor: int) -> SiteSpec:
+        """The same site with ``factor`` times the levels."""
+        return dataclasses.replace(self, negative=self.negative * factor, positive=self.positive * factor)
+
+
+@dataclass(frozen=True)
+class ConvertSpec(Spec):
+    """How a spiking network reads a sequence.
+
+    Args:
+        reading: ``"integrate"``: the running mean over the frames, which equals the refined network on the mean frame;
+            ``"frames"``: every frame is its own first timestep, and the outputs are averaged.
+    """
+
+    reading: Reading = "integrate"
+
+
+@dataclass(frozen=True)
+class TrainSpec(Spec):
+    """How :func:`polarspike.fit` trains: one cosine schedule with a linear warm-up.
+
+    Args:
+        epochs: passes over the training loader.
+        optimizer: ``"sgd"`` (Nesterov momentum) or ``"adamw"``.
+        learning_rate: the peak of the schedule.
+        momentum: of SGD; ignored by AdamW.
+        weight_decay: on weights with two or more dimensions; biases, norms, steps and gains are never decayed.
+        warmup_epochs: length of the linear warm-up, in epochs; may be a fraction.
+        label_smoothing: of the cross entropy, in [0, 1).
+        distillation: weight of the teacher's term in [0, 1]; the labels keep ``1 - distillation``. Needs a teacher.
+        temperature: softens both sides of the distillation term.
+        precision: ``"fp32"``, or ``"bf16"`` for autocast.
+        seed: of the order of the data, the augmentation and dropout; epoch e draws from (seed, e) alone.
+
+    Raises:
+        SpecError: a value is out of range.
+    """
+
+    epochs: int = 10
+    optimizer: Optimizer = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    label_smoothing: float = 0.0
+    distillation: float = 0.0
+    temperature: float = 1.0
+    precision: Precision = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("epochs", _is_int(self.epochs) and self.epochs >= 1, "an integer of at least 1")
+        self._require("learning_rate", 0.0 < self.learning_rate < float("inf"), "a positive number")
+        self._require("momentum", 0.0 <= self.momentum < 1.0, "a number in [0, 1)")
+        self._require("weight_decay", 0.0 <= self.weight_decay < float("inf"), "a number of at least 0")
+        self._require("warmup_epochs", 0.0 <= self.warmup_epochs <= self.epochs, "a number in [0, epochs]")
+        self._require("label_smoothing", 0.0 <= self.label_smoothing < 1.0, "a number in [0, 1)")
+        self._require("distillation", 0.0 <= self.distillation <= 1.0, "a number in [0, 1]")
+        self._require("temperature", 0.0 < self.temperature < float("inf"), "a positive number")
+        self._require("seed", _is_int(self.seed) and 0 <= self.seed < 2**31, "an integer in 0..2^31-1")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

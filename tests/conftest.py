@@ -1,0 +1,24 @@
+"""What all tests share: one thread, one seed, and the same Hypothesis examples on every run."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "polarspike",
+    derandomize=True,  # a failure on one machine is a failure on all
+    deadline=None,  # no timed assertions
+    max_examples=40,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("polarspike")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> int:
+    """The seed that torch's global generator has at the start of every test."""
+    value = 20250820
+    torch.manual_seed(value)
+    return value
