@@ -1,0 +1,97 @@
+"""Random changes of a batch of byte images that keep their labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from polarspike.errors import InputError
+from polarspike.specs import Spec
+
+
+@dataclass(frozen=True)
+class Augmentation(Spec):
+    """Which random changes each image of a batch gets, drawn anew for every image: flip, then shift, then cutout.
+
+    Args:
+        flip: mirror left and right with probability 1/2.
+        shift: move by up to this many pixels, uniform in both directions; what enters is black (byte 0).
+        cutout: side in pixels of a black square whose middle is uniform over the image, clipped at the border; 0 for
+            none. Source: DeVries and Taylor 2017, arXiv 1708.04552 (they fill with the mean).
+
+    Raises:
+        SpecError: a value is of the wrong type or negative.
+
+    >>> Augmentation(flip=True, shift=2).is_identity
+    False
+    """
+
+    flip: bool = False
+    shift: int = 0
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("flip", isinstance(self.flip, bool), "True or False")
+        for name in ("shift", "cutout"):
+            value = getattr(self, name)
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            self._require(name, is_count, "an integer of at least 0")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no image can change."""
+        return not self.flip and self.shift == 0 and self.cutout == 0
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Changed copies of images (N, C, H, W), of the same shape and type; the input is left as it is.
+
+        Raises:
+            InputError: the images are not (N, C, H, W), or not larger than the shift.
+        """
+        if images.dim() != 4:
+            raise InputError(f"Augmentation: expected images (N, C, H, W), got the shape {tuple(images.shape)}")
+        if self.shift >= min(images.shape[-2:]):
+            raise InputError(
+                f"Augmentation.shift: expected fewer pixels than the image has, got {self.shift} "
+                f"for {images.shape[-2]}x{images.shape[-1]}; give a smaller shift"
+            )
+        if self.flip:
+            images = random_flip(images, generator)
+        if self.shift:
+            images = random_shift(images, self.shift, generator)
+        if self.cutout:
+            images = random_cutout(images, self.cutout, generator)
+        return images
+
+
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (N, C, H, W) mirrored left and right with probability 1/2."""
+    chosen = torch.randint(2, (len(images), 1, 1, 1), generator=generator, dtype=torch.bool)
+    return torch.where(chosen, images.flip(-1), images)
+
+
+def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Each image (N, C, H, W) moved by its own uniform (dy, dx) in {-pixels..pixels}^2; zeros enter."""
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (pixels,) * 4)  # (N, C, H+2p, W+2p)
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p+1, 2p+1, H, W), a view
+    corner = torch.randint(2 * pixels + 1, (2, count), generator=generator)
+    return windows[torch.arange(count), :, corner[0], corner[1]]  # (N, C, H, W)
+
+
+def random_cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Each image (N, C, H, W) with a square of zeros around its own uniform pixel, clipped at the border."""
+    count, _, height, width = images.shape
+    rows = _covered(height, side, torch.randint(height, (count, 1), generator=generator))  # (N, H)
+    columns = _covered(width, side, torch.randint(width, (count, 1), generator=generator))  # (N, W)
+    square = rows[:, None, :, None] & columns[:, None, None, :]  # (N, 1, H, W)
+    return images.masked_fill(square, 0)
+
+
+def _covered(length: int, side: int, middle: Tensor) -> Tensor:
+    offset = torch.arange(length) - (middle - side // 2)  # (N, length)
+    return (offset >= 0) & (offset < side)

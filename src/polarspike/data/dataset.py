@@ -1,0 +1,90 @@
+"""A labelled image data set in memory, with all that belongs to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from polarspike.data.augment import Augmentation
+from polarspike.data.normalization import Normalization
+from polarspike.data.splits import Split, stratified
+from polarspike.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Training and test images as bytes, their classes, scaling, origin and licence.
+
+    Args:
+        name: what :func:`polarspike.data.load` was asked for.
+        train: the training part.
+        test: the test part.
+        classes: names of the classes; label i is ``classes[i]``.
+        origin: where the images come from.
+        licence: on what terms.
+        normalization: of the training part as loaded; a validation part cut later does not change it.
+        augmentation: the usual random changes for training on it.
+        validation: cut from the training part by :meth:`split_validation`, else None.
+
+    Raises:
+        DataError: the parts or the normalization differ in image shape, or a label has no class.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    origin: str
+    licence: str
+    normalization: Normalization
+    augmentation: Augmentation
+    validation: Split | None = None
+
+    def __post_init__(self) -> None:
+        for part, split in self.parts().items():
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                raise DataError(
+                    f"{self.name}: expected images of shape {tuple(self.train.images.shape[1:])} as in the training "
+                    f"part, got {tuple(split.images.shape[1:])} in the {part} part"
+                )
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise DataError(
+                    f"{self.name}: expected labels 0..{len(self.classes) - 1}, got {low}..{high} in the {part} part"
+                )
+        if len(self.normalization.mean) != self.in_channels:
+            raise DataError(
+                f"{self.name}: expected a normalization of {self.in_channels} channels, "
+                f"got {len(self.normalization.mean)}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def in_channels(self) -> int:
+        """C of the images (N, C, H, W)."""
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images in pixels."""
+        return self.train.images.shape[2], self.train.images.shape[3]
+
+    def parts(self) -> dict[str, Split]:
+        """The parts that there are, by name: train, validation where it was cut, test."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in parts.items() if split is not None}
+
+    def split_validation(self, fraction: float, seed: int = 0) -> ImageDataset:
+        """The same data set with ``fraction`` of every class of the training part moved to a validation part.
+
+        Raises:
+            DataError: there already is a validation part, or the fraction leaves a class out of a part.
+        """
+        if self.validation is not None:
+            raise DataError(f"{self.name}: a validation part was already cut; cut it from the data set as loaded")
+        kept, moved = stratified(self.train.labels, fraction, seed)
+        return dataclasses.replace(self, train=self.train.subset(kept), validation=self.train.subset(moved))

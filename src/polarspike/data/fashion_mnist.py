@@ -1,0 +1,97 @@
+"""``fashion-mnist``: 70,000 grey images of 28x28 pixels of articles of clothing, from local IDX files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from polarspike.data.augment import Augmentation
+from polarspike.data.dataset import ImageDataset
+from polarspike.data.idx import read_labelled_images
+from polarspike.data.normalization import Normalization
+from polarspike.data.registry import FOLDER_VARIABLE, Source, register
+from polarspike.data.splits import Split
+from polarspike.errors import DataError, MissingExtraError
+
+NAME = "fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DOWNLOADED = Path("FashionMNIST", "raw")  # where torchvision puts the files below the folder it is given
+FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@register(NAME)
+def fashion_mnist(source: Source) -> ImageDataset:
+    """60,000 training and 10,000 test images, in the order of the files.
+
+    The four files are looked for in the root alone where one is given, else in ``$POLARSPIKE_DATA/fashion-mnist``, the
+    folder of Debian's package, and the user's cache; with or without ``.gz``, also in torchvision's subfolder.
+
+    Raises:
+        DataError: files are missing, damaged, or do not belong together, or the download failed.
+        MissingExtraError: a download was asked for, and torchvision is not installed.
+    """
+    paths = _find(source)
+    if paths is None:
+        if not source.download:
+            raise DataError(_missing(source))
+        _download(source)
+        paths = _find(source)
+        if paths is None:
+            raise DataError(f"torchvision's download did not bring the files of {NAME}. {_missing(source)}")
+    train = Split(*read_labelled_images(paths[0], paths[1]))
+    return ImageDataset(
+        name=NAME,
+        train=train,
+        test=Split(*read_labelled_images(paths[2], paths[3])),
+        classes=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+                 "Ankle boot"),
+        origin="H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine "
+        "Learning Algorithms, arXiv 1708.07747",
+        licence="MIT (Expat), copyright 2017 Zalando SE",
+        normalization=Normalization.of(train.images),
+        augmentation=Augmentation(flip=True, shift=2),
+    )  # fmt: skip
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "polarspike" / NAME
+
+
+def _folders(source: Source) -> list[Path]:
+    return source.folders(NAME, DEBIAN_FOLDER, _cache())
+
+
+def _find(source: Source) -> list[Path] | None:
+    for folder in [inner for outer in _folders(source) for inner in (outer, outer / DOWNLOADED)]:
+        # The packed file first: it carries a checksum.
+        found = [next((p for p in (folder / f"{n}.gz", folder / n) if p.is_file()), None) for n in FILES]
+        missing = [name for name, path in zip(FILES, found, strict=True) if path is None]
+        if not missing:
+            return [path for path in found if path is not None]
+        # A folder with some of them is a broken copy: to pass on to another folder would hide that.
+        if len(missing) < len(FILES) and not source.download:
+            raise DataError(f"{NAME}: expected all four files in {folder}, but there is no {' or '.join(missing)}[.gz]")
+    return None
+
+
+def _missing(source: Source) -> str:
+    return (
+        f"{NAME}: expected the files {', '.join(FILES)} (each plain or as .gz) in one of: "
+        f"{', '.join(map(str, _folders(source)))}. Get them with 'apt-get install dataset-fashion-mnist' (Debian, "
+        f"Ubuntu), or name their folder by root or as ${FOLDER_VARIABLE}/{NAME}, or pass download=True"
+    )
+
+
+def _download(source: Source) -> None:
+    try:
+        from torchvision.datasets import FashionMNIST
+    except ImportError as error:
+        raise MissingExtraError("torchvision", "vision") from error
+    named = source.folders(NAME)
+    folder = named[0] if named else _cache()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        FashionMNIST(str(folder), download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{NAME}: torchvision could not download it into {folder}: {error}") from error

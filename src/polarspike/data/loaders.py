@@ -1,0 +1,120 @@
+"""Batches of normalized images from a part of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from polarspike.data.augment import Augmentation
+from polarspike.data.normalization import Normalization
+from polarspike.data.splits import Split
+from polarspike.errors import DataError, SpecError
+
+Batch = tuple[Tensor, Tensor]
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    *,
+    normalization: Normalization,
+    shuffle: bool = False,
+    augment: Augmentation | None = None,
+    seed: int | None = None,
+    drop_last: bool = False,
+) -> DataLoader[Batch]:
+    """A loader of ``(images, labels)``: (B, C, H, W) float32, normalized, and (B,) int64; iterate it again and again.
+
+    All that is random in one iteration, order and augmentation of every batch, follows from one number drawn from
+    torch's global generator when the iteration starts. So ``torch.manual_seed`` before an epoch fixes the epoch,
+    whatever the network draws meanwhile; a loader with nothing random draws nothing.
+
+    Args:
+        split: the part to read.
+        batch_size: samples per batch, 1 or more; the last batch may be smaller.
+        normalization: the data set's scaling.
+        shuffle: a new random order in each iteration; else the order of the split.
+        augment: random changes of each image, before normalization.
+        seed: take this number in place of the drawn one: every iteration is then the same.
+        drop_last: leave a smaller last batch out (batch norm cannot train on one sample).
+
+    Raises:
+        SpecError: ``batch_size`` is not an integer of at least 1, or the seed is none of at least 0.
+        DataError: ``drop_last`` would leave no batch, or split and normalization differ in channels.
+    """
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise SpecError(f"batches: expected batch_size to be an integer of at least 1, got {batch_size!r}")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+        raise SpecError(f"batches: expected seed to be an integer in 0..2^63-1 or None, got {seed!r}")
+    if drop_last and len(split) < batch_size:
+        raise DataError(
+            f"batches: drop_last leaves no batch of {batch_size} from {len(split)} samples; give a smaller batch_size"
+        )
+    if split.images.shape[1] != len(normalization.mean):
+        raise DataError(
+            f"batches: expected a normalization of {split.images.shape[1]} channels like the images, "
+            f"got one of {len(normalization.mean)}"
+        )
+    if augment is not None and augment.is_identity:
+        augment = None
+    sampler = _BatchKeys(len(split), batch_size, shuffle, drop_last, seed, draws=shuffle or augment is not None)
+    return DataLoader(
+        _WholeBatches(split, normalization, augment),
+        sampler=sampler,
+        batch_size=None,  # the sampler's items are whole batches already
+        collate_fn=_unchanged,
+        generator=torch.Generator(),  # else the loader draws from the global generator for workers it does not have
+    )
+
+
+class _BatchKey(NamedTuple):
+    """All that one batch depends on: indices of its samples (B,) int64, and the seed of its augmentation."""
+
+    indices: Tensor
+    seed: int
+
+
+class _BatchKeys(Sampler[_BatchKey]):
+    """The keys of one iteration after the other."""
+
+    def __init__(
+        self, samples: int, batch_size: int, shuffle: bool, drop_last: bool, seed: int | None, *, draws: bool
+    ) -> None:
+        self.samples, self.batch_size, self.shuffle, self.drop_last = samples, batch_size, shuffle, drop_last
+        self.seed, self.draws = seed, draws
+
+    def __len__(self) -> int:
+        return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[_BatchKey]:
+        # Not a generator function: the draw must happen now, not when the first batch is asked for.
+        seed = self.seed
+        if seed is None:
+            seed = int(torch.empty((), dtype=torch.int64).random_()) if self.draws else 0
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(self.samples, generator=generator) if self.shuffle else torch.arange(self.samples)
+        seeds = torch.empty(len(self), dtype=torch.int64).random_(generator=generator)
+        groups = torch.split(order, self.batch_size)[: len(self)]
+        return iter([_BatchKey(group, int(seed)) for group, seed in zip(groups, seeds, strict=True)])
+
+
+class _WholeBatches(Dataset[Batch]):
+    """Indexed by a whole batch at once: one gather in place of one copy per image."""
+
+    def __init__(self, split: Split, normalization: Normalization, augment: Augmentation | None) -> None:
+        self.split, self.normalization, self.augment = split, normalization, augment
+
+    def __getitem__(self, key: _BatchKey) -> Batch:
+        images = self.split.images[key.indices]  # (B, C, H, W) uint8
+        if self.augment is not None:
+            # Each batch has its own seed, so no batch depends on which process made the one before.
+            images = self.augment(images, torch.Generator().manual_seed(key.seed))
+        return self.normalization(images), self.split.labels[key.indices]
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,82 @@
+"""The registry of data sets, and where their files are looked for."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from polarspike.data.dataset import ImageDataset
+from polarspike.errors import DataError
+
+FOLDER_VARIABLE = "POLARSPIKE_DATA"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a reader may take a data set's files from.
+
+    Args:
+        root: the folder that the user named; then no other is looked at.
+        download: whether files that are not found may be fetched from the network.
+    """
+
+    root: Path | None = None
+    download: bool = False
+
+    def folders(self, name: str, *usual: Path) -> list[Path]:
+        """Folders to look into, best first: ``root`` alone, else ``$POLARSPIKE_DATA/name``, then the usual ones."""
+        if self.root is not None:
+            return [self.root]
+        shared = os.environ.get(FOLDER_VARIABLE)
+        return ([Path(shared) / name] if shared else []) + list(usual)
+
+
+Reader = Callable[[Source], ImageDataset]
+_readers: dict[str, Reader] = {}
+
+
+def register(name: str) -> Callable[[Reader], Reader]:
+    """Add a reader to the registry.
+
+    Raises:
+        DataError: the name is taken.
+    """
+
+    def add(reader: Reader) -> Reader:
+        if name in _readers:
+            raise DataError(f"the data set name {name!r} is already registered by {_readers[name].__module__}")
+        _readers[name] = reader
+        return reader
+
+    return add
+
+
+def names() -> list[str]:
+    """Names of all data sets, sorted."""
+    return sorted(_readers)
+
+
+def load(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> ImageDataset:
+    """A data set in memory; the same name gives the same images in the same order and parts everywhere.
+
+    Args:
+        name: one of :func:`names`.
+        root: the folder of its files. Without it: ``$POLARSPIKE_DATA/<name>``, then where a package puts them.
+        download: allow fetching what is not found; nothing is ever fetched otherwise.
+
+    Raises:
+        DataError: the name is unknown, or files are missing or damaged; the message says what was expected where and
+            how to get it.
+        MissingExtraError: the data set comes inside a package that is not installed.
+    """
+    reader = _readers.get(name)
+    if reader is None:
+        close = difflib.get_close_matches(str(name), _readers, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise DataError(f"unknown data set {name!r}; known: {', '.join(names())}{hint}")
+    if root is not None and not Path(root).is_dir():
+        raise DataError(f"{name}: expected root to be a folder, got {str(root)!r}, which is none")
+    return reader(Source(None if root is None else Path(root), download))

@@ -1,0 +1,12 @@
+"""Networks to train and convert, plain ``nn.Module`` code under one registry.
+
+>>> from polarspike import models
+>>> models.names()
+['cnn', 'mlp', 'resnet18', 'resnet20', 'resnet34', 'vgg16']
+>>> net = models.create("cnn", num_classes=10, in_channels=1, width=8)
+"""
+
+from polarspike.models import cnn, mlp, resnet, vgg
+from polarspike.models.registry import ModelEntry, create, describe, names, register
+
+__all__ = ["ModelEntry", "cnn", "create", "describe", "mlp", "names", "register", "resnet", "vgg"]

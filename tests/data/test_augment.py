@@ -1,0 +1,115 @@
+"""Augmentation: what each change may do to an image, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from polarspike.data import Augmentation
+from polarspike.data.augment import random_cutout, random_flip, random_shift
+from polarspike.errors import InputError, SpecError
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count: int = 64, channels: int = 2, height: int = 6, width: int = 5) -> Tensor:
+    return torch.randint(1, 256, (count, channels, height, width), dtype=torch.uint8)  # never black
+
+
+def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
+    before = images(400)
+    after = random_flip(before, generator())
+    same = (after == before).flatten(1).all(1)
+    mirrored = (after == before.flip(-1)).flatten(1).all(1)
+    assert (same ^ mirrored).all()
+    assert 150 < int(mirrored.sum()) < 250  # 400 fair coins: standard deviation 10
+
+
+def test_shift_moves_each_image_as_a_whole_by_its_own_step_and_fills_with_black() -> None:
+    before = images(300)
+    after = random_shift(before, 2, generator())
+    seen = set()
+    for one, moved in zip(before, after, strict=True):
+        padded = functional.pad(one, (2, 2, 2, 2))
+        found = [(y, x) for y in range(5) for x in range(5) if torch.equal(padded[:, y : y + 6, x : x + 5], moved)]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) == 25  # all steps in both directions occur
+
+
+def test_cutout_blackens_one_square_clipped_at_the_border() -> None:
+    before = images(300, height=7, width=9)
+    after = random_cutout(before, 3, generator())
+    areas = set()
+    for one, cut in zip(before, after, strict=True):
+        black = cut[0] == 0
+        assert torch.equal(cut, one.masked_fill(black, 0))  # same square in every channel, the rest as it was
+        rows, columns = black.any(1).nonzero().flatten(), black.any(0).nonzero().flatten()
+        assert black[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        assert int(black.sum()) == len(rows) * len(columns)
+        areas.add((len(rows), len(columns)))
+    assert areas == {(h, w) for h in (2, 3) for w in (2, 3)}  # a middle on the border leaves 2 of 3 lines
+
+
+def test_a_square_of_even_side_has_that_side_inside() -> None:
+    black = random_cutout(images(200, channels=1, height=20, width=20), 4, generator()) == 0
+    assert int(black.flatten(1).sum(1).max()) == 16
+
+
+@pytest.mark.parametrize("change", [Augmentation(True, 2, 3), Augmentation(flip=True), Augmentation(cutout=1)])
+def test_the_input_is_left_and_shape_and_type_are_kept(change: Augmentation) -> None:
+    before = images()
+    copy = before.clone()
+    after = change(before, generator())
+    assert torch.equal(before, copy)
+    assert after.shape == before.shape and after.dtype == before.dtype
+    assert not torch.equal(after, before)
+
+
+def test_no_change_is_the_identity() -> None:
+    before = images()
+    assert Augmentation().is_identity
+    assert torch.equal(Augmentation()(before, generator()), before)
+    assert not any(change.is_identity for change in (Augmentation(True), Augmentation(shift=1), Augmentation(cutout=1)))
+
+
+def test_the_generator_alone_decides() -> None:
+    change, before = Augmentation(True, 1, 2), images()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = change(before, generator(5))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert torch.equal(change(before, generator(5)), first)
+    assert not torch.equal(change(before, generator(6)), first)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"flip": 1}, "Augmentation.flip: expected True or False, got 1"),
+        ({"shift": -1}, "Augmentation.shift: expected an integer of at least 0, got -1"),
+        ({"shift": 1.5}, "Augmentation.shift: expected an integer of at least 0, got 1.5"),
+        ({"cutout": float("nan")}, "Augmentation.cutout: expected an integer of at least 0, got nan"),
+    ],
+)
+def test_wrong_values_are_refused(values: dict[str, object], text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Augmentation(**values)  # type: ignore[arg-type]
+    assert str(caught.value) == text
+
+
+def test_images_that_cannot_be_changed_are_refused() -> None:
+    with pytest.raises(InputError, match="expected fewer pixels than the image has, got 5 for 6x5"):
+        Augmentation(shift=5)(images(), generator())
+    with pytest.raises(InputError, match=r"expected images \(N, C, H, W\), got the shape \(2, 6, 5\)"):
+        Augmentation(flip=True)(images()[0], generator())
+
+
+def test_it_survives_a_dictionary() -> None:
+    change = Augmentation(True, 2, 3)
+    assert Augmentation.from_dict(change.to_dict()) == change
