@@ -1,0 +1,167 @@
+"""Choose the step of every site: from calibration batches, or without data from batch-norm parameters."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from polarspike.errors import CalibrationError, InputError, PolarspikeWarning, SpecError
+from polarspike.information import Law, NormalMixture, best_step, entropy
+from polarspike.inputs import batches_of, to_device
+from polarspike.modules import apply, device_of, evaluating
+from polarspike.operators import Meaning, meaning_of
+from polarspike.quantized import QuantizedNetwork
+from polarspike.quantizers import PolarityQuantizer
+from polarspike.statistics import StreamingHistogram
+
+_PERCENTILE = 0.999
+# QCFS starts every layer at lambda = 8 whatever its levels, so that s = 8 / P.
+_QCFS_THRESHOLD = 8.0
+
+
+@dataclass(frozen=True)
+class CalibratedSite:
+    """One row of a calibration: the steps (smallest, largest), the entropy of the codes in bits, dead channels."""
+
+    name: str
+    smallest: float
+    largest: float
+    bits: float
+    dead: int
+
+    def __str__(self) -> str:
+        steps = f"{self.smallest:.4g}" if self.smallest == self.largest else f"{self.smallest:.4g}..{self.largest:.4g}"
+        return f"{self.name}: step {steps}, {self.bits:.2f} bits" + (f", {self.dead} dead" if self.dead else "")
+
+
+@torch.no_grad()
+def calibrate(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor | None) -> tuple[CalibratedSite, ...]:
+    """Set the step of every site, in place, by the strategy that its spec names.
+
+    ``entropy`` maximizes the entropy of the codes, ``mse`` minimizes the square error against the float activation,
+    ``lsq`` takes 2 mean|r(x)| / sqrt(P), ``percentile`` puts the 99.9 % quantile at the last level, ``qcfs`` takes 8 / P.
+    The statistics are those of the float network (every site behaves as the activation that it replaced), streamed in
+    one pass with memory that does not grow with the number of batches.
+
+    Args:
+        qann: what :func:`polarspike.quantize` made; evaluation mode is used and the former mode restored.
+        batches: an iterable of inputs or (inputs, target); None to use the laws N(beta, gamma^2) that batch norms
+            promise, for the strategies ``entropy``, ``mse`` and ``qcfs``.
+
+    Returns:
+        One row per site.
+
+    Raises:
+        CalibrationError: no batch came; NaN or Inf, with layer and batch; without data, a site that no batch norm feeds.
+        SpecError: not a quantized network.
+
+    Warns:
+        PolarspikeWarning: a channel that never carries a signal; it keeps a step like its neighbours' and stays alive.
+    """
+    if not isinstance(qann, QuantizedNetwork):
+        raise SpecError(f"calibrate: expected what polarspike.quantize returns, got {type(qann).__name__}")
+    sites = qann.sites()
+    if batches is None:
+        laws = {name: _law_of_batch_norm(qann, name, site) for name, site in sites.items()}
+        return tuple(_set_step(name, site, laws[name], None) for name, site in sites.items())
+    statistics = _observe(qann, sites, batches)
+    return tuple(
+        _set_step(name, site, statistics[name].law(), statistics[name]) for name, site in sites.items()
+    )  # fmt: skip
+
+
+def _observe(
+    qann: QuantizedNetwork, sites: dict[str, PolarityQuantizer], batches: Iterable[Any] | Tensor
+) -> dict[str, StreamingHistogram]:
+    statistics = {name: StreamingHistogram(max(1, site.spec.channels)) for name, site in sites.items()}
+    device = device_of(qann)
+    position = -1
+
+    def watch(name: str, inputs: tuple[Tensor, ...]) -> None:
+        try:
+            statistics[name].update(inputs[0])
+        except InputError as error:
+            raise CalibrationError(
+                f"site {name!r}, batch {position}: {error}. Look for NaN or Inf in this batch, or in the weights before "
+                "this site"
+            ) from error
+
+    handles = [
+        site.register_forward_pre_hook(lambda module, inputs, name=name: watch(name, inputs))
+        for name, site in sites.items()
+    ]
+    try:
+        with evaluating(qann), qann.float_activations():
+            for inputs, _ in batches_of(batches):
+                position += 1
+                apply(qann, to_device(inputs, device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if position < 0:
+        raise CalibrationError(
+            "calibrate: expected at least one batch, got an empty loader; check the dataset's size against batch_size "
+            "and drop_last (an iterator that was read before is empty, too)"
+        )
+    return statistics
+
+
+def _set_step(name: str, site: PolarityQuantizer, law: Law, statistics: StreamingHistogram | None) -> CalibratedSite:
+    steps = _steps(name, site, law, statistics).to(torch.float64).cpu()
+    alive = torch.isfinite(steps) & (steps > 0)
+    dead = int((~alive).sum())
+    if dead:
+        fallback = float(steps[alive].median()) if bool(alive.any()) else 1.0
+        which = torch.nonzero(~alive).flatten().tolist()
+        warnings.warn(
+            f"site {name!r}: {'channels ' + str(which[:8]) if site.spec.channels else 'the whole site'} never carry a "
+            f"signal; given the step {fallback:.4g} so that they stay trainable",
+            PolarspikeWarning,
+            stacklevel=3,
+        )
+        steps = torch.where(alive, steps, torch.full_like(steps, fallback))
+    if site.spec.ceiling is not None:
+        steps = steps.clamp(max=site.spec.ceiling / site.spec.positive)
+    site.set_step(steps if site.spec.channels else steps[0])
+    bits = entropy(site.levels, steps.to(law.device), law)
+    return CalibratedSite(name, float(steps.min()), float(steps.max()), float(bits.mean()), dead)
+
+
+def _steps(name: str, site: PolarityQuantizer, law: Law, statistics: StreamingHistogram | None) -> Tensor:
+    spec = site.spec
+    if spec.init in ("entropy", "mse"):
+        return best_step(site.levels, spec.init, law, spec.gain if spec.negative else 1.0)
+    if spec.init == "qcfs":
+        return torch.full((max(1, spec.channels),), _QCFS_THRESHOLD / spec.positive)
+    if statistics is None:
+        raise CalibrationError(
+            f"site {name!r}: init={spec.init!r} needs data; give calibration batches, or init='entropy' or 'mse'"
+        )
+    if spec.init == "lsq":
+        return 2.0 * statistics.mean_magnitude(spec.gain if spec.negative else 0.0) / math.sqrt(spec.positive)
+    high = statistics.quantile(_PERCENTILE) / spec.positive
+    low = -statistics.quantile(1.0 - _PERCENTILE) / max(1, spec.negative)
+    return torch.maximum(high, low) if spec.negative else high
+
+
+def _law_of_batch_norm(qann: QuantizedNetwork, name: str, site: PolarityQuantizer) -> NormalMixture:
+    """The law of a site that a batch norm feeds: N(beta, gamma^2) per channel, a mixture of them for one step."""
+    node = next(node for node in qann.network.graph.nodes if node.op == "call_module" and node.target == name)
+    source = node.args[0]
+    norm: nn.Module | None = None
+    if isinstance(source, fx.Node) and meaning_of(qann.network, source) is Meaning.NORM:
+        norm = qann.network.get_submodule(str(source.target))
+    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor):
+        raise CalibrationError(
+            f"site {name!r}: no batch norm with learned scale feeds it directly, so it has no law without data "
+            "(a residual sum, or a layer without batch norm); give calibration batches"
+        )
+    shape = (-1, 1) if site.spec.channels else (1, -1)
+    return NormalMixture(bias.detach().double().view(shape), weight.detach().abs().double().view(shape))

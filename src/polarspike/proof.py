@@ -1,0 +1,135 @@
+"""What a comparison of two networks found: codes compared and different, per site, with the scope of the claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_LEAST_ACTIVE, _MOST_ACTIVE = 0.05, 0.95
+
+
+@dataclass(frozen=True)
+class SiteComparison:
+    """One site: how many codes were compared, how many differ, and whether the comparison says anything.
+
+    Attributes:
+        compared: codes compared.
+        different: codes that differ although every earlier site held the same codes: the site's own differences.
+        diverged: codes that differ when both networks run freely; one difference early moves many codes later.
+        different_values: decoded outputs of the site that differ in any bit, both running freely (T = 1 only).
+        worst_margin: largest distance of a differing code from its boundary, in units of the site's step.
+        distinct: number of different codes seen.
+        nonzero_share: share of codes that are not zero.
+        binary: the site has two levels, so two distinct codes are all that it can show.
+    """
+
+    compared: int
+    different: int
+    diverged: int
+    different_values: int
+    worst_margin: float
+    distinct: int
+    nonzero_share: float
+    binary: bool
+
+    @property
+    def equal(self) -> bool:
+        """No code and no value differs."""
+        return self.different == 0 and self.diverged == 0 and self.different_values == 0
+
+    @property
+    def counts(self) -> bool:
+        """Enough different codes, neither nearly all zero nor nearly all not, for equality to mean something."""
+        return self.distinct >= (2 if self.binary else 3) and _LEAST_ACTIVE <= self.nonzero_share <= _MOST_ACTIVE
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The result of :func:`polarspike.verify`; ``str(proof)`` is a table.
+
+    Attributes:
+        timesteps: T.
+        against: ``"network"`` or ``"events"``.
+        sites: the comparison of every site, in the order in which a signal meets them.
+        output_difference: the largest absolute difference of the outputs.
+        output_equal: the outputs agree: in every bit at T = 1, else to rounding.
+        scope: codes that differ when one and the same network runs under other conditions, as (different, compared).
+        margin: codes this close to a boundary (in steps) may differ; 0 asks for every code.
+        note: further figures of the run.
+    """
+
+    timesteps: int
+    against: str
+    sites: Mapping[str, SiteComparison]
+    output_difference: float
+    output_equal: bool
+    scope: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    margin: float = 0.0
+    note: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Every site and the output agree (outside the stated margin, which is 0 between networks)."""
+        if not self.sites:
+            return False
+        if self.margin:
+            return self.output_equal and self.worst_margin <= self.margin
+        return self.output_equal and all(site.equal for site in self.sites.values())
+
+    @property
+    def conclusive(self) -> bool:
+        """Every site shows enough codes for the comparison to count."""
+        return all(site.counts for site in self.sites.values())
+
+    @property
+    def compared(self) -> int:
+        """Codes compared at all sites."""
+        return sum(site.compared for site in self.sites.values())
+
+    @property
+    def different(self) -> int:
+        """Codes that differ at all sites, every site on equal earlier codes."""
+        return sum(site.different for site in self.sites.values())
+
+    @property
+    def diverged(self) -> int:
+        """Codes that differ at all sites when both networks run freely."""
+        return sum(site.diverged for site in self.sites.values())
+
+    @property
+    def worst_margin(self) -> float:
+        """Largest distance of a differing code from its boundary, in steps."""
+        return max((site.worst_margin for site in self.sites.values()), default=0.0)
+
+    @property
+    def first_difference(self) -> str | None:
+        """The first site that differs, ``"output"`` if only the output does, None if nothing does."""
+        for name, site in self.sites.items():
+            if site.different or site.different_values:
+                return name
+        return None if self.output_equal else "output"
+
+    def __str__(self) -> str:
+        rival = "the refined quantized network" if self.against == "network" else "the event simulator"
+        lines = [f"T={self.timesteps} against {rival}: {self.different} of {self.compared} codes differ"]
+        if self.diverged:
+            lines[0] += f" ({self.diverged} when both run freely)"
+        width = max((len(name) for name in self.sites), default=4)
+        for name, site in self.sites.items():
+            line = (
+                f"  {name:<{width}}  {site.different} of {site.compared} differ, {site.distinct} distinct, "
+                f"{site.nonzero_share:.1%} non-zero"
+            )
+            if site.different:
+                line += f"; at most {site.worst_margin:.1e} steps from a boundary"
+            if not site.counts:
+                line += "; VOID: too few codes to count"
+            lines.append(line)
+        verdict = "equal" if self.output_equal else f"differ by up to {self.output_difference:.3g}"
+        lines.append(f"  outputs {verdict}; first difference: {self.first_difference or 'none'}")
+        lines.append(f"  {'EXACT' if self.exact else 'NOT EXACT'}" + ("" if self.conclusive else ", not conclusive"))
+        if self.note:
+            lines.append(f"  {self.note}")
+        for condition, (different, compared) in self.scope.items():
+            lines.append(f"  scope: {condition}: {different} of {compared} codes differ")
+        return "\n".join(lines)

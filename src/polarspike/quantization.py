@@ -1,0 +1,216 @@
+"""Float model -> quantized network: which operators become sites, and with which levels.
+
+The rule table is keyed by the type of activation. A site stands in the place of an activation; every other operator of
+the table stays as it is. What the table does not know is an error, never skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from polarspike import graph as graphs
+from polarspike.errors import OperatorError, SpecError
+from polarspike.inputs import Inputs, Signature, as_call
+from polarspike.operators import MODULES, Meaning, base_of, describe_target, meaning_of, place_of, unknown
+from polarspike.passes import standardize
+from polarspike.quantized import QuantizedNetwork
+from polarspike.quantizers import PolarityQuantizer
+from polarspike.specs import QuantSpec, SiteSpec
+
+# A learned gain starts here where the activation itself has no negative side; from zero it would fire without effect.
+_LEARNED_GAIN_START = 0.25
+
+
+@dataclass(frozen=True)
+class FloatLaw:
+    """What an activation computes: ``min(x, ceiling)`` for x >= 0, ``slope * x`` below."""
+
+    slope: float = 0.0
+    ceiling: float | None = None
+
+
+def _leaky(module: nn.Module) -> FloatLaw:
+    return FloatLaw(slope=float(module.negative_slope))  # type: ignore[arg-type]
+
+
+#: The rule table: which activations become a site, and the float function that the site stands for.
+RULES: dict[type[nn.Module], Callable[[nn.Module], FloatLaw]] = {
+    nn.ReLU: lambda module: FloatLaw(),
+    nn.ReLU6: lambda module: FloatLaw(ceiling=6.0),
+    nn.LeakyReLU: _leaky,
+}
+
+
+@dataclass(frozen=True)
+class PlannedSite:
+    """One row of a plan: a site, what it replaces, what it gets, and why."""
+
+    name: str
+    replaces: str
+    spec: SiteSpec
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`quantize` would do: the sites, and the operators that stay as they are."""
+
+    sites: tuple[PlannedSite, ...]
+    analog: tuple[tuple[str, str, str], ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.sites)} sites become spiking:"]
+        width = max(len(site.name) for site in self.sites)
+        for site in self.sites:
+            gain = "learned" if site.spec.learned_gain else f"{site.spec.gain:g}"
+            steps = f"{site.spec.channels} steps" if site.spec.channels else "1 step"
+            lines.append(
+                f"  {site.name:<{width}}  {site.replaces:<10} levels {site.spec.levels}, gain {gain}, {steps}: {site.reason}"
+            )
+        lines.append(f"{len(self.analog)} operators stay as they are:")
+        lines += [f"  {name:<{width}}  {target:<18} {note}" for name, target, note in self.analog]
+        return "\n".join(lines)
+
+
+def inspect(model: nn.Module, spec: QuantSpec, example: Inputs) -> Plan:
+    """Say what :func:`quantize` would do, without doing it.
+
+    Raises: what :func:`quantize` raises.
+    """
+    return _plan(standardize(graphs.capture(model, example)), spec, example)
+
+
+def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs) -> QuantizedNetwork:
+    """A quantized copy of a model; the model itself is left untouched.
+
+    The model is captured as a graph, standardized, and checked: with float activations at its sites the graph must
+    compute what the model computes, on the example and on another batch size and content. The steps are chosen
+    afterwards, by :func:`polarspike.calibrate`.
+
+    Args:
+        model: a module that torch.fx can trace and whose operators are all in the operator table.
+        spec: levels, gain, granularity and initialization of the sites.
+        example: an example input batch: a tensor, a tuple (positional) or a dict (keyword).
+
+    Raises:
+        InputError: the example does not fit the model, or holds NaN or Inf.
+        CaptureError: the model cannot be traced, holds NaN, or its graph computes something else.
+        OperatorError: an operator is not in the table, or there is nothing to quantize.
+        SpecError: the spec cannot hold at a site, or an override matches none.
+    """
+    network = standardize(graphs.capture(model, example))
+    plan = _plan(network, spec, example)
+    for site in plan.sites:
+        network.add_submodule(site.name, PolarityQuantizer(site.spec, site.name))
+    qann = QuantizedNetwork(graphs.finish(network), spec, Signature.of(example))
+    with qann.float_activations():
+        graphs.check_capture(model, qann, example)
+    return qann.train(model.training)
+
+
+def _plan(network: fx.GraphModule, spec: QuantSpec, example: Inputs) -> Plan:
+    sites: list[PlannedSite] = []
+    analog: list[tuple[str, str, str]] = []
+    dependent = graphs.signals(network)
+    shapes = _shapes(network, example)
+    for node in network.graph.nodes:
+        if node.op in ("placeholder", "output", "get_attr"):
+            continue
+        meaning = meaning_of(network, node)
+        if meaning is None:
+            raise unknown(network, node)
+        if meaning is Meaning.ACTIVATION:
+            sites.append(_planned_site(network, node, spec, shapes))
+        elif meaning in _NOTES and node in dependent:
+            analog.append((str(node.target) if node.op == "call_module" else node.name,
+                           describe_target(network, node), _NOTES[meaning]))  # fmt: skip
+    if not sites:
+        raise OperatorError(
+            "the model has no activation that could become a site, so nothing would spike; "
+            f"known activations: {', '.join(kind.__name__ for kind in RULES)} and their functional forms"
+        )
+    for pattern in spec.overrides:
+        if not any(spec.at(site.name) is spec.overrides[pattern] for site in sites):
+            names = ", ".join(site.name for site in sites)
+            raise SpecError(f"QuantSpec.overrides: the pattern {pattern!r} matches no site of its own; sites: {names}")
+    return Plan(tuple(sites), tuple(analog))
+
+
+_NOTES: dict[Meaning, str] = {
+    Meaning.CONVOLUTION: "synapses",
+    Meaning.LINEAR: "synapses",
+    Meaning.NORM: "affine per channel",
+    Meaning.AVERAGE: "affine: a mean of spikes",
+    Meaning.MAX_POOLING: "exact at T=1; over time on sums",
+    Meaning.ADD: "affine: sums spikes of its operands",
+    Meaning.SCALE: "affine if one operand is constant",
+    Meaning.CONCATENATE: "affine",
+    Meaning.UPSAMPLE: "affine",
+    Meaning.DROPOUT: "training only",
+}
+
+
+def _planned_site(
+    network: fx.GraphModule, node: fx.Node, spec: QuantSpec, shapes: dict[fx.Node, torch.Size]
+) -> PlannedSite:
+    module = network.get_submodule(str(node.target))
+    kind = base_of(module)
+    if kind not in RULES or kind not in MODULES:
+        raise unknown(network, node)
+    law = RULES[kind](module)
+    name = str(node.target)
+    local = spec.at(name)
+    site, reason = _site_spec(law, local, name)
+    if local.granularity == "channel":
+        shape = shapes[node]
+        if len(shape) < 2:
+            raise SpecError(
+                f"{place_of(node)}: one step per channel needs a channel dimension, got shape {tuple(shape)}"
+            )
+        site = replace(site, channels=shape[1])
+    return PlannedSite(name, kind.__name__, site, reason)
+
+
+def _site_spec(law: FloatLaw, spec: QuantSpec, name: str) -> tuple[SiteSpec, str]:
+    """Levels and gain of one site; see the table in :class:`~polarspike.specs.QuantSpec`."""
+    signed_by_nature = law.slope > 0.0
+    if signed_by_nature and (spec.signed == "none" or spec.negative == 0):
+        raise SpecError(
+            f"site {name!r}: LeakyReLU passes negative values, which (0, {spec.positive}) would lose; "
+            "give negative >= 1 and signed='by-nature', here or in overrides"
+        )
+    if law.slope > 1.0 or law.slope < 0.0:
+        raise SpecError(f"site {name!r}: expected a negative slope in [0, 1], got {law.slope}")
+    common: dict[str, Any] = {"positive": spec.positive, "slope": law.slope, "ceiling": law.ceiling, "init": spec.init}
+    if not signed_by_nature and spec.signed != "all":
+        return SiteSpec(negative=0, **common), "rectified"
+    learned = spec.gain == "learned"
+    natural = law.slope or (_LEARNED_GAIN_START if learned else float(spec.gain))
+    reason = f"signed by nature (slope {law.slope:g})" if signed_by_nature else "signed on request"
+    return SiteSpec(negative=spec.negative, gain=natural, learned_gain=learned, **common), reason
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__(network)
+        self.shapes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = value.shape
+        return value
+
+
+@torch.no_grad()
+def _shapes(network: fx.GraphModule, example: Inputs) -> dict[fx.Node, torch.Size]:
+    args, kwargs = as_call(example)
+    recorder = _ShapeRecorder(network)
+    names = [node.target for node in network.graph.nodes if node.op == "placeholder"][len(args) :]
+    recorder.run(*args, *(kwargs[name] for name in names if name in kwargs))
+    return recorder.shapes

@@ -1,0 +1,60 @@
+"""The quantizer that trains: a float activation whose values are codes times a step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from polarspike import ops
+from polarspike.sites import Site
+
+
+class PolarityQuantizer(Site):
+    """Quantize an activation with negative and positive levels.
+
+        k = clip(floor(x / s + 1/2), -N, P);    q = s k (k >= 0),  g s k (k < 0)
+
+    Gradients are those of :func:`polarspike.ops.quantize`, with step and gain scaled by 1 / sqrt(numel * P), where numel
+    counts the elements that share a step in one sample (not in the batch, which differs between processes).
+
+    Shapes: any input (batch, channels, ...); the output has its shape and type.
+
+    Raises:
+        CalibrationError: the step has not been set.
+
+    >>> quantizer = PolarityQuantizer(SiteSpec(negative=1, positive=3))
+    >>> quantizer.set_step(0.5)
+    >>> quantizer(torch.tensor([[-2.0, 0.2, 0.3, 9.0]])).tolist()
+    [[-0.5, 0.0, 0.5, 1.5]]
+    """
+
+    #: False: behave as the float activation that this site replaced (for calibration and for the capture check).
+    enabled: bool = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return self.reference(x)
+        shared = x[0].numel() // max(1, self.spec.channels) if x.dim() else 1
+        scale = 1.0 / math.sqrt(max(1, shared) * self.spec.positive)
+        return ops.quantize(x, self.broadcast_step(x), self.gain, self.levels, scale)
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The float activation: ``min(x, ceiling)`` for x >= 0, ``slope x`` for x < 0."""
+        if self.spec.slope == 0.0:
+            y = torch.relu(x)
+        elif self.spec.slope == 1.0:
+            y = x
+        else:
+            y = torch.nn.functional.leaky_relu(x, self.spec.slope)
+        return y if self.spec.ceiling is None else y.clamp(max=self.spec.ceiling)
+
+    def refined(self, factor: int) -> PolarityQuantizer:
+        """The quantizer with step s / factor and levels (N factor, P factor); the same range on a finer grid."""
+        fine = PolarityQuantizer(self.spec.refined(factor), self.name).adopt(self)
+        with torch.no_grad():
+            fine.start.div_(factor)
+            fine.offset.div_(factor)
+        fine.train(self.training)
+        return fine

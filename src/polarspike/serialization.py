@@ -1,0 +1,227 @@
+"""A captured graph as plain data, and back, through the operator table alone.
+
+Nothing in the data is ever executed: operators are looked up by name in the table, modules are built from the constructor
+arguments that the table lists, and every name that reaches generated code must be an identifier.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from polarspike.errors import CheckpointError
+from polarspike.neurons import PolarityNeuron
+from polarspike.operators import (
+    ATTRIBUTES,
+    FUNCTIONS,
+    METHODS,
+    MODULES,
+    NAME_OF_FUNCTION,
+    base_of,
+    describe_target,
+    entry_of,
+    place_of,
+)
+from polarspike.quantizers import PolarityQuantizer
+from polarspike.sites import Site
+from polarspike.specs import SiteSpec
+from polarspike.temporal import HomogeneousDifference
+
+_SITES: dict[str, type[Site]] = {"PolarityQuantizer": PolarityQuantizer, "PolarityNeuron": PolarityNeuron}
+_MODULES = {kind.__name__: kind for kind in MODULES}
+_DTYPES = {
+    str(kind).removeprefix("torch."): kind
+    for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
+}
+_PATH = re.compile(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*")
+
+
+def describe_graph(network: fx.GraphModule) -> dict[str, Any]:
+    """The nodes and modules of a graph as JSON-ready data; tensors are left to the state dict.
+
+    Raises:
+        CheckpointError: a module or value that the operator table cannot express, named by its place.
+    """
+    nodes, modules, constants = [], {}, {}
+    for node in network.graph.nodes:
+        target: Any = node.target
+        if node.op == "call_function":
+            if node.target not in NAME_OF_FUNCTION:
+                raise CheckpointError(
+                    f"{place_of(node)}: {describe_target(network, node)} is not in the operator table"
+                )
+            target = NAME_OF_FUNCTION[node.target]
+        elif node.op == "call_module":
+            modules[target] = describe_module(network.get_submodule(target), target)
+        elif node.op == "get_attr":
+            constants[target] = "parameter" if isinstance(_attribute(network, target), nn.Parameter) else "buffer"
+        nodes.append(
+            {
+                "op": node.op,
+                "name": node.name,
+                "target": target,
+                "args": [_encode(value, node) for value in node.args],
+                "kwargs": {name: _encode(value, node) for name, value in node.kwargs.items()},
+            }
+        )
+    return {"nodes": nodes, "modules": modules, "constants": constants}
+
+
+def build_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The graph module that :func:`describe_graph` described, with uninitialized modules.
+
+    Args:
+        data: the description.
+        tensors: by name, for the shapes of constants that stand in the graph itself.
+
+    Raises:
+        CheckpointError: the data is not such a description.
+    """
+    try:
+        roots: dict[str, Any] = {
+            _path(name): build_module(module, name) for name, module in data["modules"].items()
+        }  # fmt: skip
+        for name, kind in data["constants"].items():
+            value = tensors[name].clone()
+            roots[_path(name)] = nn.Parameter(value, value.is_floating_point()) if kind == "parameter" else value
+        return fx.GraphModule(roots, _build_nodes(data["nodes"]))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"the graph in this file is damaged: {type(error).__name__}: {error}") from error
+
+
+def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
+    """One module as its type's name and the constructor arguments that the table lists."""
+    if isinstance(module, Site):
+        return {"type": type(module).__name__, "spec": module.spec.to_dict()}
+    if isinstance(module, HomogeneousDifference):
+        return {"type": "HomogeneousDifference", "operator": describe_module(module.operator, path)}
+    entry, kind = entry_of(module), base_of(module)
+    if entry is None or kind is None:
+        raise CheckpointError(f"module {path!r}: {type(module).__name__} is not in the operator table")
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise CheckpointError(f"module {path!r}: hooks cannot be saved; remove them, or apply what they compute")
+    arguments = {field: _plain(getattr(module, field), path) for field in entry.fields}
+    return {"type": kind.__name__, "arguments": arguments}
+
+
+def build_module(data: Mapping[str, Any], path: str) -> nn.Module:
+    """The module that :func:`describe_module` described."""
+    kind = data["type"]
+    if kind in _SITES:
+        return _SITES[kind](SiteSpec.from_dict(data["spec"]), path)
+    if kind == "HomogeneousDifference":
+        return HomogeneousDifference(build_module(data["operator"], path))
+    if kind not in _MODULES:
+        raise CheckpointError(f"module {path!r}: unknown type {kind!r}; the file needs a newer release")
+    allowed = MODULES[_MODULES[kind]].fields
+    if unknown := sorted(set(data["arguments"]) - set(allowed)):
+        raise CheckpointError(f"module {path!r}: unknown arguments {unknown} of {kind}")
+    return _MODULES[kind](**{name: _tupled(value) for name, value in data["arguments"].items()})
+
+
+def _build_nodes(rows: list[dict[str, Any]]) -> fx.Graph:
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+    for row in rows:
+        operation, target = row["op"], row["target"]
+        args = tuple(_decode(value, made) for value in row["args"])
+        kwargs = {_identifier(name): _decode(value, made) for name, value in row["kwargs"].items()}
+        if operation == "call_function":
+            if target not in FUNCTIONS:
+                raise CheckpointError(f"unknown function {target!r}; the file needs a newer release")
+            if target == "builtins.getattr" and (len(args) != 2 or args[1] not in ATTRIBUTES):
+                raise CheckpointError(f"attribute {args[1:]!r} is not in the operator table")
+            target = FUNCTIONS[target]
+        elif operation == "call_method" and target not in METHODS:
+            raise CheckpointError(f"unknown method {target!r}; the file needs a newer release")
+        elif operation == "placeholder":
+            _identifier(target)
+        elif operation in ("call_module", "get_attr"):
+            _path(target)
+        elif operation not in ("call_method", "output"):
+            raise CheckpointError(f"unknown kind of node {operation!r}")
+        made[row["name"]] = graph.create_node(operation, target, args, kwargs, name=_identifier(row["name"]))
+    graph.lint()
+    return graph
+
+
+def _encode(value: Any, node: fx.Node) -> Any:
+    """An argument of a node as JSON-ready data; containers and references are tagged."""
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, (bool, int, str)) or value is None:
+        return value
+    if isinstance(value, float):
+        return {"float": repr(value)}
+    if isinstance(value, (tuple, list)):
+        return {"tuple" if isinstance(value, tuple) else "list": [_encode(item, node) for item in value]}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _encode(item, node) for key, item in value.items()}}
+    if isinstance(value, slice):
+        return {"slice": [_encode(item, node) for item in (value.start, value.stop, value.step)]}
+    if value is Ellipsis:
+        return {"ellipsis": True}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    raise CheckpointError(f"{place_of(node)}: an argument of type {type(value).__name__} cannot be saved")
+
+
+def _decode(value: Any, made: Mapping[str, fx.Node]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((tag, content),) = value.items()
+    if tag == "node":
+        return made[content]
+    if tag == "float":
+        return float(content)
+    if tag in ("tuple", "list"):
+        items = [_decode(item, made) for item in content]
+        return tuple(items) if tag == "tuple" else items
+    if tag == "dict":
+        return {key: _decode(item, made) for key, item in content.items()}
+    if tag == "slice":
+        return slice(*(_decode(item, made) for item in content))
+    if tag == "ellipsis":
+        return ...
+    if tag == "dtype":
+        return _DTYPES[content]
+    raise CheckpointError(f"unknown kind of argument {tag!r}")
+
+
+def _plain(value: Any, path: str) -> Any:
+    """A constructor argument: tensors (a bias) as whether they are there, tuples as lists."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, path) for item in value]
+    raise CheckpointError(f"module {path!r}: an argument of type {type(value).__name__} cannot be saved")
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    *parents, last = path.split(".")
+    return getattr(root.get_submodule(".".join(parents)), last)
+
+
+def _identifier(name: Any) -> str:
+    """A name that may appear in generated code."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise CheckpointError(f"expected an identifier, got {name!r}")
+    return name
+
+
+def _path(name: Any) -> str:
+    """A module path that may appear in generated code."""
+    if not isinstance(name, str) or not _PATH.fullmatch(name):
+        raise CheckpointError(f"expected a module path, got {name!r}")
+    return name

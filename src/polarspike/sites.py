@@ -1,0 +1,118 @@
+"""What a quantizer and a neuron have in common: levels, a step that stays positive, a gain that stays in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from polarspike import ops
+from polarspike.errors import CalibrationError, SpecError
+from polarspike.specs import SiteSpec
+
+
+class Site(nn.Module):
+    """Base of :class:`~polarspike.quantizers.PolarityQuantizer` and :class:`~polarspike.neurons.PolarityNeuron`.
+
+    The step is ``s = ops.step_from_offset(start, offset)`` with a buffer ``start`` that calibration sets and a parameter
+    ``offset`` that training moves; the gain is ``ops.bound_gain(raw_gain)``. Both sides of a conversion hold the same
+    three tensors and the same formulas, so their steps agree bit for bit in every floating type.
+
+    Args:
+        spec: levels, gain, granularity, and the float function that the site stands for.
+        name: the site's name, for messages.
+
+    Shapes: ``start`` and ``offset`` are 0-d, or (C,) with one step per channel; ``raw_gain`` is 0-d.
+    """
+
+    #: Decaying a step towards zero would drive every code into saturation.
+    no_weight_decay = True
+
+    start: Tensor
+    raw_gain: nn.Parameter | None
+
+    def __init__(self, spec: SiteSpec, name: str = "") -> None:
+        super().__init__()
+        self.spec = spec
+        self.name = name
+        shape = (spec.channels,) if spec.channels else ()
+        self.register_buffer("start", torch.full(shape, torch.nan))
+        self.offset = nn.Parameter(torch.zeros(shape))
+        self.raw_gain = nn.Parameter(torch.tensor(float(spec.gain))) if spec.learned_gain else None
+        self.calibrated = False
+
+    @property
+    def step(self) -> Tensor:
+        """S > 0, 0-d or (C,), in the units of the signal."""
+        return ops.step_from_offset(self.start, self.offset)
+
+    @property
+    def gain(self) -> Tensor | float:
+        """G in [0, 1]; a float where it is fixed. It plays no part at a site without negative levels."""
+        return self.spec.gain if self.raw_gain is None else ops.bound_gain(self.raw_gain)
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """``(N, P)``."""
+        return self.spec.levels
+
+    @torch.no_grad()
+    def set_step(self, step: Tensor | float) -> None:
+        """Start again from this step: it becomes ``start``, and the learned offset returns to zero.
+
+        Raises:
+            SpecError: a step is not positive and finite, or has the wrong shape.
+        """
+        value = torch.as_tensor(step, dtype=self.start.dtype, device=self.start.device)
+        if value.shape != self.start.shape:
+            if value.dim():
+                raise SpecError(
+                    f"site {self.name!r}: expected a step of shape {tuple(self.start.shape)}, got {tuple(value.shape)}"
+                )
+            value = value.expand_as(self.start)
+        if not bool((torch.isfinite(value) & (value > 0)).all()):
+            raise SpecError(f"site {self.name!r}: expected positive finite steps, got {value.tolist()}")
+        self.start.copy_(value)
+        self.offset.zero_()
+        self.calibrated = True
+
+    def adopt(self, other: Site) -> Self:
+        """Copy another site's step and gain, bit for bit, with what was learned; return self."""
+        self.start = other.start.detach().clone()
+        self.offset = nn.Parameter(other.offset.detach().clone(), requires_grad=other.offset.requires_grad)
+        if other.raw_gain is not None:
+            self.raw_gain = nn.Parameter(other.raw_gain.detach().clone(), requires_grad=other.raw_gain.requires_grad)
+        self.calibrated = other.calibrated
+        return self
+
+    def broadcast_step(self, x: Tensor) -> Tensor:
+        """The step, shaped so that it broadcasts against ``x`` (batch, channels, ...)."""
+        self.require_calibrated()
+        step = self.step
+        return step.view(-1, *(1,) * (x.dim() - 2)) if self.spec.channels else step
+
+    def require_calibrated(self) -> None:
+        """Refuse to compute with a step that nobody has chosen."""
+        if not self.calibrated:
+            raise CalibrationError(
+                f"site {self.name!r} has no step yet; call polarspike.calibrate(qann, batches) "
+                "before running, training or converting the network"
+            )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The codes of a signal under this site's step and levels; float-typed integers, the shape of ``x``."""
+        return ops.encode(x, self.broadcast_step(x), *self.levels)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The values of codes (batch, channels, ...) under this site's step and gain, in the type of ``codes``."""
+        return ops.decode(codes, self.broadcast_step(codes), self.gain if self.spec.negative else 1.0)
+
+    def extra_repr(self) -> str:
+        gain = "learned" if self.spec.learned_gain else f"{self.spec.gain:g}"
+        step = "per channel" if self.spec.channels else f"{float(self.step.detach()):.4g}"
+        return f"levels={self.levels}, gain={gain}, step={step if self.calibrated else 'not calibrated'}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.calibrated = bool((torch.isfinite(self.start) & (self.start > 0)).all())
