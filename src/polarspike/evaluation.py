@@ -1,0 +1,257 @@
+"""Accuracy at every timestep, and the firing that it costs, from one run over a loader.
+
+A spiking network runs ``max(timesteps)`` steps once a batch; the running mean after step ``T`` is its answer at ``T``.
+Everything is counted in integers: a fraction appears only where it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from polarspike.errors import InputError, SpecError
+from polarspike.inputs import Inputs, to_device
+from polarspike.modules import apply, device_of, evaluating
+
+Observer = Callable[[str, int, Tensor], None]
+"""Called with the name of a site, the step t = 1, 2, ..., and the signed spikes of that step, (batch, ...)."""
+
+
+@runtime_checkable
+class Spiking(Protocol):
+    """What ``evaluate`` asks of a spiking network, beyond being a module."""
+
+    def observe(self, callback: Observer) -> AbstractContextManager[Any]:
+        """While the context is open, call ``callback`` at every site and step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Firing:
+    """Spikes of all sites, summed over images and over the steps ``1..T``.
+
+    An event is a non-zero code; it carries ``|code|`` unit spikes. ``pairs`` counts (neuron, image) pairs, so that
+    ``events / pairs`` is per neuron and image, for all ``T`` steps together (with ``T > 1`` it may exceed 1).
+    """
+
+    events: int
+    spikes: int
+    negative_events: int
+    negative_spikes: int
+    pairs: int
+
+    @property
+    def events_per_neuron(self) -> float:
+        """Events per neuron and image."""
+        return self.events / self.pairs if self.pairs else 0.0
+
+    @property
+    def spikes_per_neuron(self) -> float:
+        """Unit spikes per neuron and image."""
+        return self.spikes / self.pairs if self.pairs else 0.0
+
+    @property
+    def positive_spikes_per_neuron(self) -> float:
+        """Positive unit spikes per neuron and image."""
+        return (self.spikes - self.negative_spikes) / self.pairs if self.pairs else 0.0
+
+    @property
+    def negative_spikes_per_neuron(self) -> float:
+        """Negative unit spikes per neuron and image."""
+        return self.negative_spikes / self.pairs if self.pairs else 0.0
+
+
+class FiringCounter:
+    """An :data:`Observer` that counts; the counts stay on the device of the spikes until they are read."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, int], Tensor] = {}
+        self._pairs: dict[str, int] = {}
+
+    def __call__(self, site: str, t: int, spikes: Tensor) -> None:
+        """Count the signed spikes (batch, ...) of one site at step ``t``."""
+        negative = spikes.clamp(max=0)
+        counts = torch.stack(
+            [
+                spikes.count_nonzero(),
+                spikes.abs().sum(dtype=torch.int64),  # float32 would stop counting at 2^24
+                negative.count_nonzero(),
+                -negative.sum(dtype=torch.int64),
+            ]
+        )
+        previous = self._counts.get((site, t))
+        self._counts[site, t] = counts if previous is None else previous + counts
+        if t == 1:
+            self._pairs[site] = self._pairs.get(site, 0) + spikes.numel()
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites seen, in the order in which they fired first."""
+        return list(self._pairs)
+
+    def up_to(self, timesteps: int, site: str | None = None) -> Firing:
+        """The firing of the steps ``1..timesteps``, of one site or of all."""
+        names = self.sites if site is None else [site]
+        seen = [counts.tolist() for (name, t), counts in self._counts.items() if name in names and t <= timesteps]
+        events, spikes, *negative = (sum(column) for column in zip([0, 0, 0, 0], *seen, strict=True))
+        return Firing(events, spikes, negative[0], negative[1], sum(self._pairs[name] for name in names))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How many of ``total`` images are right after each T, and what fired until then (``None``: nothing spikes)."""
+
+    correct: dict[int, int]
+    total: int
+    firing: dict[int, Firing] | None = None
+
+    @property
+    def accuracy(self) -> dict[int, float]:
+        """The fraction of right answers, in [0, 1], by T."""
+        return {timesteps: count / self.total for timesteps, count in self.correct.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file, one row for each T."""
+        rows = []
+        for timesteps, count in self.correct.items():
+            row: dict[str, Any] = {"timesteps": timesteps, "correct": count, "accuracy": count / self.total}
+            if self.firing is not None:
+                row |= vars(self.firing[timesteps])
+            rows.append(row)
+        return {"total": self.total, "rows": rows}
+
+    def __str__(self) -> str:
+        width = max(len("correct"), 2 * len(str(self.total)) + 1)
+        lines = [f"{'T':>4}  {'accuracy':>8}  {'correct':>{width}}"]
+        lines += [
+            f"{timesteps:>4}  {100 * count / self.total:>7.2f}%  {f'{count}/{self.total}':>{width}}"
+            for timesteps, count in self.correct.items()
+        ]
+        if self.firing is not None:
+            lines[0] += "  events/neuron  spikes/neuron  positive  negative"
+            for row, fired in enumerate(self.firing.values(), start=1):
+                lines[row] += (
+                    f"  {fired.events_per_neuron:>13.4f}  {fired.spikes_per_neuron:>13.4f}"
+                    f"  {fired.positive_spikes_per_neuron:>8.4f}  {fired.negative_spikes_per_neuron:>8.4f}"
+                )
+        return "\n".join(lines)
+
+
+def evaluate(
+    network: nn.Module, loader: Iterable[Any], timesteps: Sequence[int] = (1,), *, progress: bool = False
+) -> Evaluation:
+    """Count the right answers of ``network`` on ``loader`` after each number of ``timesteps``.
+
+    Args:
+        network: a spiking network, or any module (float or quantized) that answers (batch, classes); a module without
+            time answers only at ``timesteps=(1,)``. Its training mode is what it was when the call returns.
+        loader: batches ``(inputs, target)``; inputs are a tensor or a dict (keyword), target holds class indices
+            (batch,). They are moved to the network's device.
+        timesteps: the T to report, each at least 1.
+        progress: show a progress bar where standard error is a terminal.
+
+    Raises:
+        SpecError: a T is not a positive integer, or the network has no time and a T is not 1.
+        InputError: the loader is empty, a batch or a target is not what is described above, or an output is NaN or
+            infinite; the message names the batch and the sample.
+    """
+    if not timesteps or any(not isinstance(T, int) or isinstance(T, bool) or T < 1 for T in timesteps):
+        raise SpecError(f"evaluate: expected timesteps of at least 1, such as (1, 2, 4), got {timesteps!r}")
+    steps = sorted(set(timesteps))
+    counter = FiringCounter() if isinstance(network, Spiking) else None
+    if counter is None and steps != [1]:
+        raise SpecError(
+            f"evaluate: a {type(network).__name__} has no time, so it can be evaluated only at timesteps=(1,), "
+            f"got {timesteps!r}; convert it to a spiking network first"
+        )
+    device = device_of(network)
+    correct = dict.fromkeys(steps, 0)
+    total = 0
+    with evaluating(network), torch.no_grad():
+        bar = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if progress else True)
+        for index, batch in enumerate(bar):
+            where = f"evaluate, batch {index}"
+            inputs, target = read_batch(batch, device, where)
+            answers = _answers(network, inputs, steps, counter)
+            for T in steps:
+                check_answer(answers[T], target, where)
+                check_finite(answers[T], f"{where}, timestep {T}")
+                correct[T] += int((answers[T].argmax(dim=1) == target).sum())
+            total += target.shape[0]
+    if total == 0:
+        raise InputError("evaluate: the loader gave no samples; check the data, its split and drop_last")
+    return Evaluation(correct, total, None if counter is None else {T: counter.up_to(T) for T in steps})
+
+
+def _answers(
+    network: nn.Module, inputs: Inputs, steps: list[int], counter: FiringCounter | None
+) -> dict[int, Any]:  # T -> (batch, classes)
+    if counter is not None and isinstance(network, Spiking):
+        with network.observe(counter):
+            means = apply(network, inputs, timesteps=steps[-1], every_step=True)  # (max T, batch, classes)
+        return {T: means[T - 1] for T in steps}
+    return {1: apply(network, inputs)}
+
+
+def read_batch(batch: Any, device: torch.device, where: str) -> tuple[Inputs, Tensor]:
+    """The inputs and the class indices (int64) of a batch ``(inputs, target)``, on ``device``.
+
+    Raises:
+        InputError: the batch is not such a pair.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        got = f"{len(batch)} values" if isinstance(batch, tuple | list) else type(batch).__name__
+        raise InputError(f"{where}: expected (inputs, target), got {got}; several inputs go into one dict")
+    inputs, target = batch
+    if not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
+        raise InputError(
+            f"{where}: expected class indices as an integer tensor of shape (batch,), got {_describe(target)}"
+        )
+    if target.shape[0] == 0:
+        raise InputError(f"{where}: the batch is empty; check the sampler and the collate function of the loader")
+    several = isinstance(inputs, Mapping) and inputs and all(isinstance(value, Tensor) for value in inputs.values())
+    if not isinstance(inputs, Tensor) and not several:
+        raise InputError(f"{where}: expected inputs as a tensor or a dict of tensors, got {_describe(inputs)}")
+    return to_device(inputs, device), target.to(device, torch.int64, non_blocking=True)
+
+
+def check_answer(answer: Any, target: Tensor, where: str) -> None:
+    """Refuse an answer that is not (batch, classes), and targets that name no class of it.
+
+    Raises:
+        InputError: with the shapes, or with the first wrong target.
+    """
+    batch = target.shape[0]
+    if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[0] != batch:
+        raise InputError(f"{where}: expected an output of shape ({batch}, classes), got {_describe(answer)}")
+    classes = answer.shape[1]
+    if (wrong := (target < 0) | (target >= classes)).any():
+        sample = int(wrong.nonzero()[0, 0])
+        raise InputError(
+            f"{where}, sample {sample}: expected a class in 0..{classes - 1}, got {int(target[sample])}; "
+            "check the labels, and the number of classes of the network"
+        )
+
+
+def check_finite(answer: Tensor, where: str) -> None:
+    """Refuse an answer (batch, classes) that holds NaN or infinity: the largest of its entries means nothing.
+
+    Raises:
+        InputError: with the first such sample.
+    """
+    if not (finite := answer.isfinite().all(dim=1)).all():
+        sample = int((~finite).nonzero()[0, 0])
+        raise InputError(
+            f"{where}, sample {sample}: the output is NaN or infinite; check this sample for NaN, "
+            "and the weights and steps of the network"
+        )
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,402 @@
+"""A plain training loop for float and quantized networks that survives a kill: a resumed run equals an unbroken one.
+
+Step ``i`` of ``n`` (counted over all epochs), with ``w`` warm-up steps, peak ``r`` and distillation weight ``d``::
+
+    rate_i = r (i + 1) / w                                 for i < w
+    rate_i = r (1 + cos(pi (i - w) / (n - w))) / 2         for i >= w
+    loss   = (1 - d) cross_entropy(z, target) + d t^2 KL(softmax(z_teacher / t) || softmax(z / t))
+
+Nothing random crosses the border between two epochs: epoch ``e`` starts from :func:`epoch_seed` of (seed, e), and the
+rate depends on ``i`` alone. So weights, buffers and optimizer state are all that a checkpoint has to hold.
+Distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import random
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from polarspike.errors import CheckpointError, InputError, RunError, SpecError
+from polarspike.evaluation import check_answer, evaluate, read_batch
+from polarspike.inputs import Inputs, tensors_of
+from polarspike.modules import apply, device_of, evaluating
+from polarspike.runs import RunDirectory, differences
+from polarspike.specs import TrainSpec
+
+FORMAT = "polarspike-training"
+VERSION = 1
+_REPAIR = "lower TrainSpec.learning_rate, or lengthen warmup_epochs; the last checkpoint, if any, is intact"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch; ``seconds`` and ``images_per_second`` are of its training, without validation."""
+
+    epoch: int  # from 1
+    loss: float  # mean over the samples, while the weights moved
+    learning_rate: float  # of the last step
+    train_accuracy: float  # fraction, while the weights moved and on augmented images
+    validation_accuracy: float | None  # fraction, after the epoch; None without a validation loader
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class History:
+    """What :func:`fit` did, epoch by epoch."""
+
+    epochs: tuple[Epoch, ...] = ()
+
+    @property
+    def last(self) -> Epoch:
+        """The last epoch."""
+        return self.epochs[-1]
+
+    def __str__(self) -> str:
+        lines = [f"{'epoch':>5}  {'loss':>8}  {'rate':>9}  {'train':>7}  {'validation':>10}  {'images/s':>8}"]
+        for e in self.epochs:
+            held_out = "-" if e.validation_accuracy is None else f"{100 * e.validation_accuracy:.2f}%"
+            lines.append(
+                f"{e.epoch:>5}  {e.loss:>8.4f}  {e.learning_rate:>9.3g}  {100 * e.train_accuracy:>6.2f}%"
+                f"  {held_out:>10}  {e.images_per_second:>8.0f}"
+            )
+        return "\n".join(lines)
+
+
+def fit(
+    model: nn.Module,
+    train_loader: Iterable[Any],
+    spec: TrainSpec | None = None,
+    *,
+    validate: Iterable[Any] | None = None,
+    teacher: nn.Module | None = None,
+    run: RunDirectory | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train ``model`` in place on the device where it is, and leave it in evaluation mode.
+
+    Args:
+        model: any module that answers (batch, classes): a float network or a quantized one.
+        train_loader: batches ``(inputs, target)`` as :func:`polarspike.evaluate` reads them; it knows its length. What
+            is random in it comes from torch's, NumPy's or Python's global generator, or from a ``generator`` of the
+            loader or of its sampler: all are seeded at the start of every epoch, and put back at the end.
+        spec: how; ``TrainSpec()`` if not given.
+        validate: batches to evaluate after every epoch, in float32.
+        teacher: the network to distil from, needed exactly if ``spec.distillation > 0``. It is not changed.
+        run: where the log and a checkpoint after each epoch go; without it nothing is written.
+        resume: continue from the checkpoint of ``run`` if there is one. On the CPU (with the same number of threads)
+            the result is bit for bit that of a run never interrupted. Buffers outside ``state_dict`` are not kept.
+        progress: show a progress bar where standard error is a terminal.
+
+    Raises:
+        SpecError: spec and arguments contradict each other.
+        InputError: the loader is empty or has no length, or a batch is not what is described above.
+        RunError: the loss or a weight became NaN or infinite; or the run cannot be continued, because the spec, the
+            model or the number of steps per epoch is another one, or because the model keeps state that is no tensor.
+        CheckpointError: the checkpoint of ``run`` is damaged.
+    """
+    spec = spec or TrainSpec()
+    steps = _steps_per_epoch(train_loader)
+    _check_arguments(model, spec, teacher, run, resume)
+    optimizer = build_optimizer(model, spec)
+    history: list[Epoch] = []
+    identity: dict[str, Any] = {}
+    if run is not None:
+        if getattr(train_loader, "persistent_workers", False):
+            raise SpecError(
+                "fit: the workers of the training loader persist, and carry random state from epoch to epoch that no "
+                "checkpoint can hold; build it with persistent_workers=False, or train without run"
+            )
+        identity = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "steps_per_epoch": steps}
+        identity["model"] = _table(model)
+        if resume and run.checkpoint_path.exists():
+            history = _restore(run, model, optimizer, identity)
+        run.configure(train=spec)
+        done = len(history)
+        run.keep_records(lambda record: record.get("epoch", 0) <= done)
+    try:
+        with _randomness_kept(train_loader), evaluating(*([] if teacher is None else [teacher])):
+            for epoch in range(len(history) + 1, spec.epochs + 1):
+                _seed_everything(epoch_seed(spec.seed, epoch), train_loader, epoch)
+                passed = _train_epoch(model, train_loader, optimizer, spec, epoch, steps, teacher, progress)
+                _check_weights(model, epoch)
+                if validate is not None:
+                    held_out = evaluate(model, validate, progress=progress).accuracy[1]
+                    passed = dataclasses.replace(passed, validation_accuracy=held_out)
+                history.append(passed)
+                if run is not None:
+                    # The log first: a kill in between leaves a record too many, which the next start drops.
+                    run.append(dataclasses.asdict(passed))
+                    records = [dataclasses.asdict(record) for record in history]
+                    _save(run, model, optimizer, {**identity, "epoch": epoch, "history": records})
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        model.eval()
+    return History(tuple(history))
+
+
+def learning_rate(spec: TrainSpec, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of optimizer step ``step`` (from 0, over all epochs)."""
+    warmup = round(spec.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return spec.learning_rate * (step + 1) / warmup
+    total = spec.epochs * steps_per_epoch
+    return spec.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of epoch ``epoch`` (from 1): the first 63 bits of SHA-256 of the text ``polarspike/<seed>/<epoch>``."""
+    digest = hashlib.sha256(f"polarspike/{seed}/{epoch}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def decayed_parameters(model: nn.Module) -> list[str]:
+    """The names of the trainable parameters that weight decay may shrink.
+
+    Those with two or more dimensions, unless a module that holds them says ``no_weight_decay = True``: a quantizer
+    does, whose step per channel may have many dimensions of size 1.
+    """
+    exempt = {
+        id(parameter)
+        for module in model.modules()
+        if getattr(module, "no_weight_decay", False) is True
+        for parameter in module.parameters()
+    }
+    return [name for name, p in _trainable(model).items() if p.ndim >= 2 and id(p) not in exempt]
+
+
+def build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum or AdamW over the trainable parameters, decaying :func:`decayed_parameters` alone."""
+    decayed = decayed_parameters(model)
+    groups = [
+        {"params": [p for name, p in _trainable(model).items() if (name in decayed) == decays], "weight_decay": decay}
+        for decays, decay in ((True, spec.weight_decay), (False, 0.0))
+    ]
+    if spec.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=spec.learning_rate)
+    return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.momentum > 0)
+
+
+def training_loss(logits: Tensor, target: Tensor, spec: TrainSpec, teacher_logits: Tensor | None = None) -> Tensor:
+    """The loss of one batch, computed in float32: logits (batch, classes), target (batch,) to a scalar."""
+    logits = logits.float()
+    loss = F.cross_entropy(logits, target, label_smoothing=spec.label_smoothing)
+    if teacher_logits is None:
+        return loss
+    student = F.log_softmax(logits / spec.temperature, dim=1)
+    master = F.log_softmax(teacher_logits.float() / spec.temperature, dim=1)
+    # The factor t^2 keeps the size of this gradient when the temperature changes.
+    distance = spec.temperature**2 * F.kl_div(student, master, reduction="batchmean", log_target=True)
+    return (1 - spec.distillation) * loss + spec.distillation * distance
+
+
+def _train_epoch(
+    model: nn.Module,
+    loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    spec: TrainSpec,
+    epoch: int,
+    steps: int,
+    teacher: nn.Module | None,
+    progress: bool,
+) -> Epoch:
+    device = device_of(model)
+    total_loss, images, step, rate = 0.0, 0, 0, 0.0
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    model.train()
+    start = time.perf_counter()
+    disable = None if progress else True  # None: where standard error is no terminal
+    bar = tqdm(loader, f"epoch {epoch}/{spec.epochs}", total=steps, unit="batch", leave=False, disable=disable)
+    for step, batch in enumerate(bar, start=1):
+        where = f"fit, epoch {epoch}, step {step}"
+        if step > steps:
+            raise InputError(f"{where}: the loader has length {steps} but gives more batches; repair its __len__")
+        inputs, target = read_batch(batch, device, where)
+        rate = learning_rate(spec, (epoch - 1) * steps + step - 1, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        guide: Tensor | None = None
+        if teacher is not None:
+            # An autocast region of its own: weights cast without gradients must not be reused by the student.
+            with torch.no_grad(), _autocast(spec, device):
+                guide = apply(teacher, inputs)
+            check_answer(guide, target, f"{where}, teacher")
+        with _autocast(spec, device):
+            logits = apply(model, inputs)
+        check_answer(logits, target, where)
+        loss = training_loss(logits, target, spec, guide)
+        value = loss.item()
+        if not math.isfinite(value):
+            _refuse_loss(model, inputs, where, value)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total_loss += value * len(target)
+        correct += (logits.argmax(dim=1) == target).sum()
+        images += len(target)
+    if step < steps:
+        raise InputError(f"fit, epoch {epoch}: the loader has length {steps} but gave {step} batches")
+    seconds = time.perf_counter() - start
+    return Epoch(epoch, total_loss / images, rate, int(correct) / images, None, seconds, images / seconds)
+
+
+def _autocast(spec: TrainSpec, device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16")
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _steps_per_epoch(loader: Iterable[Any]) -> int:
+    if not isinstance(loader, Sized):
+        raise InputError(
+            f"fit: expected a training loader with a length (the schedule needs it), got {type(loader).__name__}; "
+            "give a DataLoader over a sized data set, or a list of batches"
+        )
+    if len(loader) == 0:
+        raise InputError("fit: the training loader is empty; check the data, its split, batch size and drop_last")
+    return len(loader)
+
+
+def _check_arguments(
+    model: nn.Module, spec: TrainSpec, teacher: nn.Module | None, run: RunDirectory | None, resume: bool
+) -> None:
+    if not _trainable(model):
+        raise SpecError(f"fit: no parameter of this {type(model).__name__} requires a gradient; nothing can be trained")
+    if (spec.distillation > 0) != (teacher is not None):
+        raise SpecError(
+            f"fit: TrainSpec.distillation is {spec.distillation} {'but no' if teacher is None else 'and a'} teacher is "
+            "given; give both (a weight above 0 and teacher=...) or neither"
+        )
+    if teacher is not None:
+        if set(teacher.modules()) & set(model.modules()):
+            raise SpecError("fit: the teacher shares modules with the model; give a copy.deepcopy of it")
+        if (there := device_of(teacher)) != (here := device_of(model)):
+            raise SpecError(f"fit: the model is on {here}, its teacher on {there}; move the teacher to {here}")
+    if resume and run is None:
+        raise SpecError("fit: resume=True needs the run to continue; give run=RunDirectory(path, resume=True)")
+    if run is not None and not resume and run.checkpoint_path.exists():
+        raise RunError(f"{run.checkpoint_path}: there is a checkpoint; continue it with --resume (resume=True)")
+
+
+def _check_weights(model: nn.Module, epoch: int) -> None:
+    # The loss of the last step came before its update, and a checkpoint must not keep a broken network.
+    for name, parameter in _trainable(model).items():
+        if not parameter.isfinite().all():
+            raise RunError(f"fit, epoch {epoch}: the parameter {name} became NaN or infinite; {_REPAIR}")
+
+
+def _refuse_loss(model: nn.Module, inputs: Inputs, where: str, value: float) -> NoReturn:
+    if not all(tensor.isfinite().all() for _, tensor in tensors_of(inputs)):
+        raise InputError(f"{where}: the inputs hold NaN or infinity; check the data and its normalization")
+    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    found = f"the parameter {broken[0]} is NaN or infinite" if broken else "inputs and parameters are finite"
+    raise RunError(f"{where}: the loss is {value} ({found}); {_REPAIR}")
+
+
+def _sources(loader: object) -> list[object]:
+    """The loader, its samplers and theirs: where generators and ``set_epoch`` are found."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+
+
+def _generators(loader: object) -> list[torch.Generator]:
+    found = (getattr(source, "generator", None) for source in _sources(loader))
+    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
+
+
+def _seed_everything(seed: int, loader: object, epoch: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    for number, generator in enumerate(_generators(loader), start=1):
+        generator.manual_seed(seed + number)
+    for source in {id(source): source for source in _sources(loader)}.values():
+        if callable(set_epoch := getattr(source, "set_epoch", None)):  # the convention of distributed samplers
+            set_epoch(epoch)
+
+
+@contextmanager
+def _randomness_kept(loader: object) -> Iterator[None]:
+    """Put every generator that :func:`_seed_everything` seeds back to where it was."""
+    own = [(generator, generator.get_state()) for generator in _generators(loader)]
+    cpu, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for generator, state in own:
+            generator.set_state(state)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+
+
+def _table(model: nn.Module) -> dict[str, str]:
+    """What each tensor of the model is, as far as training depends on it."""
+    trainable, decayed = _trainable(model), set(decayed_parameters(model))
+    table = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise RunError(
+                f"fit: the model keeps state that is not a tensor ({name}: {type(value).__name__}), which a checkpoint "
+                "cannot hold; return a tensor from get_extra_state, or train without run"
+            )
+        role = "decayed" if name in decayed else "trained" if name in trainable else "kept"
+        table[name] = f"{value.dtype} {tuple(value.shape)} {role}"
+    return table
+
+
+def _save(run: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, metadata: dict[str, Any]) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in _trainable(model).items():
+        for key, value in optimizer.state[parameter].items():
+            if isinstance(value, Tensor):  # SGD without momentum keeps None
+                tensors[f"optimizer.{key}.{name}"] = value
+    run.write_checkpoint(tensors, metadata)
+
+
+def _restore(
+    run: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, expected: dict[str, Any]
+) -> list[Epoch]:
+    """Load the checkpoint of ``run`` into model and optimizer if it is of the same training, and return its history."""
+    tensors, metadata = run.read_checkpoint()
+    if changed := [line for key in expected for line in differences(metadata.get(key), expected[key], key)]:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise RunError(
+            f"{run.checkpoint_path}: cannot resume, this is another training: {'; '.join(changed[:5])}{more}; "
+            "resume with the same arguments, or give a new directory"
+        )
+    trainable = _trainable(model)
+    try:
+        history = [Epoch(**record) for record in metadata["history"]]
+        model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name[:6] == "model."})
+        for place, value in tensors.items():
+            if place.startswith("optimizer."):
+                _, key, name = place.split(".", 2)
+                parameter = trainable[name]
+                # Keep the parameter's device and strides; the step count stays on the CPU, where the optimizer put it.
+                optimizer.state[parameter][key] = value if key == "step" else torch.empty_like(parameter).copy_(value)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{run.checkpoint_path}: its tensors and its description do not fit together ({error}); "
+            "remove the file to train this stage from its start"
+        ) from error
+    return history
