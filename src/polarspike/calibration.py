@@ -27,20 +27,27 @@ _QCFS_THRESHOLD = 8.0
 
 @dataclass(frozen=True)
 class CalibratedSite:
-    """One row of a calibration: the steps (smallest, largest), the entropy of the codes in bits, dead channels."""
+    """One row of a calibration.
+
+    Attributes:
+        name: of the site.
+        smallest: the smallest step of the site, in the units of its signal.
+        largest: the largest one.
+        bits: entropy of the codes, the mean over channels.
+        dead: channels that never carried a signal (0 for the whole site where it has one step).
+    """
 
     name: str
     smallest: float
     largest: float
     bits: float
-    dead: int
+    dead: tuple[int, ...]
 
     def __str__(self) -> str:
         steps = f"{self.smallest:.4g}" if self.smallest == self.largest else f"{self.smallest:.4g}..{self.largest:.4g}"
-        return f"{self.name}: step {steps}, {self.bits:.2f} bits" + (f", {self.dead} dead" if self.dead else "")
+        return f"{self.name}: step {steps}, {self.bits:.2f} bits" + (f", {len(self.dead)} dead" if self.dead else "")
 
 
-@torch.no_grad()
 def calibrate(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor | None) -> tuple[CalibratedSite, ...]:
     """Set the step of every site, in place, by the strategy that its spec names.
 
@@ -67,13 +74,21 @@ def calibrate(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor | None) ->
     if not isinstance(qann, QuantizedNetwork):
         raise SpecError(f"calibrate: expected what polarspike.quantize returns, got {type(qann).__name__}")
     sites = qann.sites()
-    if batches is None:
-        laws = {name: _law_of_batch_norm(qann, name, site) for name, site in sites.items()}
-        return tuple(_set_step(name, site, laws[name], None) for name, site in sites.items())
-    statistics = _observe(qann, sites, batches)
-    return tuple(
-        _set_step(name, site, statistics[name].law(), statistics[name]) for name, site in sites.items()
-    )  # fmt: skip
+    with torch.no_grad():
+        if batches is None:
+            laws = {name: _law_of_batch_norm(qann, name, site) for name, site in sites.items()}
+            rows = tuple(_set_step(name, site, laws[name], None) for name, site in sites.items())
+        else:
+            seen = _observe(qann, sites, batches)
+            rows = tuple(_set_step(name, site, seen[name].law(), seen[name]) for name, site in sites.items())
+    if dead := [f"{row.name} {list(row.dead[:6])}" for row in rows if row.dead]:
+        warnings.warn(
+            f"channels that never carry a signal, at {len(dead)} sites: {', '.join(dead)}; they were given a step like "
+            "their neighbours' and stay trainable",
+            PolarspikeWarning,
+            stacklevel=2,
+        )
+    return rows
 
 
 def _observe(
@@ -115,17 +130,9 @@ def _observe(
 def _set_step(name: str, site: PolarityQuantizer, law: Law, statistics: StreamingHistogram | None) -> CalibratedSite:
     steps = _steps(name, site, law, statistics).to(torch.float64).cpu()
     alive = torch.isfinite(steps) & (steps > 0)
-    dead = int((~alive).sum())
-    if dead:
-        fallback = float(steps[alive].median()) if bool(alive.any()) else 1.0
-        which = torch.nonzero(~alive).flatten().tolist()
-        warnings.warn(
-            f"site {name!r}: {'channels ' + str(which[:8]) if site.spec.channels else 'the whole site'} never carry a "
-            f"signal; given the step {fallback:.4g} so that they stay trainable",
-            PolarspikeWarning,
-            stacklevel=3,
-        )
-        steps = torch.where(alive, steps, torch.full_like(steps, fallback))
+    # A dead channel keeps a step like its neighbours', so that it works if training revives it.
+    steps = torch.where(alive, steps, steps[alive].median() if bool(alive.any()) else torch.ones(()).double())
+    dead = tuple(torch.nonzero(~alive).flatten().tolist())
     if site.spec.ceiling is not None:
         steps = steps.clamp(max=site.spec.ceiling / site.spec.positive)
     site.set_step(steps if site.spec.channels else steps[0])

@@ -245,7 +245,7 @@ def _tally_free(fine: QuantizedNetwork, expected: _Record, got: _Record, tallies
         negative, positive = site.levels
         counts = torch.bincount((want + negative).flatten().long(), minlength=negative + positive + 1).cpu()
         tally.histogram = counts if not len(tally.histogram) else tally.histogram + counts
-    return any(bool((expected.codes[name] != got.codes[name]).any()) for name in tallies)
+    return any(tally.diverged for tally in tallies.values())
 
 
 def _tally_forced(

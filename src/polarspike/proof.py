@@ -17,7 +17,8 @@ class SiteComparison:
         different: codes that differ although every earlier site held the same codes: the site's own differences.
         diverged: codes that differ when both networks run freely; one difference early moves many codes later.
         different_values: decoded outputs of the site that differ in any bit, both running freely (T = 1 only).
-        worst_margin: largest distance of a differing code from its boundary, in units of the site's step.
+        worst_margin: largest distance of the mean input of a differing code from the code's boundary, in units of the site's
+            step s.
         distinct: number of different codes seen.
         nonzero_share: share of codes that are not zero.
         binary: the site has two levels, so two distinct codes are all that it can show.
