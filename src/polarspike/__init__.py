@@ -7,6 +7,8 @@ from polarspike import data, models
 from polarspike.calibration import CalibratedSite, calibrate
 from polarspike.checkpoint import load, save
 from polarspike.conversion import convert
+from polarspike.counting import OperationCounts, count_operations
+from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
 from polarspike.equivalence import verify
 from polarspike.errors import PolarspikeError, PolarspikeWarning
 from polarspike.evaluation import Evaluation, evaluate
@@ -23,8 +25,11 @@ __version__ = "0.1.0"
 __all__ = [
     "CalibratedSite",
     "ConvertSpec",
+    "CostTable",
+    "EnergyEstimate",
     "Evaluation",
     "History",
+    "OperationCounts",
     "Plan",
     "PolarspikeError",
     "PolarspikeWarning",
@@ -38,8 +43,10 @@ __all__ = [
     "best_step",
     "calibrate",
     "convert",
+    "count_operations",
     "data",
     "entropy",
+    "estimate_energy",
     "evaluate",
     "fit",
     "fold_batch_norm",
