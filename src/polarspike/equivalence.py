@@ -13,7 +13,16 @@ from torch.utils import _pytree as pytree
 
 from polarspike import ops
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import Inputs, batch_size, batches_of, map_inputs, tensors_of, to_device
+from polarspike.inputs import (
+    Inputs,
+    batch_size,
+    batches_of,
+    frames_of,
+    map_inputs,
+    running_means,
+    tensors_of,
+    to_device,
+)
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.proof import Proof, SiteComparison
 from polarspike.quantized import QuantizedNetwork, refine
@@ -101,8 +110,9 @@ def verify(
         A :class:`~polarspike.proof.Proof`: ``proof.exact``, ``proof.sites``, ``proof.first_difference``.
 
     Raises:
-        SpecError: the two networks do not have the same sites.
-        InputError: no batch, or a batch with NaN or Inf.
+        SpecError: the two networks do not have the same sites, or a contradictory request.
+        InputError: no batch, an empty one, one with NaN or Inf, or sequences of different lengths; a site of the
+            quantized network that gets NaN from finite inputs.
     """
     if not isinstance(qann, QuantizedNetwork) or not isinstance(snn, SpikingNetwork):
         raise SpecError(
@@ -110,6 +120,13 @@ def verify(
         )
     if list(qann.sites()) != list(snn.sites()):
         raise SpecError("verify: the two networks have different sites; the second was not converted from the first")
+    if against not in ("network", "events"):
+        raise SpecError(f"verify: expected against='network' or 'events', got {against!r}")
+    if time_dim is not None and snn.spec.reading != "integrate":
+        raise SpecError(
+            f"verify: a network with reading={snn.spec.reading!r} takes every frame as a first timestep; "
+            "give the frames as a batch, with timesteps=1 and no time_dim"
+        )
     tallies = {name: _Tally() for name in snn.sites()}
     worst, equal, figures, extent, total = 0.0, True, [0, 0], {}, timesteps
     device = device_of(qann)
@@ -119,17 +136,23 @@ def verify(
             inputs = to_device(given, device)
             _require_finite(inputs, position)
             frames = _frames(inputs, timesteps, time_dim)
-            if fine is None or len(frames) != total:
+            if fine is None:
                 total = len(frames)
                 fine = refine(qann, total).eval() if total > 1 else qann
-            expected = _run_quantized(fine, _mean(frames))
+            if len(frames) != total:
+                raise InputError(
+                    f"verify, batch {position}: expected {total} frames as in the first batch, got {len(frames)}; "
+                    "verify sequences of one length at a time"
+                )
+            *_, mean = running_means(frames)
+            expected = _run_quantized(fine, mean)
             if against == "events":
                 got, spikes, additions = _run_events(snn, frames)
                 figures = [figures[0] + spikes, figures[1] + additions]
             else:
                 got = _run_spiking(snn, frames)
             if _tally_free(fine, expected, got, tallies):
-                expected = _run_quantized(fine, _mean(frames), forced=got.codes)
+                expected = _run_quantized(fine, mean, forced=got.codes)
                 _tally_forced(fine, expected, got, tallies, total)
             gap, scale = _output_gap(expected.output, got.output)
             exact_output = total == 1 and against == "network"
@@ -149,25 +172,11 @@ def verify(
 
 
 def _frames(inputs: Inputs, timesteps: int, time_dim: int | None) -> list[Inputs]:
-    if time_dim is None:
-        return [inputs] * timesteps
-    lengths = {tensor.shape[time_dim] for _, tensor in tensors_of(inputs)}
-    if len(lengths) != 1:
-        raise InputError(f"time_dim={time_dim}: expected inputs of one common length, got {sorted(lengths)}")
-    length = lengths.pop()
-    return [map_inputs(lambda value, t=t: value.select(time_dim, t), inputs) for t in range(length)]
-
-
-def _mean(frames: list[Inputs]) -> Inputs:
-    """The mean input; the frame itself where all frames are one object, so that nothing is rounded."""
-    if all(frame is frames[0] for frame in frames):
-        return frames[0]
-
-    def mean(*values: Any) -> Any:
-        return torch.stack(values).mean(0) if isinstance(values[0], Tensor) else values[0]
-
-    result: Inputs = pytree.tree_map(mean, *frames)
-    return result
+    length = None if time_dim is not None and timesteps == 1 else timesteps
+    frames = frames_of(inputs, length, time_dim)
+    if batch_size(frames[0]) == 0:
+        raise InputError("verify: expected at least one sample in every batch, got none")
+    return frames
 
 
 @contextlib.contextmanager
@@ -237,6 +246,11 @@ def _tally_free(fine: QuantizedNetwork, expected: _Record, got: _Record, tallies
         if want.shape != have.shape:
             raise SpecError(
                 f"verify: site {name!r} has shape {tuple(have.shape)} where {tuple(want.shape)} was expected"
+            )
+        if bool(want.isnan().any()):
+            raise InputError(
+                f"verify: site {name!r} of the quantized network gets NaN from finite inputs; "
+                "look for NaN or Inf in the weights before it"
             )
         tally.compared += want.numel()
         tally.diverged += int((want != have).sum())

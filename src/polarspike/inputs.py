@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polarspike.errors import InputError
+from polarspike.errors import InputError, SpecError
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -38,6 +39,8 @@ def batches_of(batches: Iterable[Any] | Tensor) -> Iterator[tuple[Inputs, Any]]:
     """
     if isinstance(batches, Tensor):
         batches = [batches]
+    if not isinstance(batches, Iterable):
+        raise InputError(f"batches: expected an iterable of batches, or one tensor, got {type(batches).__name__}")
     for position, batch in enumerate(batches):
         if isinstance(batch, (Tensor, Mapping)):
             yield batch, None
@@ -84,6 +87,113 @@ def batch_size(inputs: Inputs) -> int:
     return tensors[0][1].shape[0]
 
 
+def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> list[Inputs]:
+    """The inputs of steps 1..T: one object T times, or the frames of a sequence as views.
+
+    Args:
+        inputs: of one call; with ``time_dim`` every tensor holds its time in that dimension, other values stay as they are.
+        timesteps: T; None for 1, or for the length of the sequence.
+        time_dim: None if the same input is given at every step.
+
+    Raises:
+        SpecError: ``timesteps`` is not a positive integer or contradicts the sequence; ``time_dim`` is not an integer.
+        InputError: the sequences have no such dimension, no frames, or different lengths.
+    """
+    if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1):
+        raise SpecError(f"timesteps: expected a positive integer, got {timesteps!r}")
+    if time_dim is None:
+        return [inputs] * (timesteps or 1)
+    if isinstance(time_dim, bool) or not isinstance(time_dim, int):
+        raise SpecError(f"time_dim: expected an integer or None, got {time_dim!r}")
+    tensors = tensors_of(inputs)
+    for name, tensor in tensors:
+        if not -tensor.dim() <= time_dim < tensor.dim():
+            raise InputError(
+                f"time_dim={time_dim}: input {name!r} of shape {tuple(tensor.shape)} has no such dimension"
+            )
+    lengths = {tensor.shape[time_dim] for _, tensor in tensors}
+    if len(lengths) != 1 or 0 in lengths:
+        raise InputError(
+            f"time_dim={time_dim}: expected inputs of one common length, at least 1, got {sorted(lengths)}"
+        )
+    length = lengths.pop()
+    if timesteps not in (None, length):
+        raise SpecError(f"timesteps={timesteps} contradicts a sequence of {length} frames; leave timesteps out")
+    return [
+        map_inputs(lambda value, t=t: value.select(time_dim, t) if isinstance(value, Tensor) else value, inputs)
+        for t in range(length)
+    ]
+
+
+def running_means(frames: Iterable[Inputs]) -> Iterator[Inputs]:
+    """The mean of frames 1..t for t = 1, 2, ...; the tensor itself as long as it is one object, so that nothing rounds.
+
+    Means are taken in at least float32 and given in the type of the frames.
+
+    Raises:
+        InputError: integers that vary over time, whose mean is no integer.
+    """
+    means: dict[str, Any] = {}
+    for t, frame in enumerate(frames, start=1):
+        args, kwargs = as_call(frame)
+        values = {**{str(index): value for index, value in enumerate(args)}, **kwargs}
+        means = {name: _updated_mean(name, means[name], value, t) if means else value for name, value in values.items()}
+        results = iter(means.values())
+        yield map_inputs(lambda value, results=results: _cast_like(next(results), value), frame)
+
+
+def _updated_mean(name: str, mean: Any, value: Any, timestep: int) -> Any:
+    if value is mean or not isinstance(value, Tensor):
+        return value
+    if not value.is_floating_point():
+        if not torch.equal(mean, value):
+            raise InputError(
+                f"input {name!r}: integers that vary over time have no mean of their own type; give floats"
+            )
+        return value
+    wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
+    return wide + (value.to(wide.dtype) - wide) / timestep
+
+
+def _cast_like(mean: Any, value: Any) -> Any:
+    return mean.to(value.dtype) if isinstance(value, Tensor) else value
+
+
+def bind(parameters: Mapping[str, Any], args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of one call with their names, in the order of the parameters: what Python does, with our errors.
+
+    Args:
+        parameters: name to default, or to ``inspect.Parameter.empty``; ``*name`` takes all further positional values,
+            which are then named by their position.
+        args: positional values.
+        named: keyword values.
+
+    Raises:
+        InputError: an unknown, doubled, missing or surplus input.
+    """
+    names = [name for name in parameters if not name.startswith("*")]
+    starred = len(names) < len(parameters)
+    expected = f"the network takes {list(parameters)}"
+    if len(args) > len(names) and not starred:
+        raise InputError(f"expected at most {len(names)} positional inputs, got {len(args)}; {expected}")
+    if unknown := sorted(set(named) - set(names)):
+        raise InputError(f"unknown inputs {unknown}; {expected}")
+    if doubled := [name for name in names[: len(args)] if name in named]:
+        raise InputError(f"inputs {doubled} are given twice, by position and by name; {expected}")
+    values = {**dict(zip(names, args, strict=False)), **named}
+    if missing := [name for name in names if name not in values and parameters[name] is Parameter.empty]:
+        raise InputError(f"inputs {missing} are missing; {expected}")
+    for name, value in values.items():
+        default = parameters[name]
+        if default is not Parameter.empty and (isinstance(value, Tensor) or value != default):
+            raise InputError(
+                f"input {name!r}: the network was captured with {default!r}, which is part of its graph, got {value!r}; "
+                "leave it out, or quantize the model again with an example that holds the other value"
+            )
+    bound = {name: values.get(name, parameters[name]) for name in names}
+    return bound | {str(index): args[index] for index in range(len(names), len(args))}
+
+
 @dataclass(frozen=True)
 class Signature:
     """What the example of a network looked like: the shape of each tensor input behind its batch dimension.
@@ -97,13 +207,23 @@ class Signature:
     def of(cls, inputs: Inputs) -> Signature:
         return cls(tuple((name, tuple(tensor.shape[1:])) for name, tensor in tensors_of(inputs)))
 
+    def named(self, parameters: Iterable[str]) -> Signature:
+        """The same with the parameters' names in place of positions, so that it holds however a call passes them."""
+        names = {str(index): name for index, name in enumerate(parameters) if not name.startswith("*")}
+        return Signature(tuple((names.get(position, position), shape) for position, shape in self.shapes))
+
     def check(self, inputs: Inputs) -> None:
         """Refuse inputs that the network cannot have been built for.
 
         Raises:
-            InputError: another number of dimensions, or another number of channels.
+            InputError: another number of dimensions, another number of channels, or no tensor.
         """
         expected = dict(self.shapes)
+        args, kwargs = as_call(inputs)
+        for name, value in [*((str(index), value) for index, value in enumerate(args)), *kwargs.items()]:
+            if name in expected and not isinstance(value, Tensor):
+                hint = "; pass a dict of inputs by keyword: network(**inputs)" if isinstance(value, Mapping) else ""
+                raise InputError(f"input {name!r}: expected a tensor, got {type(value).__name__}{hint}")
         for name, tensor in tensors_of(inputs):
             shape = expected.get(name)
             if shape is None:

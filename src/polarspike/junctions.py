@@ -177,7 +177,7 @@ class Neurons(Unit):
         self.levels = levels
 
     def step(self, graded: Tensor, timestep: int) -> Tensor:
-        """Integrate everything that arrives in this timestep, then fire; raises InputError where overflows."""
+        """Integrate everything that arrives in this timestep, then fire; raises InputError where that overflows."""
         self.membrane += self.collect(graded)
         if not bool(torch.isfinite(self.membrane).all()):
             raise InputError(f"site {self.name!r}: expected finite membranes, got Inf; scale the input or weights down")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from polarspike import ops
 from polarspike.sites import Site
-from polarspike.temporal import TemporalOperator
+from polarspike.temporal import TemporalOperator, require_same_shape
 
 
 class NeuronState(NamedTuple):
@@ -38,6 +38,7 @@ class PolarityNeuron(Site, TemporalOperator):
         return ops.quantize(x, self.broadcast_step(x), self.gain, self.levels)
 
     def advance(self, x: Tensor, state: NeuronState | None, timestep: int) -> tuple[Tensor, NeuronState]:
+        require_same_shape(x, None if state is None else state.total, self.name)
         total = ops.widen(x) if state is None else state.total + x
         negative, positive = self.levels
         codes = ops.encode(total, self.broadcast_step(total), negative * timestep, positive * timestep)

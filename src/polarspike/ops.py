@@ -26,6 +26,9 @@ _PIECE = 1 << 16
 # A step never falls below this share of its start, however far an optimizer drives its offset.
 _LEAST_SHARE = 2.0**-20
 
+# No step starts below this, so that its least share is still a normal number of float32.
+LEAST_START = torch.finfo(torch.float32).tiny / _LEAST_SHARE
+
 
 def encode(x: Tensor, step: Tensor | float, negative: int, positive: int) -> Tensor:
     """The code of every element: ``k = clip(floor(x / s + 1/2), -N, P)``.
@@ -39,13 +42,15 @@ def encode(x: Tensor, step: Tensor | float, negative: int, positive: int) -> Ten
         positive: P >= 0.
 
     Returns:
-        Integers as float32 (float64 for float64 input), the shape of ``x``; exact below 2^24.
+        Integers as float32 (float64 for float64 input), the shape of ``x``; exact below 2^23,
+        from where on a float32 has no room for the 1/2.
 
     >>> encode(torch.tensor([-0.6, -0.5, 0.0, 0.5, 9.0]), 1.0, 1, 3)
     tensor([-1.,  0.,  0.,  1.,  3.])
     """
     wide = widen(x)
-    scaled = wide / (step.to(wide.dtype) if isinstance(step, Tensor) else step)
+    # Always a tensor beside x: CUDA divides by a number of the CPU through its reciprocal, which is another rounding.
+    scaled = wide / torch.as_tensor(step, dtype=wide.dtype, device=wide.device)
     return scaled.add_(0.5).floor_().clamp_(-negative, positive)
 
 
@@ -70,7 +75,9 @@ def decode(codes: Tensor, step: Tensor | float, gain: Tensor | float = 1.0) -> T
         return codes * step
     if isinstance(gain, Tensor):
         gain = gain.to(codes.dtype)
-    return codes * torch.where(codes < 0, step * gain, step)
+    # With 0 <= g <= 1 the larger of the two is s k where k >= 0 and g s k below; a selection would cost five times this.
+    values = codes * step
+    return torch.maximum(values, values * gain)
 
 
 def quantize(
@@ -128,14 +135,17 @@ class _Quantize(torch.autograd.Function):
         grad_gain = torch.zeros((), dtype=wide_step.dtype, device=x.device)
         for piece in _pieces(x):
             upstream = widen(grad[piece])
-            scaled = widen(x[piece]) / wide_step
+            # Clipped one level further out than codes, which changes neither: x / s may overflow, and 0 * inf is NaN.
+            scaled = (widen(x[piece]) / wide_step).clamp_(-negative - 1, positive + 1)
             unclipped = (scaled + 0.5).floor_()
             codes = unclipped.clamp(-negative, positive)
-            inside = (unclipped == codes).to(scaled.dtype)
+            # Masks are floats, 0 or 1: comparing into a float tensor and multiplying is vectorized, selecting is not.
+            inside = unclipped.eq_(codes)
             if polar:
                 if ctx.needs_input_grad[2]:
-                    grad_gain += (upstream * codes.clamp(max=0) * wide_step).sum()
-                upstream = torch.where(scaled < 0, upstream * gain, upstream)
+                    grad_gain += codes.clamp(max=0).mul_(upstream).mul_(wide_step).sum()
+                below = torch.lt(scaled, 0.0, out=torch.empty_like(scaled))
+                upstream = below.mul_(gain - 1.0).add_(1.0).mul_(upstream)
             grad_x[piece] = upstream * inside
             if ctx.needs_input_grad[1]:
                 slope = codes.sub_(scaled.mul_(inside)).mul_(upstream)
@@ -160,16 +170,20 @@ def step_from_offset(start: Tensor, offset: Tensor) -> Tensor:
     continuously differentiable. An unconstrained step can become negative in training, and then nothing fires as meant.
 
     Args:
-        start: the calibrated step, positive; any shape.
+        start: the calibrated step, at least ``LEAST_START``; any shape.
         offset: the learned displacement, same shape and units.
+
+    Returns:
+        The step in at least float32: half precision has neither the range nor the digits for it.
 
     >>> step_from_offset(torch.tensor(0.5), torch.tensor([0.25, 0.0, -100.0])) > 0
     tensor([True, True, True])
     """
-    relative = offset / start
+    start, offset = widen(start), widen(offset)
     rest = 1.0 - _LEAST_SHARE
-    shrunk = _LEAST_SHARE + rest * torch.exp(relative.clamp(max=0.0) / rest)
-    return start * torch.where(relative >= 0, 1.0 + relative, shrunk)
+    shrunk = _LEAST_SHARE + rest * torch.exp((offset / start).clamp(max=0.0) / rest)
+    # The sum, not start * (1 + offset / start): the quotient of a large offset and a small start overflows.
+    return torch.where(offset >= 0, start + offset, start * shrunk)
 
 
 def bound_gain(raw: Tensor) -> Tensor:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from inspect import Parameter
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from polarspike import passes
 from polarspike.errors import InputError, SpecError
 from polarspike.graph import finish
-from polarspike.inputs import Signature
+from polarspike.inputs import Signature, bind, tensors_of
+from polarspike.modules import evaluating
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import QuantSpec
 
@@ -37,10 +40,13 @@ class QuantizedNetwork(nn.Module):
         self.spec = spec
         self.signature = signature
         self.notes: dict[str, Any] = {}
+        self._arguments = parameters_of(network)
         self.train(network.training)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        return checked_call(self.network, self.signature, inputs, named)
+        given = bind(self._arguments, inputs, named)
+        with fitting(self.signature.named(self._arguments), given):
+            return self.network(*given.values())
 
     def sites(self) -> dict[str, PolarityQuantizer]:
         """The quantizers by site name, in the order in which a signal meets them."""
@@ -65,14 +71,33 @@ class QuantizedNetwork(nn.Module):
                 quantizer.enabled = True
 
 
-def checked_call(network: nn.Module, signature: Signature, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Run a network on inputs that fit its signature; an error of torch says how the inputs differ from the example."""
-    given = {**{str(index): value for index, value in enumerate(inputs)}, **named}
+def parameters_of(network: fx.GraphModule) -> dict[str, Any]:
+    """The inputs of a graph by name, with their defaults (``inspect.Parameter.empty`` for none), in order."""
+    return {
+        str(node.target): Parameter.empty if node.args in ((), (...,)) else node.args[0]
+        for node in network.graph.nodes
+        if node.op == "placeholder"
+    }
+
+
+@contextlib.contextmanager
+def fitting(signature: Signature, given: Mapping[str, Any]) -> Iterator[None]:
+    """Refuse inputs that do not fit; within the context an error of torch says how they differ from the example.
+
+    Raises:
+        InputError: what :meth:`~polarspike.inputs.Signature.check` refuses, or inputs of another size than the example's
+            that the network cannot take.
+    """
     signature.check(given)
     try:
-        return network(*inputs, **named)
+        yield
     except RuntimeError as error:
-        if difference := signature.explain(given):
+        difference = signature.explain(given) or "; ".join(
+            f"input {name!r} has type {tensor.dtype}"
+            for name, tensor in tensors_of(given)
+            if not tensor.is_floating_point()
+        )
+        if difference:
             raise InputError(f"{difference}, and the network cannot take it: {error}") from error
         raise
 
@@ -83,8 +108,9 @@ def refine(qann: QuantizedNetwork, factor: int) -> QuantizedNetwork:
     Every step becomes s / factor and every level pair (N factor, P factor): the same range on a finer grid.
 
     Raises:
-        SpecError: ``factor`` is not a positive integer.
+        SpecError: ``factor`` is not a positive integer, or this is no quantized network.
     """
+    _require_quantized("refine", qann)
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
         raise SpecError(f"refine: expected a positive integer factor, got {factor!r}")
     fine = copy.deepcopy(qann)
@@ -100,11 +126,37 @@ def fold_batch_norm(qann: QuantizedNetwork) -> QuantizedNetwork:
     Raises:
         SpecError: a site already has a step: folding changes sums by rounding, and codes at a boundary with them.
     """
+    _require_quantized("fold_batch_norm", qann)
     if calibrated := [name for name, quantizer in qann.sites().items() if quantizer.calibrated]:
         raise SpecError(
             f"fold_batch_norm: expected a network without steps, but {calibrated[0]!r} is calibrated; "
             "fold first, then calibrate"
         )
     folded = copy.deepcopy(qann)
-    folded.network = finish(passes.fold_batch_norm(folded.network))
+    folded.network = finish(passes.fold_batch_norm(folded.network, _layers_of_vectors(folded)))
     return folded
+
+
+@torch.no_grad()
+def _layers_of_vectors(qann: QuantizedNetwork) -> set[str]:
+    """The linear layers whose output is (batch, features); in others a batch norm's channels are not the features."""
+    found: set[str] = set()
+    handles = [
+        part.register_forward_hook(lambda _, __, y, name=name: found.add(name) if y.dim() == 2 else found.discard(name))
+        for name, part in qann.network.named_modules()
+        if isinstance(part, nn.Linear)
+    ]
+    first = next(qann.parameters())
+    try:
+        with qann.float_activations(), evaluating(qann):
+            shapes = qann.signature.named(qann._arguments).shapes
+            qann(**{name: first.new_zeros(2, *shape) for name, shape in shapes})
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _require_quantized(verb: str, qann: object) -> None:
+    if not isinstance(qann, QuantizedNetwork):
+        raise SpecError(f"{verb}: expected what polarspike.quantize returns, got {type(qann).__name__}")

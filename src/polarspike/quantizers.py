@@ -24,6 +24,7 @@ class PolarityQuantizer(Site):
     Raises:
         CalibrationError: the step has not been set.
 
+    >>> from polarspike.specs import SiteSpec
     >>> quantizer = PolarityQuantizer(SiteSpec(negative=1, positive=3))
     >>> quantizer.set_step(0.5)
     >>> quantizer(torch.tensor([[-2.0, 0.2, 0.3, 9.0]])).tolist()
@@ -36,7 +37,7 @@ class PolarityQuantizer(Site):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self.reference(x)
-        shared = x[0].numel() // max(1, self.spec.channels) if x.dim() else 1
+        shared = math.prod(x.shape[1:]) // max(1, self.spec.channels)  # elements of one sample; also of an empty batch
         scale = 1.0 / math.sqrt(max(1, shared) * self.spec.positive)
         return ops.quantize(x, self.broadcast_step(x), self.gain, self.levels, scale)
 
@@ -54,7 +55,8 @@ class PolarityQuantizer(Site):
         """The quantizer with step s / factor and levels (N factor, P factor); the same range on a finer grid."""
         fine = PolarityQuantizer(self.spec.refined(factor), self.name).adopt(self)
         with torch.no_grad():
-            fine.start.div_(factor)
-            fine.offset.div_(factor)
+            # The quotient of the step itself, as PolarityNeuron.settle takes it: that of start and offset rounds apart.
+            fine.start = self.step / factor
+            fine.offset.copy_(torch.zeros_like(fine.offset))
         fine.train(self.training)
         return fine

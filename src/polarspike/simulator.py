@@ -142,7 +142,7 @@ class _Circuit:
     """
 
     def __init__(self, snn: SpikingNetwork, frame: Mapping[str, Any], batch: int) -> None:
-        self.network = copy.deepcopy(snn.network).double().cpu()
+        self.network = copy.deepcopy(snn.network).cpu().double()
         self.walker = _Walker(self.network)
         self.nodes: list[fx.Node] = list(self.network.graph.nodes)
         self.dependent = signals(self.network)
@@ -362,7 +362,9 @@ def _refuse(name: str, amount: int, most: int, what: str) -> None:
 
 
 def _double(value: Any) -> Any:
-    return value.double().cpu() if isinstance(value, Tensor) and value.is_floating_point() else value
+    if not isinstance(value, Tensor):
+        return value
+    return value.cpu().double() if value.is_floating_point() else value.cpu()
 
 
 def _still(value: Any, rows: int) -> Any:

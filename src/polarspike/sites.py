@@ -62,7 +62,7 @@ class Site(nn.Module):
         """Start again from this step: it becomes ``start``, and the learned offset returns to zero.
 
         Raises:
-            SpecError: a step is not positive and finite, or has the wrong shape.
+            SpecError: a step is not positive and finite, is below 2^-106, or has the wrong shape.
         """
         value = torch.as_tensor(step, dtype=self.start.dtype, device=self.start.device)
         if value.shape != self.start.shape:
@@ -71,8 +71,11 @@ class Site(nn.Module):
                     f"site {self.name!r}: expected a step of shape {tuple(self.start.shape)}, got {tuple(value.shape)}"
                 )
             value = value.expand_as(self.start)
-        if not bool((torch.isfinite(value) & (value > 0)).all()):
-            raise SpecError(f"site {self.name!r}: expected positive finite steps, got {value.tolist()}")
+        if not bool((torch.isfinite(value) & (value >= ops.LEAST_START)).all()):
+            raise SpecError(
+                f"site {self.name!r}: expected positive finite steps of at least {ops.LEAST_START:.1e}, "
+                f"got {value.tolist()}; scale the input, or calibrate on data that reaches this site"
+            )
         self.start.copy_(value)
         self.offset.zero_()
         self.calibrated = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,13 @@ class Spec:
         known = {spec_field.name for spec_field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise SpecError(f"{cls.__name__}: unknown fields {unknown}; known: {sorted(known)}")
+        required = {
+            item.name
+            for item in dataclasses.fields(cls)
+            if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        }
+        if missing := sorted(required - set(values)):
+            raise SpecError(f"{cls.__name__}: missing fields {missing}")
         return cls(**{key: cls._revive(key, value) for key, value in values.items()})
 
     @classmethod
@@ -133,7 +141,7 @@ class QuantSpec(Spec):
         if isinstance(self.gain, str):
             self._require("gain", self.gain == "learned", "a number in [0, 1] or 'learned'")
         else:
-            self._require("gain", 0.0 <= self.gain <= 1.0, "a number in [0, 1] or 'learned'")
+            self._require("gain", _is_within(self.gain, 0.0, 1.0), "a number in [0, 1] or 'learned'")
         if self.signed == "all" and self.negative == 0:
             raise SpecError(
                 "QuantSpec: signed='all' asks for negative levels at every site, but negative=0; "
@@ -141,9 +149,16 @@ class QuantSpec(Spec):
             )
         if self.gain == "learned" and self.negative == 0:
             raise SpecError("QuantSpec: gain='learned' has nothing to learn with negative=0; give negative >= 1")
+        self._require("overrides", isinstance(self.overrides, Mapping), "a mapping of site patterns to QuantSpecs")
+        object.__setattr__(self, "overrides", dict(self.overrides))  # later changes of the caller's are not ours
         for pattern, spec in self.overrides.items():
             if not isinstance(spec, QuantSpec):
                 raise SpecError(f"QuantSpec.overrides[{pattern!r}]: expected a QuantSpec, got {type(spec).__name__}")
+            if spec.overrides:
+                raise SpecError(
+                    f"QuantSpec.overrides[{pattern!r}]: expected a QuantSpec without overrides of its own, got "
+                    f"{sorted(spec.overrides)}; name all patterns in the outermost spec, the more special ones first"
+                )
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -195,8 +210,9 @@ class SiteSpec(Spec):
         super().__post_init__()
         self._require("negative", _is_int(self.negative) and self.negative >= 0, "an integer of at least 0")
         self._require("positive", _is_int(self.positive) and self.positive >= 1, "an integer of at least 1")
-        self._require("gain", 0.0 <= self.gain <= 1.0, "a number in [0, 1]")
-        self._require("slope", 0.0 <= self.slope <= 1.0, "a number in [0, 1] (decoding must stay monotone)")
+        self._require("gain", _is_within(self.gain, 0.0, 1.0), "a number in [0, 1]")
+        self._require("slope", _is_within(self.slope, 0.0, 1.0), "a number in [0, 1] (decoding must stay monotone)")
+        self._require("ceiling", self.ceiling is None or _is_positive(self.ceiling), "a positive number or None")
         self._require("channels", _is_int(self.channels) and self.channels >= 0, "an integer of at least 0")
 
     @property
@@ -257,15 +273,27 @@ class TrainSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("epochs", _is_int(self.epochs) and self.epochs >= 1, "an integer of at least 1")
-        self._require("learning_rate", 0.0 < self.learning_rate < float("inf"), "a positive number")
-        self._require("momentum", 0.0 <= self.momentum < 1.0, "a number in [0, 1)")
-        self._require("weight_decay", 0.0 <= self.weight_decay < float("inf"), "a number of at least 0")
-        self._require("warmup_epochs", 0.0 <= self.warmup_epochs <= self.epochs, "a number in [0, epochs]")
-        self._require("label_smoothing", 0.0 <= self.label_smoothing < 1.0, "a number in [0, 1)")
-        self._require("distillation", 0.0 <= self.distillation <= 1.0, "a number in [0, 1]")
-        self._require("temperature", 0.0 < self.temperature < float("inf"), "a positive number")
+        self._require("learning_rate", _is_positive(self.learning_rate), "a positive number")
+        self._require("momentum", _is_within(self.momentum, 0.0, 1.0) and self.momentum < 1.0, "a number in [0, 1)")
+        self._require("weight_decay", _is_within(self.weight_decay, 0.0, sys.float_info.max), "a number of at least 0")
+        self._require("warmup_epochs", _is_within(self.warmup_epochs, 0.0, self.epochs), "a number in [0, epochs]")
+        self._require(
+            "label_smoothing",
+            _is_within(self.label_smoothing, 0.0, 1.0) and self.label_smoothing < 1.0,
+            "a number in [0, 1)",
+        )
+        self._require("distillation", _is_within(self.distillation, 0.0, 1.0), "a number in [0, 1]")
+        self._require("temperature", _is_positive(self.temperature), "a positive number")
         self._require("seed", _is_int(self.seed) and 0 <= self.seed < 2**31, "an integer in 0..2^31-1")
 
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_within(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_positive(value: object) -> bool:
+    return _is_within(value, sys.float_info.min, sys.float_info.max)

@@ -10,17 +10,17 @@ import collections
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from polarspike import ops
-from polarspike.errors import InputError, SpecError
-from polarspike.inputs import Inputs, Signature, as_call, tensors_of
+from polarspike.errors import SpecError
+from polarspike.inputs import Inputs, Signature, as_call, bind, frames_of, running_means
 from polarspike.neurons import PolarityNeuron
-from polarspike.quantized import checked_call
+from polarspike.quantized import fitting, parameters_of
 from polarspike.specs import ConvertSpec
 from polarspike.temporal import TemporalOperator
 
@@ -67,6 +67,7 @@ class SpikingNetwork(nn.Module):
         self.report = report
         self.notes: dict[str, Any] = {}
         self._observers: list[Observer] = []
+        self._arguments = parameters_of(network)
         self.eval()
 
     def forward(
@@ -93,20 +94,19 @@ class SpikingNetwork(nn.Module):
             InputError: an input does not fit the network.
             SpecError: a contradictory request.
         """
-        frames, total = self._frames(inputs, named, timesteps, time_dim)
         if execution not in ("steps", "mean"):
             raise SpecError(f"execution: expected 'steps' or 'mean', got {execution!r}")
-        if total == 1 and not every_step and not self._observers:
-            args, kwargs = frames(1)
-            return checked_call(self.network, self.signature, args, kwargs)
+        given = bind(self._arguments, inputs, named)
+        frames = cast(list[Mapping[str, Any]], frames_of(given, timesteps, time_dim))
+        if len(frames) == 1 and not every_step and not self._observers:
+            return self._respond(frames[0])
         if self.spec.reading == "frames" and time_dim is not None:
-            answers = self._by_frames(frames, total)
-        elif execution == "mean":
-            answers = self._by_mean(frames, total, every_step)
+            answers = self._by_frames(frames)
+        elif execution == "mean" and not self._observers:
+            answers = self._by_mean(frames, every_step)
         else:
-            answers = self._by_steps(frames, total)
-        kept = list(answers) if every_step else [_last(answers)]
-        return pytree.tree_map(lambda *steps: torch.stack(steps), *kept) if every_step else kept[0]
+            answers = self._by_steps(frames)
+        return pytree.tree_map(_stack, *answers) if every_step else _last(answers)
 
     def step(self, inputs: Inputs, state: SpikingState | None = None) -> tuple[Any, SpikingState]:
         """Take one timestep: the running mean of the output so far, and the next state.
@@ -120,18 +120,11 @@ class SpikingNetwork(nn.Module):
         """
         args, kwargs = as_call(inputs)
         state = state or SpikingState()
-        self.signature.check({**{str(index): value for index, value in enumerate(args)}, **kwargs})
-        walk = _Advance(self.network, state)
-        output = walk.run(*self._in_order(args, kwargs))
-        timestep = state.timestep + 1
-        previous = output if state.mean is None else state.mean
-        mean = pytree.tree_map(lambda old, new: _running_mean(old, new, timestep), previous, output)
-        for site in self.sites():
-            _, codes = walk.states[site]
-            before = state.operators.get(site)
-            for observer in self._observers:
-                observer(site, timestep, codes if before is None else codes - before.codes)
-        return pytree.tree_map(_like, mean, output), SpikingState(timestep, walk.states, mean)
+        frame = bind(self._arguments, args, kwargs)
+        if state.timestep == 0:  # the state keeps the first frame's own memory, which the caller may use again
+            frame = {name: _copied(value) for name, value in frame.items()}
+        mean, state = self._advance(frame, state, state.timestep + 1)
+        return pytree.tree_map(_copied, mean), state
 
     def sites(self) -> dict[str, PolarityNeuron]:
         """The neurons by site name, in the order in which a signal meets them."""
@@ -162,68 +155,45 @@ class SpikingNetwork(nn.Module):
         super().train(False)
         return self
 
-    def _frames(
-        self, inputs: tuple[Any, ...], named: dict[str, Any], timesteps: int | None, time_dim: int | None
-    ) -> tuple[Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]], int]:
-        """The input of step t = 1, 2, ... as a function, and T."""
-        if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1):
-            raise SpecError(f"timesteps: expected a positive integer, got {timesteps!r}")
-        if time_dim is None:
-            return (lambda t: (inputs, named)), timesteps or 1
-        given: Inputs = {**{str(index): value for index, value in enumerate(inputs)}, **named}
-        if any(not -tensor.dim() <= time_dim < tensor.dim() for _, tensor in tensors_of(given)):
-            raise InputError(f"time_dim={time_dim}: an input has no such dimension")
-        lengths = {tensor.shape[time_dim] for _, tensor in tensors_of(given)}
-        if len(lengths) != 1 or 0 in lengths:
-            raise InputError(f"time_dim={time_dim}: expected inputs of one common length, got {sorted(lengths)}")
-        length = lengths.pop()
-        if timesteps not in (None, length):
-            raise SpecError(f"timesteps={timesteps} contradicts a sequence of {length} frames; leave timesteps out")
+    def _respond(self, frame: Mapping[str, Any]) -> Any:
+        """The first timestep, by the generated code of the graph."""
+        with fitting(self.signature.named(self._arguments), frame):
+            return self.network(*frame.values())
 
-        def frame(t: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            def cut(value: Any) -> Any:
-                return value.select(time_dim, t - 1) if isinstance(value, Tensor) else value
+    def _advance(self, frame: Mapping[str, Any], state: SpikingState, shown: int) -> tuple[Any, SpikingState]:
+        """One timestep from ``state``, which observers see as timestep ``shown``."""
+        walk = _Advance(self.network, state)
+        with fitting(self.signature.named(self._arguments), frame):
+            output = walk.run(*frame.values())
+        timestep = state.timestep + 1
+        previous = output if state.mean is None else state.mean
+        mean = pytree.tree_map(lambda old, new: _running_mean(old, new, timestep), previous, output)
+        for site in self.sites() if self._observers else ():
+            _, codes = walk.states[site]
+            before = state.operators.get(site)
+            for observer in self._observers:
+                observer(site, shown, codes if before is None else codes - before.codes)
+        return pytree.tree_map(_like, mean, output), SpikingState(timestep, walk.states, mean)
 
-            return tuple(cut(value) for value in inputs), {name: cut(value) for name, value in named.items()}
-
-        return frame, length
-
-    def _by_steps(self, frames: Callable[[int], Any], total: int) -> Iterator[Any]:
-        state: SpikingState | None = None
-        for t in range(1, total + 1):
-            args, kwargs = frames(t)
-            mean, state = self.step(
-                {**{name: value for name, value in zip(self._names(), args, strict=False)}, **kwargs}, state
-            )
+    def _by_steps(self, frames: list[Mapping[str, Any]]) -> Iterator[Any]:
+        state = SpikingState()
+        for frame in frames:
+            mean, state = self._advance(frame, state, state.timestep + 1)
             yield mean
 
-    def _by_mean(self, frames: Callable[[int], Any], total: int, every_step: bool) -> Iterator[Any]:
-        mean: Any = None
-        for t in range(1, total + 1):
-            args, kwargs = frames(t)
-            values = self._in_order(args, kwargs)
-            mean = values if mean is None else [_mean_input(old, new, t) for old, new in zip(mean, values, strict=True)]
-            if every_step or t == total:
-                output = _Settle(self.network, t).run(*mean)
-                yield output
+    def _by_mean(self, frames: list[Mapping[str, Any]], every_step: bool) -> Iterator[Any]:
+        for t, mean in enumerate(cast(Iterator[Mapping[str, Any]], running_means(frames)), start=1):
+            if every_step or t == len(frames):
+                with fitting(self.signature.named(self._arguments), mean):
+                    yield _Settle(self.network, t).run(*mean.values())
 
-    def _by_frames(self, frames: Callable[[int], Any], total: int) -> Iterator[Any]:
+    def _by_frames(self, frames: list[Mapping[str, Any]]) -> Iterator[Any]:
         mean: Any = None
-        for t in range(1, total + 1):
-            args, kwargs = frames(t)
-            output = checked_call(self.network, self.signature, args, kwargs)
+        for t, frame in enumerate(frames, start=1):
+            output = self._advance(frame, SpikingState(), t)[0] if self._observers else self._respond(frame)
             previous = output if mean is None else mean
             mean = pytree.tree_map(lambda old, new, t=t: _running_mean(old, new, t), previous, output)
             yield pytree.tree_map(_like, mean, output)
-
-    def _names(self) -> list[str]:
-        return [str(node.target) for node in self.network.graph.nodes if node.op == "placeholder"]
-
-    def _in_order(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        names = self._names()
-        if unknown := sorted(set(kwargs) - set(names)):
-            raise InputError(f"unknown inputs {unknown}; the network takes {names}")
-        return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
 
 
 class _Advance(fx.Interpreter):
@@ -267,15 +237,18 @@ def _running_mean(old: Any, new: Any, timestep: int) -> Any:
     return old + (new - old) / timestep
 
 
-def _mean_input(old: Any, new: Any, timestep: int) -> Any:
-    if new is old or not isinstance(new, Tensor) or not new.is_floating_point():
-        return new
-    return old + (new - old) / timestep
+def _stack(*steps: Any) -> Any:
+    """The answers of all steps in front; what is no tensor is the same at every step."""
+    return torch.stack(steps) if isinstance(steps[0], Tensor) else steps[-1]
 
 
 def _like(mean: Any, output: Any) -> Any:
     """The mean in the type of the output, as the first timestep returns it."""
     return mean.to(output.dtype) if isinstance(output, Tensor) else mean
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _last(values: Iterator[Any]) -> Any:

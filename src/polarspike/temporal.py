@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from polarspike import ops
+from polarspike.errors import InputError
 
 
 class TemporalOperator(nn.Module):
@@ -29,6 +30,19 @@ class TemporalOperator(nn.Module):
     @abstractmethod
     def settle(self, mean: Tensor, timesteps: int) -> Tensor:
         """The mean output after ``timesteps`` steps whose inputs had this mean."""
+
+
+def require_same_shape(x: Tensor, total: Tensor | None, place: str) -> None:
+    """Refuse a state of other inputs, which broadcasting could hide.
+
+    Raises:
+        InputError: the sum so far has another shape than the input of this step.
+    """
+    if total is not None and total.shape != x.shape:
+        raise InputError(
+            f"{place!r}: expected the shape of the state, {tuple(total.shape)}, got {tuple(x.shape)}; "
+            "a state belongs to its batch: start a new stream with state=None"
+        )
 
 
 class PoolState(NamedTuple):
@@ -59,6 +73,7 @@ class HomogeneousDifference(TemporalOperator):
         return result
 
     def advance(self, x: Tensor, state: PoolState | None, timestep: int) -> tuple[Tensor, PoolState]:
+        require_same_shape(x, None if state is None else state.total, type(self.operator).__name__)
         wide = ops.widen(x)  # sums in bfloat16 would drift
         if state is None:
             response = self.operator(wide)
