@@ -479,3 +479,16 @@ def test_convert_refuses_what_is_not_ready() -> None:
     bare = ps.quantize(network("mlp"), SPEC, example=signal("mlp", 4))
     with pytest.raises(ps.errors.CalibrationError, match="site 'act1' has no step yet"):
         ps.convert(bare)
+
+
+def test_streaming_frames_averages_first_timesteps() -> None:
+    model = network("plain", 0)
+    x = signal("plain", batch=3, frames=4, seed=5)
+    snn = ps.convert(calibrated(model, ps.QuantSpec(2, 5, signed="all"), x[:, 0]), ps.ConvertSpec(reading="frames"))
+    state = None
+    with torch.no_grad():
+        for t in range(4):
+            y, state = snn.step(x[:, t], state)
+        expected = torch.stack([snn(x[:, t]) for t in range(4)]).mean(0)
+        assert torch.allclose(y, expected, atol=1e-6)
+        assert torch.allclose(snn(x, time_dim=1), expected, atol=1e-6)

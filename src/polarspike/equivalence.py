@@ -159,7 +159,7 @@ def verify(
             equal &= gap == 0.0 if exact_output else gap <= _tolerance(expected.output) * scale
             worst = max(worst, gap)
             if position == 0 and scope and total == 1 and against == "network":
-                extent = _scope(snn, inputs)
+                extent = _scope(snn, frames[0])
     if fine is None:
         raise InputError("verify: expected at least one batch, got none; nothing was compared")
     margin = 0.0

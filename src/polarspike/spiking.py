@@ -100,30 +100,31 @@ class SpikingNetwork(nn.Module):
         frames = cast(list[Mapping[str, Any]], frames_of(given, timesteps, time_dim))
         if len(frames) == 1 and not every_step and not self._observers:
             return self._respond(frames[0])
-        if self.spec.reading == "frames" and time_dim is not None:
-            answers = self._by_frames(frames)
-        elif execution == "mean" and not self._observers:
+        rest = self.spec.reading == "frames" and time_dim is not None
+        if execution == "mean" and not rest and not self._observers:
             answers = self._by_mean(frames, every_step)
         else:
-            answers = self._by_steps(frames)
+            answers = self._by_steps(frames, rest)
         return pytree.tree_map(_stack, *answers) if every_step else _last(answers)
 
     def step(self, inputs: Inputs, state: SpikingState | None = None) -> tuple[Any, SpikingState]:
         """Take one timestep: the running mean of the output so far, and the next state.
+
+        With ``ConvertSpec(reading="frames")`` every frame starts from rest, and only the output's mean goes on.
 
         Args:
             inputs: one frame (batch, ...): a tensor, a tuple or a dict.
             state: what the previous step returned; None to start. It is not altered and may be used again.
 
         The sums in the state grow with the number of steps; in float32 codes stay exact to about 10^4 steps, after which
-        a stream should start again from None.
+        a stream should start again from None. Stream within ``torch.no_grad()``, else the state keeps every step's graph.
         """
         args, kwargs = as_call(inputs)
         state = state or SpikingState()
         frame = bind(self._arguments, args, kwargs)
         if state.timestep == 0:  # the state keeps the first frame's own memory, which the caller may use again
             frame = {name: _copied(value) for name, value in frame.items()}
-        mean, state = self._advance(frame, state, state.timestep + 1)
+        mean, state = self._advance(frame, state, self.spec.reading == "frames")
         return pytree.tree_map(_copied, mean), state
 
     def sites(self) -> dict[str, PolarityNeuron]:
@@ -160,9 +161,10 @@ class SpikingNetwork(nn.Module):
         with fitting(self.signature.named(self._arguments), frame):
             return self.network(*frame.values())
 
-    def _advance(self, frame: Mapping[str, Any], state: SpikingState, shown: int) -> tuple[Any, SpikingState]:
-        """One timestep from ``state``, which observers see as timestep ``shown``."""
-        walk = _Advance(self.network, state)
+    def _advance(self, frame: Mapping[str, Any], state: SpikingState, rest: bool) -> tuple[Any, SpikingState]:
+        """One timestep; with ``rest`` the operators begin anew and only the output's mean goes on."""
+        before = SpikingState() if rest else state
+        walk = _Advance(self.network, before)
         with fitting(self.signature.named(self._arguments), frame):
             output = walk.run(*frame.values())
         timestep = state.timestep + 1
@@ -170,15 +172,15 @@ class SpikingNetwork(nn.Module):
         mean = pytree.tree_map(lambda old, new: _running_mean(old, new, timestep), previous, output)
         for site in self.sites() if self._observers else ():
             _, codes = walk.states[site]
-            before = state.operators.get(site)
+            earlier = before.operators.get(site)
             for observer in self._observers:
-                observer(site, shown, codes if before is None else codes - before.codes)
+                observer(site, timestep, codes if earlier is None else codes - earlier.codes)
         return pytree.tree_map(_like, mean, output), SpikingState(timestep, walk.states, mean)
 
-    def _by_steps(self, frames: list[Mapping[str, Any]]) -> Iterator[Any]:
+    def _by_steps(self, frames: list[Mapping[str, Any]], rest: bool) -> Iterator[Any]:
         state = SpikingState()
         for frame in frames:
-            mean, state = self._advance(frame, state, state.timestep + 1)
+            mean, state = self._advance(frame, state, rest)
             yield mean
 
     def _by_mean(self, frames: list[Mapping[str, Any]], every_step: bool) -> Iterator[Any]:
@@ -186,14 +188,6 @@ class SpikingNetwork(nn.Module):
             if every_step or t == len(frames):
                 with fitting(self.signature.named(self._arguments), mean):
                     yield _Settle(self.network, t).run(*mean.values())
-
-    def _by_frames(self, frames: list[Mapping[str, Any]]) -> Iterator[Any]:
-        mean: Any = None
-        for t, frame in enumerate(frames, start=1):
-            output = self._advance(frame, SpikingState(), t)[0] if self._observers else self._respond(frame)
-            previous = output if mean is None else mean
-            mean = pytree.tree_map(lambda old, new, t=t: _running_mean(old, new, t), previous, output)
-            yield pytree.tree_map(_like, mean, output)
 
 
 class _Advance(fx.Interpreter):

@@ -1,0 +1,39 @@
+"""What all commands share."""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command(ABC):
+    """A command: its fields are its options, its docstring is its help.
+
+    Args:
+        debug: show the traceback of an error.
+    """
+
+    debug: bool = False
+
+    @abstractmethod
+    def execute(self) -> int:
+        """Do it, write the result to standard output, and return the exit code."""
+
+    def after_interrupt(self, arguments: Sequence[str]) -> str:
+        """What to do after Ctrl-C, for a command that was given as ``arguments``."""
+        del arguments
+        return "nothing was written"
+
+
+def show(text: object) -> None:
+    """Write a result to standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def tell(text: object) -> None:
+    """Write anything that is not a result to standard error."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,63 @@
+"""``polarspike evaluate``: accuracy and firing of a file on a dataset, with operations and energy at T = 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from polarspike.checkpoint import load
+from polarspike.cli.command import Command, show
+from polarspike.cli.files import Source, images_for
+from polarspike.counting import count_operations
+from polarspike.energy import CostTable, estimate_energy
+from polarspike.errors import SpecError
+from polarspike.evaluation import evaluate
+from polarspike.spiking import SpikingNetwork
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Command):
+    """Evaluate a spiking or quantized network on the test images of a dataset.
+
+    Args:
+        file: what `train`, `demo` or `convert` wrote.
+        data: a dataset; the one that the file was made for, if not given.
+        timesteps: increasing numbers T; 1 2 4 8 for a spiking network if not given. A quantized network has no time.
+        root: the folder of the dataset's files, where it is not the usual one.
+        download: allow the dataset to be downloaded.
+        device: where to evaluate.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
+    data: str | None = None
+    timesteps: tuple[int, ...] = ()
+    root: Path | None = None
+    download: bool = False
+    device: str = "cpu"
+
+    def execute(self) -> int:
+        source = Source(self.data, self.root, self.download, self.device)
+        source.check()
+        network = load(self.file)
+        spiking = isinstance(network, SpikingNetwork)
+        timesteps = self.timesteps or ((1, 2, 4, 8) if spiking else (1,))
+        if not spiking and timesteps != (1,):
+            raise SpecError(
+                f"{self.file}: a quantized network has no time: expected --timesteps 1, got {list(timesteps)}; "
+                f"convert it first: polarspike convert {self.file} SNN.safetensors"
+            )
+        images = images_for(self.file, network, source)
+        network.to(self.device)
+        batches = images.batches()
+        table = evaluate(network, batches, timesteps, progress=True)
+        kind = "spiking" if spiking else "quantized"
+        show(f"{self.file}: {kind} network ({network.notes.get('model', 'model unknown')}) on {images.dataset.name}")
+        show(table)
+        if isinstance(network, SpikingNetwork):
+            inputs, _ = next(iter(batches))
+            counts = count_operations(network, inputs.to(self.device))
+            show(f"\n{counts}\n\n{estimate_energy(counts, CostTable.cmos45())}")
+        return 0

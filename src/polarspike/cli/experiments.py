@@ -1,0 +1,161 @@
+"""``polarspike demo`` and ``polarspike train``: a recipe from data to a verified spiking network, in a run directory."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import runpy
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+import tyro
+
+from polarspike import recipes
+from polarspike.cli.command import Command, show, tell
+from polarspike.errors import SpecError
+from polarspike.experiment import Recipe, carry_out, prepare
+from polarspike.runs import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """Do all of it in a few minutes: a small network on real digits (MNIST-5k).
+
+    Args:
+        run: the directory for everything that it makes; the first free one of runs/demo, runs/demo-2, ... if not given.
+        resume: continue the run that is there (`--run`).
+    """
+
+    run: Path | None = None
+    resume: bool = False
+
+    def execute(self) -> int:
+        # One thread: a network this small gains little from two, and sums come out the same on every machine.
+        torch.set_num_threads(1)
+        if self.resume and self.run is None:
+            raise SpecError("demo --resume: expected --run DIR, the run to continue")
+        return _work(recipes.DEMO, self.run or _first_free(Path("runs/demo")), self.resume)
+
+    def after_interrupt(self, arguments: Sequence[str]) -> str:
+        return "start again, or continue with --run DIR --resume" if self.run is None else _advice(self.run, arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Command):
+    """Train, quantize, convert, verify and evaluate a network on a dataset, by a recipe.
+
+    Args:
+        recipe: a Python file that sets RECIPE = Recipe(...); it is run, as your own code. Without it, the recipe that is
+            published for the dataset. Options override its values.
+        run: the directory for everything that it makes; runs/DATA-MODEL if not given.
+        resume: continue the run that is there (`--run`), with what it was asked for.
+        root: the folder of the dataset's files, where it is not the usual one.
+        download: allow the dataset to be downloaded.
+        device: where to train and evaluate.
+    """
+
+    recipe: Path | None = None
+    run: Path | None = None
+    resume: bool = False
+    root: Path | None = None
+    download: bool = False
+    device: str = "cpu"
+    values: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    @classmethod
+    def starting(cls, arguments: Sequence[str]) -> Self:
+        """The command before its options: the recipe's values are what the options then start from.
+
+        That recipe is, in this order: the file of ``--recipe``; what a run that is resumed recorded; what is published
+        for ``--data``; ``Recipe()``.
+
+        Raises:
+            SpecError: the file is none, fails, or sets no recipe.
+        """
+        peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        for name in ("--recipe", "--run", "--data"):
+            peek.add_argument(name, nargs="?")
+        peek.add_argument("--resume", action="store_true")
+        seen, _ = peek.parse_known_args(arguments)
+        if seen.recipe:
+            return cls(values=read_recipe(Path(seen.recipe)))
+        if seen.resume and seen.run and (specs := _recorded(Path(seen.run))):
+            return cls(values=Recipe.from_dict(specs["recipe"]), device=specs["device"])
+        start = Recipe() if seen.data is None else dataclasses.replace(Recipe(), data=seen.data)
+        return cls(values=recipes.PUBLISHED.get(start.data, start))
+
+    @property
+    def place(self) -> Path:
+        """The run directory."""
+        return self.run or Path("runs") / f"{self.values.data}-{self.values.model}"
+
+    def execute(self) -> int:
+        root = None if self.root is None else str(self.root)
+        return _work(self.values, self.place, self.resume, root=root, download=self.download, device=self.device)
+
+    def after_interrupt(self, arguments: Sequence[str]) -> str:
+        return _advice(self.place, arguments)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """What a recipe file sets as ``RECIPE``; the file is executed.
+
+    Raises:
+        SpecError: there is no such file, it fails, or it sets no recipe.
+    """
+    if not path.is_file():
+        raise SpecError(f"--recipe {path}: expected a Python file, found {'a folder' if path.is_dir() else 'nothing'}")
+    try:
+        recipe = runpy.run_path(str(path)).get("RECIPE")
+    except Exception as error:  # whatever the user's file raises
+        raise SpecError(f"--recipe {path}: the file fails with {type(error).__name__}: {error}") from error
+    if not isinstance(recipe, Recipe):
+        raise SpecError(
+            f"--recipe {path}: expected the file to set RECIPE = Recipe(...) (from polarspike.experiment import Recipe), "
+            f"got {'no RECIPE' if recipe is None else type(recipe).__name__}"
+        )
+    return recipe
+
+
+def _work(
+    recipe: Recipe, place: Path, resume: bool, *, root: str | None = None, download: bool = False, device: str = "cpu"
+) -> int:
+    start = time.monotonic()
+    prepared = prepare(recipe, root=root, download=download, device=device)
+    run = RunDirectory(place, resume=resume)
+    outcome = carry_out(prepared, run, say=lambda message: tell(f"[{time.monotonic() - start:5.0f} s] {message}"))
+    show(outcome)
+    tell(f"[{time.monotonic() - start:5.0f} s] everything is in {place}")
+    if not outcome.proofs[0].exact:
+        tell(f"not exact at T = 1: the first difference is at {outcome.proofs[0].first_difference}")
+        return 1
+    return 0
+
+
+def _first_free(place: Path) -> Path:
+    """``place`` itself, or the first of ``place-2``, ``place-3``, ... that does not exist."""
+    candidates = itertools.chain([place], (place.with_name(f"{place.name}-{count}") for count in itertools.count(2)))
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _recorded(place: Path) -> dict[str, Any]:
+    """What the run at ``place`` was asked for; empty if that cannot be told, which RunDirectory then explains."""
+    try:
+        specs = json.loads((place / "config.json").read_text(encoding="utf-8"))["specs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return specs if isinstance(specs, dict) and {"recipe", "device"} <= specs.keys() else {}
+
+
+def _advice(place: Path, arguments: Sequence[str]) -> str:
+    if not (place / "config.json").is_file():
+        return "nothing was written"
+    again = [*arguments, *([] if "--resume" in arguments else ["--resume"])]
+    return f"what is finished is in {place}; continue with: polarspike {shlex.join(again)}"

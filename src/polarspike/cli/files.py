@@ -1,0 +1,126 @@
+"""Networks from files, and images that fit them, scaled as in their training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polarspike import data
+from polarspike.checkpoint import load
+from polarspike.cli.command import tell
+from polarspike.data import ImageDataset, Normalization
+from polarspike.errors import CheckpointError, DataError, SpecError
+from polarspike.experiment import require_device
+from polarspike.quantized import QuantizedNetwork
+from polarspike.spiking import SpikingNetwork
+
+_BATCH = 256
+
+
+def load_quantized(path: Path) -> QuantizedNetwork:
+    """The quantized network of a file.
+
+    Raises:
+        CheckpointError: the file holds none.
+    """
+    network = load(path)
+    if not isinstance(network, QuantizedNetwork):
+        raise CheckpointError(f"{path}: expected a quantized network (qann.safetensors), the file holds a spiking one")
+    return network
+
+
+def load_spiking(path: Path) -> SpikingNetwork:
+    """The spiking network of a file.
+
+    Raises:
+        CheckpointError: the file holds none.
+    """
+    network = load(path)
+    if not isinstance(network, SpikingNetwork):
+        raise CheckpointError(
+            f"{path}: expected a spiking network, the file holds a quantized one; convert it first: "
+            f"polarspike convert {path} SNN.safetensors"
+        )
+    return network
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where images come from: the options ``--data``, ``--root``, ``--download`` and ``--device``."""
+
+    data: str | None
+    root: Path | None
+    download: bool
+    device: str
+
+    def check(self) -> None:
+        """Refuse what is wrong before anything is loaded.
+
+        Raises:
+            SpecError: this machine has no such device.
+            DataError: an unknown dataset.
+        """
+        require_device(self.device)
+        if self.data is not None and self.data not in data.names():
+            data.load(self.data)  # raises: the registry knows the closest name
+
+
+@dataclass(frozen=True)
+class Images:
+    """Test images that fit a network."""
+
+    dataset: ImageDataset
+    normalization: Normalization
+
+    def batches(self, count: int | None = None) -> Any:
+        """Batches of the first ``count`` test images, of all if None.
+
+        Raises:
+            SpecError: there are not so many.
+        """
+        test = self.dataset.test
+        if count is not None:
+            if not 1 <= count <= len(test):
+                raise SpecError(f"--images: expected 1..{len(test)} ({self.dataset.name}), got {count}")
+            test = test.subset(torch.arange(count))
+        return data.batches(test, _BATCH, normalization=self.normalization)
+
+
+def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: Source) -> Images:
+    """The test images of a dataset, refused if the network of ``path`` was not made for such images.
+
+    Raises:
+        CheckpointError: the file does not say how images are scaled.
+        DataError: the dataset is unknown or missing, or has other channels or classes than the network.
+        InputError: the network cannot take images of this size.
+    """
+    notes = network.notes
+    try:
+        made_for, classes = str(notes["data"]), len(notes["classes"])
+        normalization = Normalization.from_dict(notes["normalization"])
+    except (KeyError, TypeError, AttributeError, SpecError) as error:
+        raise CheckpointError(
+            f"{path}: expected notes with 'data', 'classes' and 'normalization', as polarspike train writes them, got "
+            f"{sorted(notes) or 'none'}; set network.notes before polarspike.save, or use polarspike.evaluate in Python"
+        ) from error
+    if source.data is None and made_for not in data.names():
+        raise DataError(
+            f"{path}: made for {made_for!r}, which is no dataset here; give --data, one of: {', '.join(data.names())}"
+        )
+    dataset = data.load(
+        source.data or made_for, None if source.root is None else str(source.root), download=source.download
+    )
+    wanted, got = (len(normalization.mean), classes), (dataset.in_channels, dataset.num_classes)
+    if wanted != got:
+        raise DataError(
+            f"{path}: made for {made_for}: expected images of {wanted[0]} channels in {wanted[1]} classes, "
+            f"{dataset.name} has {got[0]} channels and {got[1]} classes; give --data {made_for}"
+        )
+    if dataset.name != made_for:
+        tell(f"note: {path} was made for {made_for}, and its classes may mean something else in {dataset.name}")
+    with torch.no_grad():
+        network(normalization(dataset.test.images[:1]))  # a network for one image size says so here
+    return Images(dataset, normalization)

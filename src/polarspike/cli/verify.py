@@ -1,0 +1,104 @@
+"""``polarspike verify``: prove that a spiking network equals its quantized network, on images, from their two files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from polarspike.cli.command import Command, show, tell
+from polarspike.cli.files import Images, Source, images_for, load_quantized, load_spiking
+from polarspike.equivalence import verify
+from polarspike.errors import SpecError
+from polarspike.proof import Proof
+
+# A differing code in float32 at T > 1 this far (in steps) from its boundary is not the work of rounding.
+_ROUNDING = 1e-4
+_NOISE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Command):
+    """Compare the codes of a spiking network with those of its quantized network, site by site.
+
+    Args:
+        qann: the file of the quantized network.
+        snn: the file of the spiking network.
+        data: a dataset; the one that the files were made for, if not given.
+        timesteps: the numbers T to prove; T = 1 is always among them. The exit code is 1 if T = 1 is not exact.
+        against: the quantized network, or the event-by-event simulator, which only adds (small networks, few images).
+        precision: fp32, where codes at T > 1 may differ if a sum lies at a boundary to rounding (they are counted and
+            shown); bf16 (autocast), which is judged at T = 1 alone; fp64, where every T must be exact.
+        images: how many test images.
+        varying: give T different noisy versions of each image in place of one image T times.
+        root: the folder of the dataset's files, where it is not the usual one.
+        download: allow the dataset to be downloaded.
+        device: where to run.
+    """
+
+    qann: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="QANN.safetensors")]
+    snn: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SNN.safetensors")]
+    data: str | None = None
+    timesteps: tuple[int, ...] = (1, 2, 4, 8)
+    against: Literal["network", "events"] = "network"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    images: int = 256
+    varying: bool = False
+    root: Path | None = None
+    download: bool = False
+    device: str = "cpu"
+
+    def execute(self) -> int:
+        if any(t < 1 for t in self.timesteps):
+            raise SpecError(f"--timesteps: expected numbers of at least 1, got {' '.join(map(str, self.timesteps))}")
+        if self.against == "events" and self.precision == "bf16":
+            raise SpecError(
+                "--against events: the simulator adds in float64; expected --precision fp32 or fp64, got bf16"
+            )
+        source = Source(self.data, self.root, self.download, self.device)
+        source.check()
+        qann, snn = load_quantized(self.qann).to(self.device), load_spiking(self.snn)
+        images = images_for(self.snn, snn, source)
+        snn.to(self.device)
+        if self.precision == "fp64":
+            qann.double()
+            snn.double()
+        failed = []
+        for t in sorted({1, *self.timesteps}):
+            time_dim = 1 if self.varying and t > 1 else None
+            with self._autocast():
+                proof = verify(qann, snn, self._frames(images, t), t, against=self.against, time_dim=time_dim)
+            show(proof)
+            if not self._holds(proof):
+                failed.append(str(t))
+        if failed:
+            tell(f"not exact at T = {', '.join(failed)}: {self.snn} does not equal {self.qann} there")
+        return 1 if failed else 0
+
+    def _frames(self, images: Images, timesteps: int) -> Iterator[Tensor]:
+        """Batches of images (B, C, H, W), or of T > 1 noisy versions of each (B, T, C, H, W)."""
+        generator = torch.Generator().manual_seed(0)
+        for batch, _ in images.batches(self.images):
+            frames = batch
+            if self.varying:
+                shape = (batch.shape[0], timesteps, *batch.shape[1:])
+                frames = batch.unsqueeze(1) + _NOISE * torch.randn(shape, generator=generator)
+                frames = frames if timesteps > 1 else frames[:, 0]
+            yield frames.double() if self.precision == "fp64" else frames
+
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
+
+    def _holds(self, proof: Proof) -> bool:
+        if proof.timesteps == 1 or self.precision == "fp64" or self.against == "events":
+            return proof.exact
+        # In bfloat16 sums over several steps are rounded to 8 bits: shown, never judged.
+        return self.precision == "bf16" or proof.worst_margin <= _ROUNDING

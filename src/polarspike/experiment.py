@@ -1,0 +1,330 @@
+"""The whole way from data to a verified spiking network, in one run directory.
+
+    train an ANN -> quantize -> calibrate -> fine-tune -> convert -> verify -> evaluate -> count and price
+
+The comparison is fair by construction: a control, the ANN, continues for exactly the epochs that the quantized network is
+fine-tuned, from the same weights, with the same schedule, data, augmentation, distillation and seed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from polarspike import data, models
+from polarspike.calibration import calibrate
+from polarspike.checkpoint import save
+from polarspike.conversion import convert
+from polarspike.counting import OperationCounts, count_operations
+from polarspike.data import Augmentation, ImageDataset
+from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
+from polarspike.equivalence import verify
+from polarspike.errors import RunError, SpecError
+from polarspike.evaluation import Evaluation, evaluate
+from polarspike.files import replacing
+from polarspike.modules import device_of
+from polarspike.proof import Proof
+from polarspike.quantization import quantize
+from polarspike.quantized import QuantizedNetwork
+from polarspike.runs import RunDirectory
+from polarspike.specs import QuantSpec, Spec, TrainSpec
+from polarspike.spiking import SpikingNetwork
+from polarspike.training import fit
+
+_TEST_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Recipe(Spec):
+    """One experiment as plain values.
+
+    Args:
+        data: a dataset of :mod:`polarspike.data`.
+        model: a network of :mod:`polarspike.models`.
+        width: channels of its first layer, None for its own default.
+        batch_size: of training.
+        ann: how the float network is trained.
+        quant: which codes the sites get.
+        qann: how the quantized network is fine-tuned; the control continues with the same.
+        timesteps: the T that are evaluated; each is verified, too.
+        augment: the dataset's usual augmentation in training.
+        calibration_images: training images, without augmentation, that choose the steps.
+        proof_images: test images on which codes are compared.
+        seed: of the initial weights.
+    """
+
+    data: str = "fashion-mnist"
+    model: str = "resnet20"
+    width: int | None = None
+    batch_size: int = 128
+    ann: TrainSpec = field(default_factory=TrainSpec)
+    quant: QuantSpec = field(default_factory=QuantSpec)
+    qann: TrainSpec = field(default_factory=TrainSpec)
+    timesteps: tuple[int, ...] = (1, 2, 4, 8)
+    augment: bool = True
+    calibration_images: int = 2048
+    proof_images: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("batch_size", "calibration_images", "proof_images"):
+            self._require(name, getattr(self, name) >= 1, "an integer of at least 1")
+        self._require(
+            "timesteps",
+            bool(self.timesteps) and self.timesteps[0] == 1 and list(self.timesteps) == sorted(set(self.timesteps)),
+            "increasing numbers of timesteps that start with 1",
+        )
+
+    @classmethod
+    def _revive(cls, name: str, value: Any) -> Any:
+        kinds: dict[str, Callable[[Any], Any]] = {
+            "ann": TrainSpec.from_dict,
+            "qann": TrainSpec.from_dict,
+            "quant": QuantSpec.from_dict,
+            "timesteps": tuple,
+        }
+        return kinds[name](value) if name in kinds else value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment found; ``str(outcome)`` is the table that the command line prints."""
+
+    ann: Evaluation
+    qann: Evaluation
+    snn: Evaluation
+    proofs: tuple[Proof, ...]
+    counts: OperationCounts
+    energy: EnergyEstimate
+    network: SpikingNetwork
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``results.json``."""
+        return {
+            "ann": self.ann.to_dict(),
+            "qann": self.qann.to_dict(),
+            "snn": self.snn.to_dict(),
+            "proofs": [
+                {
+                    "timesteps": proof.timesteps,
+                    "exact": proof.exact,
+                    "conclusive": proof.conclusive,
+                    "output_difference": proof.output_difference,
+                    "scope": {name: list(pair) for name, pair in proof.scope.items()},
+                    "sites": {name: asdict(site) for name, site in proof.sites.items()},
+                }
+                for proof in self.proofs
+            ],
+            "counts": self.counts.to_dict(),
+            "energy": self.energy.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        header = f"{'network':<10} {'T':>3} {'accuracy':>9} {'codes compared':>15} {'different':>10} {'events':>8} " + (
+            f"{'spikes':>8} {'positive':>9} {'negative':>9}"
+        )
+        lines = [
+            header,
+            f"{'ANN':<10} {'':>3} {self.ann.accuracy[1]:>9.2%}",
+            f"{'QANN':<10} {'':>3} {self.qann.accuracy[1]:>9.2%}",
+        ]
+        firing = self.snn.firing or {}
+        for proof in self.proofs:
+            t = proof.timesteps
+            shown = firing[t]
+            lines.append(
+                f"{'SNN':<10} {t:>3} {self.snn.accuracy[t]:>9.2%} {proof.compared:>15} {proof.different:>10} "
+                f"{shown.events_per_neuron:>8.3f} {shown.spikes_per_neuron:>8.3f} "
+                f"{shown.positive_spikes_per_neuron:>9.3f} {shown.negative_spikes_per_neuron:>9.3f}"
+            )
+        lines.append(f"({self.snn.total} test images; events and spikes per neuron and image, up to T)")
+        for proof in self.proofs:
+            if proof.different:
+                lines.append(
+                    f"T={proof.timesteps}: each difference lies within {proof.worst_margin:.1e} steps of a boundary "
+                    f"(float32 sums); {proof.diverged} codes differ when both networks run freely"
+                )
+        for condition, (different, compared) in self.proofs[0].scope.items():
+            lines.append(f"scope at T=1: {condition}: {different} of {compared} codes of the SNN change")
+        return "\n".join([*lines, "", str(self.energy)])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment whose data are loaded and whose network is built: what could not work was refused by now."""
+
+    recipe: Recipe
+    dataset: ImageDataset
+    ann: nn.Module
+    device: str
+
+
+def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, device: str = "cpu") -> Prepared:
+    """Load the data and build the network, before there is a run directory that a wrong name would leave behind.
+
+    Args:
+        recipe: the experiment.
+        root: the folder of the dataset's files, where it is not the usual one.
+        download: allow the dataset to be downloaded.
+        device: where to train and evaluate.
+
+    Raises:
+        SpecError: an unknown model, option or device, or a batch that is larger than the dataset.
+        DataError: the dataset is unknown, missing or damaged.
+    """
+    require_device(device)
+    models.describe(recipe.model)
+    dataset = data.load(recipe.data, root, download=download)
+    if recipe.batch_size > len(dataset.train):
+        raise SpecError(f"batch_size: expected at most {len(dataset.train)} ({dataset.name}), got {recipe.batch_size}")
+    if recipe.proof_images > len(dataset.test):
+        raise SpecError(
+            f"proof_images: expected at most {len(dataset.test)} ({dataset.name}), got {recipe.proof_images}"
+        )
+    torch.manual_seed(recipe.seed)
+    return Prepared(recipe, dataset, _model(dataset, recipe), device)
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that torch does not know or this machine does not have.
+
+    Raises:
+        SpecError: with torch's own reason.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError where torch was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise SpecError(
+            f"device: expected one that this machine has, such as 'cpu', got {device!r}: {reason}"
+        ) from error
+
+
+def run_experiment(
+    recipe: Recipe,
+    run: RunDirectory,
+    *,
+    root: str | None = None,
+    download: bool = False,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda message: None,
+) -> Outcome:
+    """Prepare an experiment and carry it out: :func:`prepare`, then :func:`carry_out`."""
+    return carry_out(prepare(recipe, root=root, download=download, device=device), run, say=say)
+
+
+def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], None] = lambda message: None) -> Outcome:
+    """Do everything that a recipe asks for, in ``run``; a resumed run continues where it was.
+
+    Args:
+        prepared: the experiment; its network is trained in place.
+        run: its directory: config, log and checkpoint of each stage, ``qann.safetensors``, ``snn.safetensors``,
+            ``results.json``, ``report.txt``.
+        say: told what begins, one line each.
+
+    Raises:
+        PolarspikeError: what the verbs raise that it calls.
+    """
+    recipe, dataset, device = prepared.recipe, prepared.dataset, prepared.device
+    run.configure(recipe=recipe, device=device)
+    train, test, calibration = _loaders(dataset, recipe)
+    ann = prepared.ann.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    say(f"train the ANN: {recipe.model} on {recipe.data}, {recipe.ann.epochs} epochs")
+    fit(ann, train, recipe.ann, run=run.stage("ann"), resume=run.resume)
+    say(f"quantize and calibrate ({recipe.quant.init})")
+    qann = quantize_for(recipe, dataset, ann, calibration)
+    teacher = copy.deepcopy(ann) if recipe.qann.distillation else None
+    say(f"fine-tune the quantized network, {recipe.qann.epochs} epochs")
+    fit(qann, train, recipe.qann, teacher=teacher, run=run.stage("qann"), resume=run.resume)
+    say(f"continue the ANN for the same {recipe.qann.epochs} epochs")
+    fit(ann, train, recipe.qann, teacher=teacher, run=run.stage("control"), resume=run.resume)
+
+    say("convert, verify and evaluate")
+    snn = convert(qann)
+    outcome = examine(ann, qann, snn, test, _proof_batches(dataset, recipe), recipe.timesteps)
+    save(qann, run.path / "qann.safetensors")
+    save(snn, run.path / "snn.safetensors")
+    run.write_json("results.json", json.loads(json.dumps(outcome.to_dict())))
+    try:
+        with replacing(run.path / "report.txt") as partial:
+            partial.write_text(f"{outcome}\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"{run.path}: report.txt cannot be written ({error}); check permissions and free space"
+        ) from error
+    return outcome
+
+
+def quantize_for(recipe: Recipe, dataset: ImageDataset, ann: nn.Module, calibration: Iterable[Any]) -> QuantizedNetwork:
+    """The calibrated quantized network of a trained ANN, with what a user of its file must know in ``notes``."""
+    device = next(ann.parameters()).device
+    example, _ = next(iter(calibration))
+    qann = quantize(ann, recipe.quant, example=example[:2].to(device))
+    calibrate(qann, calibration)
+    qann.notes = {
+        "data": dataset.name,
+        "normalization": dataset.normalization.to_dict(),
+        "classes": list(dataset.classes),
+        "model": recipe.model,
+    }
+    return qann
+
+
+def examine(
+    ann: nn.Module,
+    qann: QuantizedNetwork,
+    snn: SpikingNetwork,
+    test: Iterable[Any],
+    proof_batches: Sequence[Any],
+    timesteps: Sequence[int],
+) -> Outcome:
+    """Evaluate the three networks on the whole test set, verify the conversion, count and price the first proof batch."""
+    images, _ = proof_batches[0]
+    counts = count_operations(snn, images.to(device_of(snn)))
+    return Outcome(
+        ann=evaluate(ann, test),
+        qann=evaluate(qann, test),
+        snn=evaluate(snn, test, timesteps=timesteps),
+        proofs=tuple(verify(qann, snn, proof_batches, timesteps=t) for t in timesteps),
+        counts=counts,
+        energy=estimate_energy(counts, CostTable.cmos45()),
+        network=snn,
+    )
+
+
+def _model(dataset: ImageDataset, recipe: Recipe) -> nn.Module:
+    options: dict[str, Any] = {} if recipe.width is None else {"width": recipe.width}
+    if models.describe(recipe.model).needs_image_size:
+        options["image_size"] = dataset.image_size
+    return models.create(recipe.model, num_classes=dataset.num_classes, in_channels=dataset.in_channels, **options)
+
+
+def _loaders(dataset: ImageDataset, recipe: Recipe) -> tuple[Any, Any, Any]:
+    """Training (shuffled, augmented), test and calibration batches."""
+    augment: Augmentation | None = dataset.augmentation if recipe.augment else None
+    train = data.batches(
+        dataset.train,
+        recipe.batch_size,
+        normalization=dataset.normalization,
+        shuffle=True,
+        augment=augment,
+        drop_last=True,
+    )
+    test = data.batches(dataset.test, _TEST_BATCH, normalization=dataset.normalization)
+    chosen = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(recipe.seed))
+    subset = dataset.train.subset(chosen[: recipe.calibration_images])
+    return train, test, data.batches(subset, _TEST_BATCH, normalization=dataset.normalization)
+
+
+def _proof_batches(dataset: ImageDataset, recipe: Recipe) -> list[Any]:
+    """The first ``proof_images`` images of the test part."""
+    first = dataset.test.subset(torch.arange(recipe.proof_images))
+    return list(data.batches(first, _TEST_BATCH, normalization=dataset.normalization))
