@@ -1,6 +1,6 @@
 """Wrong inputs, and what each of them says. Exits with the number of inputs that were accepted or met another error.
 
-    python benchmarks/wrong_inputs.py
+python benchmarks/wrong_inputs.py
 """
 
 from __future__ import annotations

@@ -434,7 +434,7 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(tmp_path: Path) -> None
 def test_contradictory_arguments_are_refused(tmp_path: Path) -> None:
     model = network()
     with pytest.raises(SpecError, match=r"distillation is 0\.0 and a teacher is given"):
-        fit(model, blobs(), SPEC, teacher=network())
+        fit(model, blobs(), TrainSpec(distillation=0.0), teacher=network())
     with pytest.raises(SpecError, match=r"distillation is 0\.5 but no teacher"):
         fit(model, blobs(), TrainSpec(distillation=0.5))
     with pytest.raises(SpecError, match="teacher shares modules"):

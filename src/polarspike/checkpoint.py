@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from polarspike.errors import CheckpointError, SpecError
+from polarspike.capture import capture
+from polarspike.errors import CheckpointError, PolarspikeError, SpecError
 from polarspike.files import replacing
 from polarspike.inputs import Signature
-from polarspike.quantized import QuantizedNetwork
-from polarspike.serialization import build_graph, describe_graph
+from polarspike.quantized import QuantizedNetwork, parameters_of
+from polarspike.serialization import attribute, build_graph, describe_graph
 from polarspike.specs import ConvertSpec, QuantSpec
 from polarspike.spiking import SpikingNetwork
 
@@ -42,7 +43,7 @@ def save(network: QuantizedNetwork | SpikingNetwork, path: str | os.PathLike[str
     """
     if not isinstance(network, (QuantizedNetwork, SpikingNetwork)):
         raise SpecError(f"save: expected a quantized or spiking network, got {type(network).__name__}")
-    header = {
+    header: dict[str, Any] = {
         "format": FORMAT,
         "kind": "spiking" if isinstance(network, SpikingNetwork) else "quantized",
         "versions": {"polarspike": version("polarspike"), "torch": torch.__version__},
@@ -58,15 +59,20 @@ def save(network: QuantizedNetwork | SpikingNetwork, path: str | os.PathLike[str
         "graph": describe_graph(network.network),
     }
     try:
+        _require_names(network.notes)
         text = json.dumps(header)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"save: expected notes of plain data (JSON), got {network.notes!r}: {error}") from error
     # A clone of each: safetensors refuses tensors that share memory or are not contiguous.
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in network.network.state_dict().items()}
+    state = network.network.state_dict()
+    for name in header["graph"]["constants"]:  # also buffers that a state dict leaves out
+        state.setdefault(name, attribute(network.network, name))
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    _assemble(json.loads(text), dict(tensors))  # what cannot be loaded again must not be written
     try:
         with replacing(path) as partial:
             save_file(tensors, partial, metadata={_KEY: text})
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot be written: {error}; choose a folder that exists and is writable"
         ) from error
@@ -86,8 +92,19 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Quanti
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: expected format {FORMAT}, got {header.get('format')!r}, written by "
-            f"polarspike {header.get('versions', {}).get('polarspike', '?')}; install that release to read it"
+            f"{header.get('versions')}; install that release to read it"
         )
+    try:
+        network = _assemble(header, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if model is not None:
+        _require_model(path, network, model)
+    return network
+
+
+def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> QuantizedNetwork | SpikingNetwork:
+    """The network that a header describes, with these tensors."""
     try:
         for name in header["channels_last"]:
             # The memory format decides which kernels run, and with them the last bits of every sum.
@@ -98,13 +115,15 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Quanti
         network: QuantizedNetwork | SpikingNetwork
         if header["kind"] == "spiking":
             network = SpikingNetwork(graph, signature, ConvertSpec.from_dict(header["spec"]), header["report"])
-        else:
+        elif header["kind"] == "quantized":
             network = QuantizedNetwork(graph.eval(), QuantSpec.from_dict(header["spec"]), signature)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SpecError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
-    network.notes = header["notes"]
-    if model is not None:
-        _require_model(path, network, model)
+        else:
+            raise CheckpointError(f"unknown kind of network {header['kind']!r}; the file needs a newer release")
+        network.notes = dict(header["notes"])
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a damaged header makes Python or torch raise
+        raise CheckpointError(f"damaged: {type(error).__name__}: {error}") from error
     return network
 
 
@@ -132,21 +151,48 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         )
     try:
         header = json.loads(metadata[_KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: damaged: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: damaged: its header is {type(header).__name__}, not an object")
     return header, tensors
 
 
-def _require_model(path: str | os.PathLike[str], network: nn.Module, model: nn.Module) -> None:
-    """Refuse a file whose weights have other names or shapes than the model's."""
-    held = {name.removeprefix("network."): tuple(value.shape) for name, value in network.named_parameters()}
-    wanted: Mapping[str, tuple[int, ...]] = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    for name, shape in wanted.items():
-        if held.get(name) != shape:
-            got = f"shape {held[name]}" if name in held else "no such parameter"
+def _require_names(notes: Any) -> None:
+    """Refuse keys that JSON would turn into strings."""
+    if isinstance(notes, Mapping):
+        if other := [key for key in notes if not isinstance(key, str)]:
+            raise TypeError(f"keys must be strings, got {other[:3]}")
+        for value in notes.values():
+            _require_names(value)
+    elif isinstance(notes, (list, tuple)):
+        for value in notes:
+            _require_names(value)
+
+
+def _require_model(path: str | os.PathLike[str], network: QuantizedNetwork | SpikingNetwork, model: nn.Module) -> None:
+    """Refuse a file whose weights have other names or shapes than those that take part in the model's evaluation."""
+    sites = tuple(f"{name}." for name in network.sites())
+    held = _shapes(network.network, skip=sites)
+    first = next(model.parameters(), torch.zeros(0))
+    ones = {name: torch.ones(2, *shape).to(first) for name, shape in network.signature.shapes}
+    by_position = list(ones) == [str(index) for index in range(len(ones))]
+    names = network.signature.named(parameters_of(network.network)).shapes
+    example = tuple(ones.values()) if by_position else {
+        name: value for (name, _), value in zip(names, ones.values(), strict=True)
+    }  # fmt: skip
+    try:
+        wanted = _shapes(capture(model, example))
+    except PolarspikeError as error:
+        raise CheckpointError(f"{path}: belongs to another model than this {type(model).__name__}: {error}") from error
+    for name in [*wanted, *held]:
+        if held.get(name) != wanted.get(name):
             raise CheckpointError(
-                f"{path}: belongs to another model: {type(model).__name__} has {name!r} of shape {shape}, "
-                f"the file has {got}"
+                f"{path}: belongs to another model: {type(model).__name__} has {name!r} of shape {wanted.get(name)}, "
+                f"the file has it of shape {held.get(name)}"
             )
+
+
+def _shapes(network: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
+    named = network.named_parameters(remove_duplicate=False)
+    return {name: tuple(value.shape) for name, value in named if not name.startswith(skip)}

@@ -8,8 +8,11 @@ into a neighbouring weight, or a batch norm into a convolution, changes sums by 
 from __future__ import annotations
 
 import copy
+import operator
 
+import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from polarspike.errors import OperatorError, SpecError
 from polarspike.graph import finish, signals
@@ -88,8 +91,8 @@ def _convert_node(network: fx.GraphModule, node: fx.Node, dependent: set[fx.Node
         return f"{name}: dropout -> removed"
     if meaning not in AFFINE:
         raise unknown(network, node)
-    if meaning is Meaning.SCALE and node in dependent:
-        _require_one_signal(network, node, dependent)
+    if node in dependent:
+        _require_affine(network, node, meaning, dependent)
     if meaning is Meaning.NORM and isinstance(module, nn.Module) and getattr(module, "running_mean", None) is None:
         raise OperatorError(
             f"{place_of(node)}: a batch norm without running statistics normalizes each batch by itself, which has no "
@@ -98,12 +101,29 @@ def _convert_node(network: fx.GraphModule, node: fx.Node, dependent: set[fx.Node
     return f"{name}: {describe_target(network, node)} -> as it is" if node in dependent else ""
 
 
-def _require_one_signal(network: fx.GraphModule, node: fx.Node, dependent: set[fx.Node]) -> None:
-    operands = list(node.args)
-    moving = [operand for operand in operands if isinstance(operand, fx.Node) and operand in dependent]
-    divided = "div" in describe_target(network, node) and len(operands) > 1 and operands[1] in dependent
-    if len(moving) > 1 or divided:
-        raise OperatorError(
-            f"{place_of(node)}: {describe_target(network, node)} of two signals is not affine, so it has no rule over "
-            "time; scale by a constant or a parameter instead, or add the signals"
-        )
+def _require_affine(network: fx.GraphModule, node: fx.Node, meaning: Meaning, dependent: set[fx.Node]) -> None:
+    """Refuse the calls of known operators that are not affine in their signals."""
+
+    def moving(position: int, name: str) -> bool:
+        value = node.args[position] if len(node.args) > position else node.kwargs.get(name)
+        return any(leaf in dependent for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node))
+
+    def refuse(problem: str, repair: str) -> OperatorError:
+        what = describe_target(network, node)
+        return OperatorError(f"{place_of(node)}: {what} {problem}, so it has no rule over time; {repair}")
+
+    function = node.op == "call_function"
+    if meaning is Meaning.SCALE:
+        if moving(1, "other") and (moving(0, "input") or "div" in describe_target(network, node)):
+            raise refuse(
+                "of two signals, or by a signal, is not affine",
+                "scale by a constant or a parameter instead, or add the signals",
+            )
+        if node.kwargs.get("rounding_mode") is not None:
+            raise refuse("with rounding_mode is not affine", "divide without it")
+    elif meaning in (Meaning.CONVOLUTION, Meaning.LINEAR) and function and moving(1, "weight"):
+        raise refuse("whose weight is a signal is not affine", "use a constant weight")
+    elif node.target is operator.getitem and moving(1, ""):
+        raise refuse("at a place that a signal names is not affine", "use constant indices")
+    elif node.target == "view" and any(isinstance(value, torch.dtype) for value in node.args):
+        raise refuse("as another type is not affine", "view as another shape alone")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import operator
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -97,10 +98,12 @@ MODULES: dict[type[nn.Module], ModuleEntry] = {
     nn.ConstantPad2d: ModuleEntry(Meaning.PAD, ("padding", "value")),
     nn.ReflectionPad2d: ModuleEntry(Meaning.PAD, ("padding",)),
     nn.ReplicationPad2d: ModuleEntry(Meaning.PAD, ("padding",)),
-    nn.Upsample: ModuleEntry(Meaning.UPSAMPLE, ("size", "scale_factor", "mode", "align_corners")),
+    nn.Upsample: ModuleEntry(
+        Meaning.UPSAMPLE, ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+    ),
 }
 
-_TORCH = str(Path(torch.__file__).parent)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _NAMESPACES: dict[str, Any] = {"torch": torch, "F": functional, "operator": operator, "builtins": builtins}
 
 _FUNCTION_NAMES: dict[Meaning, str] = {
@@ -166,6 +169,10 @@ IN_PLACE: dict[Callable[..., Any] | str, Callable[..., Any] | str] = {
 }
 
 
+# The methods that a subclass, or one object, can replace to compute something else.
+_COMPUTING = ("forward", "_conv_forward")
+
+
 def entry_of(module: nn.Module) -> ModuleEntry | None:
     """The row of a module, also for a subclass that computes exactly what its known base does.
 
@@ -173,8 +180,8 @@ def entry_of(module: nn.Module) -> ModuleEntry | None:
     """
     for base in type(module).__mro__:
         if base in MODULES:
-            known = getattr(type(module), "forward", None) is getattr(base, "forward", None)
-            return MODULES[base] if known else None
+            known = all(getattr(type(module), name, None) is getattr(base, name, None) for name in _COMPUTING)
+            return MODULES[base] if known and "forward" not in vars(module) else None
     return None
 
 
@@ -218,8 +225,12 @@ def describe_target(graph_module: fx.GraphModule, node: fx.Node) -> str:
         return type(graph_module.get_submodule(str(node.target))).__name__
     if node.op == "call_method":
         return f"Tensor.{node.target}"
+    if node.target is getattr:
+        return f"Tensor.{node.args[1]}"
     name = NAME_OF_FUNCTION.get(node.target) if callable(node.target) else None
-    return name or str(getattr(node.target, "__qualname__", node.target))
+    own = str(getattr(node.target, "__name__", node.target))
+    spaces = (space for space, module in _NAMESPACES.items() if getattr(module, own, None) is node.target)
+    return name or next((f"{space}.{own}" for space in spaces), own)
 
 
 def unknown(graph_module: fx.GraphModule, node: fx.Node) -> OperatorError:

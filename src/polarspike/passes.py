@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from torch import fx, nn
 from torch.nn import functional
-from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval, parametrize
+from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from polarspike.errors import OperatorError
 from polarspike.graph import finish, free_path, replace_by_module, scope_of
@@ -21,18 +22,17 @@ _STATEFUL = (Meaning.ACTIVATION, Meaning.MAX_POOLING)
 
 
 def standardize(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Fixed weights, no in-place operators, activations and pooling as modules, each of them used once."""
-    for rewrite in (freeze_parametrizations, remove_in_place, functional_to_module, unshare):
+    """One positional input per module, no in-place operators, activations and pooling as modules, each used once."""
+    for rewrite in (positional_inputs, remove_in_place, functional_to_module, unshare):
         graph_module = rewrite(graph_module)
     return finish(graph_module)
 
 
-def freeze_parametrizations(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Replace computed parameters (weight norm, spectral norm, ...) by their present values."""
-    for module in graph_module.modules():
-        if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+def positional_inputs(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Let ``module(input=x)`` be ``module(x)``: what takes the module's place may name its input otherwise."""
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module" and not node.args and len(node.kwargs) == 1:
+            node.args, node.kwargs = tuple(node.kwargs.values()), {}
     return graph_module
 
 
@@ -40,26 +40,45 @@ def remove_in_place(graph_module: fx.GraphModule) -> fx.GraphModule:
     """Give every in-place operator a result of its own, and let later readers of the altered value read that.
 
     Changes through a view are not followed here; the capture check finds them.
+
+    Raises:
+        OperatorError: nobody reads the altered value itself, so that only a view of it could show the change; or a
+            result is written into a given tensor.
     """
-    order = {node: index for index, node in enumerate(graph_module.graph.nodes)}
-    for node in list(graph_module.graph.nodes):
-        module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        in_place_module = module is not None and getattr(module, "inplace", False)
-        in_place_flag = node.kwargs.get("inplace") is True
-        if not (in_place_module or in_place_flag or node.target in IN_PLACE):
-            continue
+    graph = graph_module.graph
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    altering = [node for node in graph.nodes if _is_in_place(graph_module, node)]  # before any flag is cleared
+    for node in graph.nodes:
+        if node.kwargs.get("out") is not None:
+            raise OperatorError(
+                f"{place_of(node)}: {describe_target(graph_module, node)} writes into out=; use its result instead"
+            )
+    for node in altering:
         altered = node.args[0] if node.args else node.kwargs.get("input")
         if isinstance(altered, fx.Node):
             for user in list(altered.users):
                 if order[user] > order[node]:
                     user.replace_input_with(altered, node)
-        if module is not None and in_place_module:
-            module.inplace = False  # type: ignore[assignment]
-        if in_place_flag:
+        if not node.users:
+            raise OperatorError(
+                f"{place_of(node)}: {describe_target(graph_module, node)} alters a value in place that is not read "
+                "afterwards, except perhaps through a view; write y = f(x) and use y"
+            )
+        module: Any = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if getattr(module, "inplace", False):
+            module.inplace = False
+        if node.kwargs.get("inplace") is True:
             node.kwargs = {**node.kwargs, "inplace": False}
         if node.target in IN_PLACE:
             node.target = IN_PLACE[node.target]
+    graph.eliminate_dead_code()
     return graph_module
+
+
+def _is_in_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module" and getattr(graph_module.get_submodule(str(node.target)), "inplace", False) is True:
+        return True
+    return node.kwargs.get("inplace") is True or (node.op != "call_module" and node.target in IN_PLACE)
 
 
 def functional_to_module(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -70,7 +89,8 @@ def functional_to_module(graph_module: fx.GraphModule) -> fx.GraphModule:
     """
     for node in list(graph_module.graph.nodes):
         meaning = meaning_of(graph_module, node)
-        if meaning is Meaning.MAX_POOLING and _returns_indices(graph_module, node):
+        indices = describe_target(graph_module, node).endswith("_with_indices")
+        if indices or (meaning is Meaning.MAX_POOLING and _returns_indices(graph_module, node)):
             raise OperatorError(f"{place_of(node)}: max pooling with return_indices=True has no running mean; drop it")
         if node.op == "call_module" or meaning not in (*_STATEFUL, Meaning.DROPOUT):
             continue
@@ -99,11 +119,15 @@ def unshare(graph_module: fx.GraphModule) -> fx.GraphModule:
     return graph_module
 
 
-def fold_batch_norm(graph_module: fx.GraphModule) -> fx.GraphModule:
+def fold_batch_norm(graph_module: fx.GraphModule, vectors: Collection[str]) -> fx.GraphModule:
     """Fold every batch norm that directly follows a convolution or linear layer into it (evaluation mode).
 
     Outputs agree to rounding only, so fold before calibrating, never between a quantized network and its spiking one.
     A layer or norm that is used more than once, or read by something else in between, is left alone.
+
+    Args:
+        graph_module: altered and returned.
+        vectors: the linear layers whose output is (batch, features); others are left alone, too.
     """
     uses = Counter(str(node.target) for node in graph_module.graph.nodes if node.op == "call_module")
     for node in list(graph_module.graph.nodes):
@@ -118,10 +142,14 @@ def fold_batch_norm(graph_module: fx.GraphModule) -> fx.GraphModule:
         ):
             continue
         layer, norm = (graph_module.get_submodule(str(part.target)) for part in (source, node))
+        if getattr(norm, "running_mean", None) is None:  # it normalizes each batch by itself
+            continue
+        transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+        if transposed and layer.groups != 1:  # torch scales the wrong dimension of these weights
+            continue
         if meaning_of(graph_module, source) is Meaning.CONVOLUTION:
-            transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
             folded: nn.Module = fuse_conv_bn_eval(layer.eval(), norm.eval(), transpose=transposed)  # type: ignore[type-var, arg-type]
-        elif base_of(layer) is nn.Linear and isinstance(norm, nn.BatchNorm1d):
+        elif base_of(layer) is nn.Linear and isinstance(norm, nn.BatchNorm1d) and str(source.target) in vectors:
             folded = fuse_linear_bn_eval(layer.eval(), norm.eval())  # type: ignore[type-var]
         else:
             continue

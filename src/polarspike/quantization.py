@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from polarspike import graph as graphs
+from polarspike.capture import capture, check_capture, graph_inputs
 from polarspike.errors import OperatorError, SpecError
-from polarspike.inputs import Inputs, Signature, as_call
+from polarspike.graph import finish, signals
+from polarspike.inputs import Inputs, Signature
 from polarspike.operators import MODULES, Meaning, base_of, describe_target, meaning_of, place_of, unknown
 from polarspike.passes import standardize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
+from polarspike.sites import Site
 from polarspike.specs import QuantSpec, SiteSpec
 
 # A learned gain starts here where the activation itself has no negative side; from zero it would fire without effect.
@@ -82,7 +84,7 @@ def inspect(model: nn.Module, spec: QuantSpec, example: Inputs) -> Plan:
 
     Raises: what :func:`quantize` raises.
     """
-    return _plan(standardize(graphs.capture(model, example)), spec, example)
+    return _plan(_captured(model, spec, example), spec, graph_inputs(model, example))
 
 
 def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs) -> QuantizedNetwork:
@@ -103,21 +105,29 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs) -> Quantized
         OperatorError: an operator is not in the table, or there is nothing to quantize.
         SpecError: the spec cannot hold at a site, or an override matches none.
     """
-    network = standardize(graphs.capture(model, example))
-    plan = _plan(network, spec, example)
+    network = _captured(model, spec, example)
+    plan = _plan(network, spec, graph_inputs(model, example))
     for site in plan.sites:
         network.add_submodule(site.name, PolarityQuantizer(site.spec, site.name))
-    qann = QuantizedNetwork(graphs.finish(network), spec, Signature.of(example))
+    qann = QuantizedNetwork(finish(network), spec, Signature.of(example))
     with qann.float_activations():
-        graphs.check_capture(model, qann, example)
+        check_capture(model, qann, example)
     return qann.train(model.training)
 
 
-def _plan(network: fx.GraphModule, spec: QuantSpec, example: Inputs) -> Plan:
+def _captured(model: nn.Module, spec: QuantSpec, example: Inputs) -> fx.GraphModule:
+    if not isinstance(spec, QuantSpec):
+        raise SpecError(f"expected a QuantSpec, got {type(spec).__name__}; write QuantSpec(negative=2, positive=6)")
+    if isinstance(model, nn.Module) and any(isinstance(part, Site) for part in model.modules()):
+        raise SpecError(f"expected a float model, got {type(model).__name__} with sites already in it")
+    return standardize(capture(model, example))
+
+
+def _plan(network: fx.GraphModule, spec: QuantSpec, inputs: dict[str, Any]) -> Plan:
     sites: list[PlannedSite] = []
     analog: list[tuple[str, str, str]] = []
-    dependent = graphs.signals(network)
-    shapes = _shapes(network, example)
+    dependent = signals(network)
+    shapes = _shapes(network, inputs)
     for node in network.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
@@ -208,9 +218,7 @@ class _ShapeRecorder(fx.Interpreter):
 
 
 @torch.no_grad()
-def _shapes(network: fx.GraphModule, example: Inputs) -> dict[fx.Node, torch.Size]:
-    args, kwargs = as_call(example)
+def _shapes(network: fx.GraphModule, inputs: dict[str, Any]) -> dict[fx.Node, torch.Size]:
     recorder = _ShapeRecorder(network)
-    names = [node.target for node in network.graph.nodes if node.op == "placeholder"][len(args) :]
-    recorder.run(*args, *(kwargs[name] for name in names if name in kwargs))
+    recorder.run(*inputs.values())
     return recorder.shapes

@@ -22,8 +22,8 @@ FASHION_MNIST = Recipe(
     data="fashion-mnist",
     model="resnet20",
     ann=TrainSpec(epochs=8, learning_rate=0.2, precision="bf16"),
-    quant=QuantSpec(negative=7, positive=7),
-    qann=TrainSpec(epochs=6, learning_rate=0.1, precision="bf16", warmup_epochs=0.5),
+    quant=QuantSpec(negative=15, positive=15),
+    qann=TrainSpec(epochs=7, learning_rate=0.1, precision="bf16", warmup_epochs=0.5),
 )
 
 #: The recipe that ``polarspike train`` starts from, by dataset; for any other dataset it is ``Recipe()``.

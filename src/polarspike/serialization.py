@@ -22,6 +22,7 @@ from polarspike.operators import (
     METHODS,
     MODULES,
     NAME_OF_FUNCTION,
+    Meaning,
     base_of,
     describe_target,
     entry_of,
@@ -38,6 +39,7 @@ _DTYPES = {
     str(kind).removeprefix("torch."): kind
     for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
 }
+_OWN = frozenset(vars(nn.Module()))  # what every module object holds: _parameters, training, ...
 _PATH = re.compile(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*")
 
 
@@ -59,7 +61,7 @@ def describe_graph(network: fx.GraphModule) -> dict[str, Any]:
         elif node.op == "call_module":
             modules[target] = describe_module(network.get_submodule(target), target)
         elif node.op == "get_attr":
-            constants[target] = "parameter" if isinstance(_attribute(network, target), nn.Parameter) else "buffer"
+            constants[target] = "parameter" if isinstance(attribute(network, target), nn.Parameter) else "buffer"
         nodes.append(
             {
                 "op": node.op,
@@ -83,14 +85,22 @@ def build_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.Gr
         CheckpointError: the data is not such a description.
     """
     try:
-        roots: dict[str, Any] = {
-            _path(name): build_module(module, name) for name, module in data["modules"].items()
-        }  # fmt: skip
+        with torch.device("meta"):  # no memory and no random numbers for values that the tensors replace
+            roots: dict[str, Any] = {
+                _path(name): build_module(module, name) for name, module in data["modules"].items()
+            }  # fmt: skip
         for name, kind in data["constants"].items():
-            value = tensors[name].clone()
+            value = tensors[name]
             roots[_path(name)] = nn.Parameter(value, value.is_floating_point()) if kind == "parameter" else value
-        return fx.GraphModule(roots, _build_nodes(data["nodes"]))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        graph = _build_nodes(data["nodes"])
+        for node in graph.nodes:
+            kind = {"call_module": "modules", "get_attr": "constants"}.get(node.op)
+            if kind and node.target not in data[kind]:
+                raise CheckpointError(f"node {node.name!r}: {node.target!r} is not among the {kind} of the file")
+        return fx.GraphModule(roots, graph)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a damaged description makes torch raise
         raise CheckpointError(f"the graph in this file is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -106,6 +116,8 @@ def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
     if module._forward_hooks or module._forward_pre_hooks:
         raise CheckpointError(f"module {path!r}: hooks cannot be saved; remove them, or apply what they compute")
     arguments = {field: _plain(getattr(module, field), path) for field in entry.fields}
+    if entry.meaning is Meaning.NORM and module.affine and module.bias is None:
+        arguments["bias"] = False  # written only here, because older releases of torch do not know it
     return {"type": kind.__name__, "arguments": arguments}
 
 
@@ -118,8 +130,9 @@ def build_module(data: Mapping[str, Any], path: str) -> nn.Module:
         return HomogeneousDifference(build_module(data["operator"], path))
     if kind not in _MODULES:
         raise CheckpointError(f"module {path!r}: unknown type {kind!r}; the file needs a newer release")
-    allowed = MODULES[_MODULES[kind]].fields
-    if unknown := sorted(set(data["arguments"]) - set(allowed)):
+    entry = MODULES[_MODULES[kind]]
+    allowed = {*entry.fields, "bias"} if entry.meaning is Meaning.NORM else {*entry.fields}
+    if unknown := sorted(set(data["arguments"]) - allowed):
         raise CheckpointError(f"module {path!r}: unknown arguments {unknown} of {kind}")
     return _MODULES[kind](**{name: _tupled(value) for name, value in data["arguments"].items()})
 
@@ -145,7 +158,11 @@ def _build_nodes(rows: list[dict[str, Any]]) -> fx.Graph:
             _path(target)
         elif operation not in ("call_method", "output"):
             raise CheckpointError(f"unknown kind of node {operation!r}")
+        if row["name"] in made:
+            raise CheckpointError(f"two nodes are called {row['name']!r}")
         made[row["name"]] = graph.create_node(operation, target, args, kwargs, name=_identifier(row["name"]))
+    if [row["op"] for row in rows].index("output") != len(rows) - 1:
+        raise CheckpointError("expected one output, after all other nodes")
     graph.lint()
     return graph
 
@@ -172,7 +189,7 @@ def _encode(value: Any, node: fx.Node) -> Any:
 
 
 def _decode(value: Any, made: Mapping[str, fx.Node]) -> Any:
-    if not isinstance(value, dict):
+    if value is None or isinstance(value, (bool, int, str)):
         return value
     ((tag, content),) = value.items()
     if tag == "node":
@@ -183,7 +200,7 @@ def _decode(value: Any, made: Mapping[str, fx.Node]) -> Any:
         items = [_decode(item, made) for item in content]
         return tuple(items) if tag == "tuple" else items
     if tag == "dict":
-        return {key: _decode(item, made) for key, item in content.items()}
+        return {str(key): _decode(item, made) for key, item in content.items()}
     if tag == "slice":
         return slice(*(_decode(item, made) for item in content))
     if tag == "ellipsis":
@@ -208,20 +225,28 @@ def _tupled(value: Any) -> Any:
     return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
 
 
-def _attribute(root: nn.Module, path: str) -> Any:
+def attribute(root: nn.Module, path: str) -> Any:
+    """What stands at a dotted path of a module tree."""
     *parents, last = path.split(".")
     return getattr(root.get_submodule(".".join(parents)), last)
 
 
 def _identifier(name: Any) -> str:
-    """A name that may appear in generated code."""
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+    """A name that may appear in generated code, where ``self`` is the network."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name == "self":
         raise CheckpointError(f"expected an identifier, got {name!r}")
     return name
+
+
+def _reserved(part: str, owner: type[nn.Module]) -> bool:
+    return keyword.iskeyword(part) or hasattr(owner, part) or part in _OWN
 
 
 def _path(name: Any) -> str:
     """A module path that may appear in generated code."""
     if not isinstance(name, str) or not _PATH.fullmatch(name):
         raise CheckpointError(f"expected a module path, got {name!r}")
+    first, *rest = name.split(".")
+    if _reserved(first, fx.GraphModule) or any(_reserved(part, nn.Module) for part in rest):
+        raise CheckpointError(f"module path {name!r} holds a name that Python or torch keeps for itself")
     return name

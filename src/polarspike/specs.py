@@ -249,7 +249,8 @@ class TrainSpec(Spec):
         weight_decay: on weights with two or more dimensions; biases, norms, steps and gains are never decayed.
         warmup_epochs: length of the linear warm-up, in epochs; may be a fraction.
         label_smoothing: of the cross entropy, in [0, 1).
-        distillation: weight of the teacher's term in [0, 1]; the labels keep ``1 - distillation``. Needs a teacher.
+        distillation: weight of the teacher's term in [0, 1]; the labels keep ``1 - distillation``. None is 0.5 with a
+            teacher and 0 without; a number above 0 needs a teacher.
         temperature: softens both sides of the distillation term.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
         seed: of the order of the data, the augmentation and dropout; epoch e draws from (seed, e) alone.
@@ -265,10 +266,14 @@ class TrainSpec(Spec):
     weight_decay: float = 5e-4
     warmup_epochs: float = 1.0
     label_smoothing: float = 0.0
-    distillation: float = 0.0
+    distillation: float | None = None
     temperature: float = 1.0
     precision: Precision = "fp32"
     seed: int = 0
+
+    def distilling(self, teacher: bool) -> TrainSpec:
+        """The same with ``distillation`` decided: 0.5 with a teacher and 0 without, unless a number is given."""
+        return self if self.distillation is not None else dataclasses.replace(self, distillation=0.5 * teacher)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -282,7 +287,11 @@ class TrainSpec(Spec):
             _is_within(self.label_smoothing, 0.0, 1.0) and self.label_smoothing < 1.0,
             "a number in [0, 1)",
         )
-        self._require("distillation", _is_within(self.distillation, 0.0, 1.0), "a number in [0, 1]")
+        self._require(
+            "distillation",
+            self.distillation is None or _is_within(self.distillation, 0.0, 1.0),
+            "a number in [0, 1], or None",
+        )
         self._require("temperature", _is_positive(self.temperature), "a positive number")
         self._require("seed", _is_int(self.seed) and 0 <= self.seed < 2**31, "an integer in 0..2^31-1")
 

@@ -96,7 +96,7 @@ def fit(
             loader or of its sampler: all are seeded at the start of every epoch, and put back at the end.
         spec: how; ``TrainSpec()`` if not given.
         validate: batches to evaluate after every epoch, in float32.
-        teacher: the network to distil from, needed exactly if ``spec.distillation > 0``. It is not changed.
+        teacher: the network to distil from, with weight 0.5 unless ``spec.distillation`` says otherwise. Not changed.
         run: where the log and a checkpoint after each epoch go; without it nothing is written.
         resume: continue from the checkpoint of ``run`` if there is one. On the CPU (with the same number of threads)
             the result is bit for bit that of a run never interrupted. Buffers outside ``state_dict`` are not kept.
@@ -109,7 +109,7 @@ def fit(
             model or the number of steps per epoch is another one, or because the model keeps state that is no tensor.
         CheckpointError: the checkpoint of ``run`` is damaged.
     """
-    spec = spec or TrainSpec()
+    spec = (spec or TrainSpec()).distilling(teacher is not None)
     steps = _steps_per_epoch(train_loader)
     _check_arguments(model, spec, teacher, run, resume)
     optimizer = build_optimizer(model, spec)
@@ -200,8 +200,9 @@ def training_loss(logits: Tensor, target: Tensor, spec: TrainSpec, teacher_logit
     student = F.log_softmax(logits / spec.temperature, dim=1)
     master = F.log_softmax(teacher_logits.float() / spec.temperature, dim=1)
     # The factor t^2 keeps the size of this gradient when the temperature changes.
+    weight = spec.distilling(True).distillation or 0.0
     distance = spec.temperature**2 * F.kl_div(student, master, reduction="batchmean", log_target=True)
-    return (1 - spec.distillation) * loss + spec.distillation * distance
+    return (1 - weight) * loss + weight * distance
 
 
 def _train_epoch(
@@ -278,7 +279,7 @@ def _check_arguments(
 ) -> None:
     if not _trainable(model):
         raise SpecError(f"fit: no parameter of this {type(model).__name__} requires a gradient; nothing can be trained")
-    if (spec.distillation > 0) != (teacher is not None):
+    if bool(spec.distillation) != (teacher is not None):
         raise SpecError(
             f"fit: TrainSpec.distillation is {spec.distillation} {'but no' if teacher is None else 'and a'} teacher is "
             "given; give both (a weight above 0 and teacher=...) or neither"

@@ -1,0 +1,232 @@
+"""Rewrites keep the output: in-place operators, functional forms, shared modules, batch-norm folding."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import polarspike as ps
+from polarspike import passes
+from polarspike.capture import capture
+from polarspike.errors import OperatorError, SpecError
+from polarspike.operators import Meaning, meaning_of
+
+X = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+SPEC = ps.QuantSpec(negative=3, positive=5)
+
+
+class Body(nn.Module):
+    def __init__(self, body: Callable[[Body, Tensor], Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.body = nn.Conv2d(4, 4, 3, padding=1), body
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def standardized(model: nn.Module, x: Tensor = X) -> fx.GraphModule:
+    network = passes.standardize(capture(model, x)).eval()
+    torch.testing.assert_close(network(x.clone()), copy.deepcopy(model).eval()(x.clone()))
+    return network
+
+
+def calls(network: fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in network.graph.nodes if node.op == "call_module"]
+
+
+def test_nothing_in_place_is_left_and_later_readers_see_the_change() -> None:
+    def body(n: Body, x: Tensor) -> Tensor:
+        x = n.conv(x)
+        y = F.relu(x, inplace=True)
+        x.add_(1.0)
+        z = x.mul_(2.0)
+        n.relu(z)
+        return x + y + z
+
+    model = Body(body, relu=nn.ReLU(inplace=True))
+    network = standardized(model)
+    assert not any(getattr(part, "inplace", False) for part in network.modules())
+    targets = {node.target for node in network.graph.nodes}
+    assert not targets & set(passes.IN_PLACE)
+    assert model.relu.inplace is True  # type: ignore[union-attr]
+
+
+def test_an_operator_on_the_input_does_not_alter_the_callers_tensor() -> None:
+    qann = ps.quantize(Body(lambda n, x: n.conv(x.relu_())), SPEC, example=X)
+    ps.calibrate(qann, [X])
+    x = X.clone()
+    qann(x)
+    ps.convert(qann)(x)
+    assert torch.equal(x, X)
+
+
+def test_functional_forms_become_modules_named_after_their_place() -> None:
+    def body(n: Body, x: Tensor) -> Tensor:
+        x = F.leaky_relu(F.relu6(torch.relu(n.conv(x))), 0.3)
+        x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+        x = F.dropout(F.adaptive_max_pool2d(x, 2), 0.25, n.training)
+        return F.dropout2d(x.relu(), training=n.training)
+
+    network = standardized(Body(body))
+    parts = dict(network.named_modules())
+    assert calls(network) == ["conv", "relu", "relu6", "leaky_relu", "max_pool2d", "adaptive_max_pool2d", "dropout",
+                              "relu_1", "dropout2d"]  # fmt: skip
+    assert parts["leaky_relu"].negative_slope == 0.3
+    pool = parts["max_pool2d"]
+    assert (pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode) == (3, 2, 1, True)
+    assert type(parts["dropout"]) is nn.Dropout and parts["dropout"].p == 0.25
+    assert type(parts["dropout2d"]) is nn.Dropout2d and parts["dropout2d"].p == 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "stride"),
+    [
+        (lambda x: F.max_pool2d(x, 2), 2),
+        (lambda x: F.max_pool2d(x, (2, 3)), (2, 3)),
+        (lambda x: F.max_pool2d(x, kernel_size=3, stride=1), 1),
+        (lambda x: torch.max_pool2d(x, 2, [], 1), 2),
+        (lambda x: F.max_pool1d(x.flatten(1, 2), 2), 2),
+        (lambda x: F.max_pool3d(x.unsqueeze(1), 2), 2),
+    ],
+)
+def test_a_stride_left_out_is_the_kernel_size(call: Callable[[Tensor], Tensor], stride: object) -> None:
+    network = standardized(Body(lambda n, x: call(torch.relu(n.conv(x)))))
+    (pool,) = [part for part in network.modules() if "MaxPool" in type(part).__name__]
+    assert pool.stride == stride
+
+
+def test_dropout_that_stays_on_and_indices_are_refused() -> None:
+    def default(n: Body, x: Tensor) -> Tensor:
+        return F.dropout(torch.relu(n.conv(x)))
+
+    def indices(n: Body, x: Tensor) -> Tensor:
+        return F.max_pool2d(torch.relu(n.conv(x)), 2, return_indices=True)[0]
+
+    def adaptive(n: Body, x: Tensor) -> Tensor:
+        return F.adaptive_max_pool2d(torch.relu(n.conv(x)), 2, return_indices=True)[0]
+
+    def module(n: Body, x: Tensor) -> Tensor:
+        return n.pool(torch.relu(n.conv(x)))[0]
+
+    with pytest.raises(
+        OperatorError, match=r"node 'dropout' \[File .*test_passes.* F.dropout stays random .*n.Dropout"
+    ):
+        standardized(Body(default))
+    for body in (indices, adaptive, module):
+        with pytest.raises(OperatorError, match=r"max pooling with return_indices=True has no running mean; drop it"):
+            standardized(Body(body, pool=nn.MaxPool2d(2, return_indices=True)))
+
+
+def test_each_use_of_an_activation_gets_a_module_of_its_own_and_weights_stay_shared() -> None:
+    def body(n: Body, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = n.again(n.pool(n.relu(n.conv(x))))
+        return x
+
+    relu = nn.ReLU()
+    model = Body(body, relu=relu, again=relu, pool=nn.MaxPool2d(3, 1, 1))
+    network = standardized(model)
+    assert calls(network).count("conv") == 3
+    sites = [name for name in calls(network) if name != "conv"]
+    assert len(set(sites)) == len(sites) == 9
+    parts = dict(network.named_modules())
+    assert len({id(parts[name]) for name in sites}) == 9
+    qann = ps.quantize(model, SPEC, example=X)
+    assert list(qann.sites()) == ["relu", "relu_1", "relu_2", "relu_3", "relu_4", "relu_5"]
+    ps.calibrate(qann, [X])
+    steps = {site.step.item() for site in qann.sites().values()}
+    assert len(steps) > 1
+
+
+# --- folding -------------------------------------------------------------------------------------------------------------
+
+
+def norm(kind: type[nn.Module] = nn.BatchNorm2d, features: int = 4) -> nn.Module:
+    part = kind(features)
+    nn.init.uniform_(part.weight, 0.5, 1.5)  # type: ignore[arg-type]
+    nn.init.uniform_(part.bias)  # type: ignore[arg-type]
+    part.running_mean.uniform_(-0.5, 0.5)  # type: ignore[operator, union-attr]
+    part.running_var.uniform_(0.5, 2.0)  # type: ignore[operator, union-attr]
+    return part
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(4, 4, 3, padding=1), norm(), norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.conv(torch.relu(self.norm(self.conv(x)))))
+
+
+class ReadBetween(Shared):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return torch.relu(self.norm(x)) + x
+
+
+FOLDED = {
+    "convolution": nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), norm(), nn.ReLU()),
+    "grouped": nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), norm(), nn.ReLU()),
+    "transposed": nn.Sequential(nn.ConvTranspose2d(4, 6, 3, stride=2), norm(features=6), nn.ReLU()),
+    "one dimension": nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 4, 3), norm(nn.BatchNorm1d), nn.ReLU()),
+    "linear": nn.Sequential(nn.Flatten(), nn.Linear(256, 8), norm(nn.BatchNorm1d, 8), nn.ReLU()),
+    "two": nn.Sequential(nn.Conv2d(4, 4, 3), norm(), nn.ReLU(), nn.Conv2d(4, 4, 1), norm()),
+}
+LEFT = {
+    "after an activation": nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), norm()),
+    "first": nn.Sequential(norm(), nn.ReLU()),
+    "shared convolution": Shared(),
+    "read in between": ReadBetween(),
+    "grouped transposed": nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), norm(), nn.ReLU()),
+    "depthwise transposed": nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=4), norm(), nn.ReLU()),
+    "linear on sequences": nn.Sequential(nn.Flatten(2), nn.Linear(64, 4), norm(nn.BatchNorm1d), nn.ReLU()),
+    "no statistics": nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()),
+}
+
+
+def norms(qann: ps.QuantizedNetwork) -> int:
+    network = qann.network
+    return sum(meaning_of(network, node) is Meaning.NORM for node in network.graph.nodes)
+
+
+@pytest.mark.parametrize("name", [*FOLDED, *LEFT])
+def test_folding_keeps_the_output(name: str) -> None:
+    model = (FOLDED | LEFT)[name]
+    qann = ps.quantize(model, SPEC, example=X).eval()
+    folded = ps.fold_batch_norm(qann).eval()
+    assert norms(folded) == (0 if name in FOLDED else norms(qann))
+    with qann.float_activations(), folded.float_activations(), torch.no_grad():
+        torch.testing.assert_close(folded(X), qann(X), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(folded(X), copy.deepcopy(model).eval()(X), atol=1e-5, rtol=1e-5)
+
+
+def test_a_folded_network_calibrates_converts_and_is_exact() -> None:
+    qann = ps.fold_batch_norm(ps.quantize(FOLDED["two"], SPEC, example=X))
+    ps.calibrate(qann, [X])
+    proof = ps.verify(qann, ps.convert(qann), [X], scope=False)
+    assert all(site.different == 0 for site in proof.sites.values())
+
+
+def test_folding_copies_and_is_refused_after_calibration() -> None:
+    qann = ps.quantize(FOLDED["two"], SPEC, example=X)
+    before = copy.deepcopy(qann.network.state_dict())
+    ps.fold_batch_norm(qann)
+    assert norms(qann) == 2
+    assert all(
+        torch.equal(before[name], value) for name, value in qann.network.state_dict().items() if "start" not in name
+    )
+    ps.calibrate(qann, [X])
+    with pytest.raises(SpecError, match="'2' is calibrated; fold first, then calibrate"):
+        ps.fold_batch_norm(qann)
+    with pytest.raises(SpecError, match=r"fold_batch_norm: expected what polarspike.quantize returns, got Sequential"):
+        ps.fold_batch_norm(FOLDED["two"])  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"refine: expected what polarspike.quantize returns, got Sequential"):
+        ps.refine(FOLDED["two"], 2)  # type: ignore[arg-type]

@@ -1,0 +1,230 @@
+"""Which operators become sites, with which levels and why; what is refused, and how it is said."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import polarspike as ps
+from polarspike.errors import OperatorError, SpecError
+
+X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+SMALL = X[:, :, :8, :8]
+
+
+def conv(*rest: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *rest)
+
+
+def site_of(activation: nn.Module, spec: ps.QuantSpec) -> Any:
+    (site,) = ps.inspect(conv(activation), spec, SMALL).sites
+    return site
+
+
+@pytest.mark.parametrize(
+    ("activation", "signed", "expected"),
+    [
+        (nn.ReLU(), "by-nature", (0, 6, 1.0, 0.0, None)),
+        (nn.ReLU6(), "by-nature", (0, 6, 1.0, 0.0, 6.0)),
+        (nn.LeakyReLU(0.2), "by-nature", (2, 6, 0.2, 0.2, None)),
+        (nn.LeakyReLU(0.0), "by-nature", (0, 6, 1.0, 0.0, None)),
+        (nn.LeakyReLU(1.0), "by-nature", (2, 6, 1.0, 1.0, None)),
+        (nn.ReLU(), "all", (2, 6, 0.5, 0.0, None)),
+        (nn.ReLU6(), "all", (2, 6, 0.5, 0.0, 6.0)),
+        (nn.LeakyReLU(0.2), "all", (2, 6, 0.2, 0.2, None)),
+        (nn.ReLU(), "none", (0, 6, 1.0, 0.0, None)),
+        (nn.ReLU6(), "none", (0, 6, 1.0, 0.0, 6.0)),
+    ],
+)
+def test_the_table_of_the_spec(activation: nn.Module, signed: Any, expected: tuple[Any, ...]) -> None:
+    spec = site_of(activation, ps.QuantSpec(negative=2, positive=6, gain=0.5, signed=signed)).spec
+    assert (spec.negative, spec.positive, spec.gain, spec.slope, spec.ceiling) == expected
+    assert not spec.learned_gain
+
+
+@pytest.mark.parametrize(("activation", "start"), [(nn.ReLU(), 0.25), (nn.LeakyReLU(0.1), 0.1)])
+def test_a_learned_gain_starts_at_the_slope(activation: nn.Module, start: float) -> None:
+    qann = ps.quantize(conv(activation), ps.QuantSpec(negative=2, gain="learned", signed="all"), example=SMALL)
+    site = qann.sites()["1"]
+    assert site.spec.learned_gain and isinstance(site.raw_gain, nn.Parameter)
+    assert site.raw_gain.item() == pytest.approx(start)
+
+
+def test_one_step_per_channel_or_feature() -> None:
+    spec = ps.QuantSpec(granularity="channel")
+    model = conv(nn.ReLU(), nn.Flatten(), nn.Linear(144, 7), nn.ReLU())
+    sites = ps.quantize(model, spec, example=SMALL).sites()
+    assert [site.spec.channels for site in sites.values()] == [4, 7]
+    assert [tuple(site.start.shape) for site in sites.values()] == [(4,), (7,)]
+
+
+def test_one_step_per_channel_needs_channels() -> None:
+    class Vector(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x.flatten())
+
+    with pytest.raises(SpecError, match=r"needs a channel dimension, got shape \(384,\)"):
+        ps.inspect(Vector(), ps.QuantSpec(granularity="channel"), SMALL)
+
+
+@pytest.mark.parametrize("spec", [ps.QuantSpec(signed="none"), ps.QuantSpec(negative=0)])
+def test_a_leaky_activation_without_negative_levels_is_refused(spec: ps.QuantSpec) -> None:
+    with pytest.raises(
+        SpecError, match=r"site '1': LeakyReLU passes negative values, .* would lose; give negative >= 1"
+    ):
+        ps.quantize(conv(nn.LeakyReLU()), spec, example=SMALL)
+    mixed = ps.QuantSpec(negative=0, overrides={"1": ps.QuantSpec(negative=1)})
+    assert ps.quantize(conv(nn.LeakyReLU()), mixed, example=SMALL).sites()["1"].levels == (1, 7)
+
+
+@pytest.mark.parametrize("slope", [-0.1, 2.0])
+def test_a_slope_outside_of_the_unit_interval_is_refused(slope: float) -> None:
+    with pytest.raises(SpecError, match=rf"site '1': expected a negative slope in \[0, 1\], got {slope}"):
+        ps.quantize(conv(nn.LeakyReLU(slope)), ps.QuantSpec(), example=SMALL)
+
+
+def test_overrides_by_pattern_the_first_that_matches_wins() -> None:
+    fine, rough = ps.QuantSpec(positive=15), ps.QuantSpec(positive=1)
+    model = nn.ModuleDict({"a": conv(nn.ReLU()), "b": nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.ReLU())})
+    net = nn.Sequential(*model.values())
+    qann = ps.quantize(net, ps.QuantSpec(overrides={"1.2": fine, "1.*": rough}), example=SMALL)
+    assert {name: site.levels for name, site in qann.sites().items()} == {"0.1": (0, 7), "1.1": (0, 1), "1.2": (0, 15)}
+
+
+@pytest.mark.parametrize("patterns", [["layer9.*"], ["*", "1"], ["1", "1*"]])
+def test_a_pattern_without_a_site_of_its_own_is_refused(patterns: list[str]) -> None:
+    overrides = {pattern: ps.QuantSpec(positive=index + 1) for index, pattern in enumerate(patterns)}
+    with pytest.raises(
+        SpecError, match=rf"the pattern {re.escape(repr(patterns[-1]))} matches no site of its own; sites: 1"
+    ):
+        ps.quantize(conv(nn.ReLU()), ps.QuantSpec(overrides=overrides), example=SMALL)
+
+
+@pytest.mark.parametrize("wrong", [None, {"negative": 2}, "default", ps.QuantSpec])
+def test_what_is_no_spec_is_refused(wrong: Any) -> None:
+    for verb in (
+        lambda: ps.quantize(conv(nn.ReLU()), wrong, example=SMALL),
+        lambda: ps.inspect(conv(nn.ReLU()), wrong, SMALL),
+    ):
+        with pytest.raises(SpecError, match="expected a QuantSpec, got"):
+            verb()
+
+
+def test_a_quantized_network_is_not_quantized_again() -> None:
+    qann = ps.quantize(conv(nn.ReLU()), ps.QuantSpec(), example=SMALL)
+    ps.calibrate(qann, [SMALL])
+    for network in (qann, ps.convert(qann)):
+        with pytest.raises(SpecError, match=r"expected a float model, got .* with sites already in it"):
+            ps.quantize(network, ps.QuantSpec(), example=SMALL)
+
+
+# --- refusals by name ----------------------------------------------------------------------------------------------------
+
+
+class Inner(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.gelu = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Gelu(Inner):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gelu(x)
+
+
+def power(x: Tensor) -> Tensor:
+    return x**2
+
+
+@pytest.mark.parametrize(
+    ("inner", "place", "called"),
+    [
+        (
+            Inner(torch.sin),
+            r"2.inner, node 'sin' \[File .*test_quantization.py.*return self.function\(x\)\]",
+            "torch.sin",
+        ),
+        (Inner(F.gelu), r"2.inner, node 'gelu' \[File .*test_quantization.py", "F.gelu"),
+        (Inner(power), r"2.inner, node 'pow_1' \[File .*test_quantization.py.*return x\*\*2\]", "operator.pow"),
+        (Inner(lambda x: x.clamp(min=0.0)), r"2.inner, node 'clamp' \[File .*test_quantization.py", "Tensor.clamp"),
+        (Inner(lambda x: x.mT), r".*node 'getattr_1'", "Tensor.mT"),
+        (
+            Gelu(torch.sin),
+            r"2.inner.gelu, node '_2_inner_gelu' \[File .*test_quantization.py.*self.gelu\(x\)\]",
+            "GELU",
+        ),
+        (nn.Softmax(1), r"2.inner, node '_2_inner'", "Softmax"),
+        (nn.GroupNorm(2, 4), r"2.inner, node '_2_inner'", "GroupNorm"),
+        (nn.PReLU(), r"2.inner, node '_2_inner'", "PReLU"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_unknown_operator_is_refused_with_path_line_and_remedy(inner: nn.Module, place: str, called: str) -> None:
+    outer = nn.Sequential()
+    outer.add_module("inner", inner)
+    model = conv(nn.ReLU(), outer)
+    for verb in (
+        lambda: ps.quantize(model, ps.QuantSpec(), example=SMALL),
+        lambda: ps.inspect(model, ps.QuantSpec(), SMALL),
+    ):
+        with pytest.raises(
+            OperatorError, match=rf"^{place}.*: no rule for {called}; known are .* Replace it by one of these"
+        ):
+            verb()
+
+
+def test_a_model_without_activation_is_refused() -> None:
+    with pytest.raises(
+        OperatorError, match=r"no activation that could become a site.*known activations: ReLU, ReLU6, Leaky"
+    ):
+        ps.quantize(conv(nn.Flatten()), ps.QuantSpec(), example=SMALL)
+
+
+def test_the_plan_says_what_happens_and_why() -> None:
+    model = conv(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(36, 2))
+    plan = ps.inspect(model, ps.QuantSpec(negative=2, positive=6, granularity="channel"), SMALL)
+    assert [site.name for site in plan.sites] == ["2", "4"]
+    text = str(plan)
+    for line in ("2 sites become spiking:", r"2  ReLU       levels (0, 6), gain 1, 4 steps: rectified",
+                 "signed by nature (slope 0.1)", "1  BatchNorm2d        affine per channel",
+                 "3  MaxPool2d          exact at T=1; over time on sums"):  # fmt: skip
+        assert line in text, text
+    qann = ps.quantize(model, ps.QuantSpec(negative=2, positive=6, granularity="channel"), example=SMALL)
+    assert {name: site.spec for name, site in qann.sites().items()} == {site.name: site.spec for site in plan.sites}
+
+
+# --- whole networks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "densenet121", "googlenet", "mobilenet_v2"])
+def test_networks_of_torchvision(name: str, tmp_path: Any) -> None:
+    models = pytest.importorskip("torchvision.models")
+    options = {"init_weights": False} if name == "googlenet" else {}
+    model = getattr(models, name)(weights=None, num_classes=10, **options).train()
+    if name == "vgg11_bn":
+        model.classifier = nn.Sequential(nn.Linear(512 * 49, 10))
+    qann = ps.quantize(model, ps.QuantSpec(), example=X)
+    expected = {"resnet18": 17, "vgg11_bn": 8, "densenet121": 121, "googlenet": 57, "mobilenet_v2": 35}[name]
+    assert len(qann.sites()) == expected and qann.training
+    model.eval()
+    with qann.eval().float_activations(), torch.no_grad():
+        torch.testing.assert_close(qann(X), model(X), atol=1e-4, rtol=1e-4)
+    for site in qann.sites().values():
+        site.set_step(0.3)
+    snn = ps.convert(qann)
+    with torch.no_grad():
+        assert torch.equal(snn(X), qann(X))
+    ps.save(snn, tmp_path / "net.safetensors")
+    again = ps.load(tmp_path / "net.safetensors", model)  # googlenet: without its branches for training
+    with torch.no_grad():
+        assert torch.equal(again(X), snn(X))
