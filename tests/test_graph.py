@@ -331,7 +331,7 @@ def test_a_fixed_batch_size_is_refused(model: nn.Module, message: str) -> None:
 def test_an_input_without_batch_dimension_is_no_obstacle() -> None:
     class Scaled(Net):
         def forward(self, x: Tensor, scale: Tensor) -> Tensor:  # type: ignore[override]
-            return self.score(torch.relu(self.one(x * scale)))
+            return self.score(torch.relu(self.one(x + scale)))
 
     quantize(Scaled(), (X, torch.rand(3, 1, 1)))
 
@@ -392,7 +392,10 @@ def test_a_part_called_by_a_word_of_python_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.parts["then"](self.parts["if"](x))
 
-    with pytest.raises(CaptureError, match=r"'parts.if': a part of the model is called by a word of Python; rename it"):
+    with pytest.raises(
+        CaptureError,
+        match=r"'parts.if': a part of the model has a name that Python or torch keeps",
+    ):
         quantize(Named())
 
 
@@ -410,7 +413,7 @@ def test_a_forward_of_one_object_is_traced_into() -> None:
 def test_a_model_that_answers_nan_or_another_structure_is_refused() -> None:
     def quotient(n: Net, x: Tensor) -> Tensor:
         x = torch.relu(n.one(x))
-        return (x - x) / (x - x)
+        return x * float("inf") * 0.0
 
     with pytest.raises(CaptureError, match="output 0 on the example: the model itself answers NaN"):
         quantize(Net(quotient))

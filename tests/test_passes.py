@@ -188,7 +188,6 @@ LEFT = {
     "grouped transposed": nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=2), norm(), nn.ReLU()),
     "depthwise transposed": nn.Sequential(nn.ConvTranspose2d(4, 4, 3, groups=4), norm(), nn.ReLU()),
     "linear on sequences": nn.Sequential(nn.Flatten(2), nn.Linear(64, 4), norm(nn.BatchNorm1d), nn.ReLU()),
-    "no statistics": nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU()),
 }
 
 

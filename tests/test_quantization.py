@@ -151,21 +151,29 @@ def power(x: Tensor) -> Tensor:
     [
         (
             Inner(torch.sin),
-            r"2.inner, node 'sin' \[File .*test_quantization.py.*return self.function\(x\)\]",
+            r"module '2.inner', node 'sin' \[File .*test_quantization.py.*return self.function\(x\)\]",
             "torch.sin",
         ),
-        (Inner(F.gelu), r"2.inner, node 'gelu' \[File .*test_quantization.py", "F.gelu"),
-        (Inner(power), r"2.inner, node 'pow_1' \[File .*test_quantization.py.*return x\*\*2\]", "operator.pow"),
-        (Inner(lambda x: x.clamp(min=0.0)), r"2.inner, node 'clamp' \[File .*test_quantization.py", "Tensor.clamp"),
+        (Inner(F.gelu), r"module '2.inner', node 'gelu' \[File .*test_quantization.py", "F.gelu"),
+        (
+            Inner(power),
+            r"module '2.inner', node 'pow_1' \[File .*test_quantization.py.*return x\*\*2\]",
+            "operator.pow",
+        ),
+        (
+            Inner(lambda x: x.clamp(min=0.0)),
+            r"module '2.inner', node 'clamp' \[File .*test_quantization.py",
+            "Tensor.clamp",
+        ),
         (Inner(lambda x: x.mT), r".*node 'getattr_1'", "Tensor.mT"),
         (
             Gelu(torch.sin),
-            r"2.inner.gelu, node '_2_inner_gelu' \[File .*test_quantization.py.*self.gelu\(x\)\]",
+            r"module '2.inner.gelu', node '_2_inner_gelu' \[File .*test_quantization.py.*self.gelu\(x\)\]",
             "GELU",
         ),
-        (nn.Softmax(1), r"2.inner, node '_2_inner'", "Softmax"),
-        (nn.GroupNorm(2, 4), r"2.inner, node '_2_inner'", "GroupNorm"),
-        (nn.PReLU(), r"2.inner, node '_2_inner'", "PReLU"),
+        (nn.Softmax(1), r"module '2.inner', node '_2_inner'", "Softmax"),
+        (nn.GroupNorm(2, 4), r"module '2.inner', node '_2_inner'", "GroupNorm"),
+        (nn.PReLU(), r"module '2.inner', node '_2_inner'", "PReLU"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

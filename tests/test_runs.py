@@ -34,8 +34,9 @@ def test_a_run_is_continued_only_on_request(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_before_it_began_is_continued(tmp_path: Path) -> None:
-    (tmp_path / ".config.json.tmp").write_text("{")
+    (tmp_path / ".config.json.abcd1234.partial").write_text("{")
     assert RunDirectory(tmp_path, resume=True).config["resumed"] == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_other_directories_are_left_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polarspike import ops
-from polarspike.errors import CalibrationError, SpecError
+from polarspike.errors import CalibrationError, CheckpointError, SpecError
 from polarspike.neurons import PolarityNeuron
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sites import Site
@@ -87,9 +87,14 @@ def test_a_state_dict_brings_the_step_along(kind: type[Site]) -> None:
 
 
 def test_a_state_dict_is_plain_tensors() -> None:
-    assert sorted(ready(LEARNED).state_dict()) == ["offset", "raw_gain", "start"]
-    assert sorted(ready(SiteSpec(0, 3)).state_dict()) == ["offset", "start"]
+    assert sorted(ready(LEARNED).state_dict()) == ["bounds", "offset", "raw_gain", "start"]
+    assert sorted(ready(SiteSpec(0, 3)).state_dict()) == ["bounds", "offset", "start"]
     assert all(isinstance(value, Tensor) for value in ready(LEARNED).state_dict().values())
+
+
+def test_a_state_of_other_levels_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"expected a state of levels \(0, 7\), got \(0, 3\)"):
+        ready(SiteSpec(0, 7)).load_state_dict(ready(SiteSpec(0, 3)).state_dict())
 
 
 def test_adopt_copies_every_bit_and_shares_nothing() -> None:

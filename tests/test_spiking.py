@@ -140,9 +140,10 @@ class TestWaysToRun:
         assert torch.equal(snn(frames, time_dim=1), curve[-1])
         integrating = ps.convert(qann)
         assert not torch.allclose(integrating(frames, time_dim=1), curve[-1])  # another network altogether
-        assert torch.equal(
-            snn(frames[:, 0], timesteps=3), integrating(frames[:, 0], timesteps=3)
-        )  # one image: no frames
+        # One image again and again: every step is its first timestep.
+        torch.testing.assert_close(snn(frames[:, 0], timesteps=3), qann(frames[:, 0]))
+        with pytest.raises(SpecError, match="takes every frame as a first timestep"):
+            ps.verify(qann, snn, [frames[:, 0]], timesteps=2)
 
     def test_the_mean_domain_keeps_half_precision_means_wide(self) -> None:
         frames = [torch.full((1, 2), value, dtype=torch.bfloat16) for value in (256.0, 1.0, 1.0, 1.0)]

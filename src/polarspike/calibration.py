@@ -51,7 +51,8 @@ class CalibratedSite:
 def calibrate(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor | None) -> tuple[CalibratedSite, ...]:
     """Set the step of every site, in place, by the strategy that its spec names.
 
-    ``entropy`` maximizes the entropy of the codes, ``mse`` minimizes the square error against the float activation,
+    ``entropy`` maximizes the entropy of the codes, ``mse`` minimizes the square error against the float activation (of
+    ReLU6 without its ceiling, which then bounds the step),
     ``lsq`` takes 2 mean|r(x)| / sqrt(P), ``percentile`` puts the 99.9 % quantile at the last level, ``qcfs`` takes 8 / P.
     The statistics are those of the float network (every site behaves as the activation that it replaced), streamed in
     one pass with memory that does not grow with the number of batches.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import keyword
 import os
 import traceback
 from collections import OrderedDict
@@ -24,11 +23,14 @@ from torch.utils import _pytree as pytree
 
 from polarspike.errors import CaptureError, InputError
 from polarspike.inputs import Inputs, as_call, batch_size, map_inputs, tensors_of
-from polarspike.operators import entry_of
+from polarspike.operators import entry_of, is_reserved
 
 # A captured graph runs the model's own kernels on the model's own weights; anything beyond this relative difference is
 # another computation, not rounding.
 _TOLERANCE = 1e-5
+
+# Options of SpikingNetwork.forward, which would swallow an input of the same name.
+_OPTIONS = frozenset({"timesteps", "every_step", "execution", "time_dim"})
 
 
 class _Tracer(fx.Tracer):
@@ -89,9 +91,16 @@ def capture(model: nn.Module, example: Inputs) -> fx.GraphModule:
             "Control flow must not depend on the values of a signal: decide it by an attribute or by shapes, or move "
             "the branch out of the model"
         ) from error
+    graph._tracer_cls = None  # a graph module that knows its tracer asks for one when it is unpickled
     for node in graph.nodes:
-        if node.op in ("call_module", "get_attr") and any(map(keyword.iskeyword, str(node.target).split("."))):
-            raise CaptureError(f"{node.target!r}: a part of the model is called by a word of Python; rename it")
+        if node.op in ("call_module", "get_attr") and is_reserved(str(node.target)):
+            raise CaptureError(
+                f"{node.target!r}: a part of the model has a name that Python or torch keeps for itself; rename it"
+            )
+        if node.op == "placeholder" and node.target in _OPTIONS:
+            raise CaptureError(
+                f"the model's input {node.target!r} has the name of an option of spiking networks; rename it"
+            )
     return fx.GraphModule(original, graph, type(model).__name__).eval()
 
 

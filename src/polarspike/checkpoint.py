@@ -133,6 +133,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     Raises:
         CheckpointError: the file is missing, no safetensors file, truncated, or holds no network of this library.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f"load: expected a path, got {type(path).__name__}")
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: expected a file, found {'a folder' if Path(path).is_dir() else 'nothing'}")
     try:

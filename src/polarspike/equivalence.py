@@ -41,28 +41,35 @@ _SCOPE_SAMPLES = 64
 
 @dataclass
 class _Tally:
-    """Running totals of one site over batches."""
+    """Running totals of one site over batches; ``fired[k + reach]`` counts how often the code k was fired at a step."""
 
+    reach: int
     compared: int = 0
     different: int = 0
     diverged: int = 0
     different_values: int = 0
     worst_margin: float = 0.0
-    histogram: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    fired: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fired = torch.zeros(2 * self.reach + 1, dtype=torch.long)
+
+    def fire(self, codes: Tensor) -> None:
+        """Count the codes of one timestep."""
+        codes = codes.nan_to_num(0.0)  # a broken network; the comparison finds it
+        self.fired += torch.bincount((codes + self.reach).flatten().long(), minlength=len(self.fired)).cpu()
 
     def finish(self, site: Site) -> SiteComparison:
-        negative, positive = site.levels
-        total = int(self.histogram.sum())
-        nonzero = total - int(self.histogram[negative]) if total else 0  # code 0 stands behind N negative ones
+        total = max(1, int(self.fired.sum()))
         return SiteComparison(
-            self.compared,
-            self.different,
-            self.diverged,
-            self.different_values,
-            self.worst_margin,
-            int((self.histogram > 0).sum()),
-            nonzero / max(1, total),
-            negative + positive == 1,
+            compared=self.compared,
+            different=self.different,
+            diverged=self.diverged,
+            different_values=self.different_values,
+            worst_margin=self.worst_margin,
+            distinct=int((self.fired > 0).sum()),
+            nonzero_share=1.0 - int(self.fired[self.reach]) / total,
+            binary=sum(site.levels) == 1,
         )
 
 
@@ -122,13 +129,14 @@ def verify(
         raise SpecError("verify: the two networks have different sites; the second was not converted from the first")
     if against not in ("network", "events"):
         raise SpecError(f"verify: expected against='network' or 'events', got {against!r}")
-    if time_dim is not None and snn.spec.reading != "integrate":
+    if (time_dim is not None or timesteps != 1) and snn.spec.reading != "integrate":
         raise SpecError(
             f"verify: a network with reading={snn.spec.reading!r} takes every frame as a first timestep; "
             "give the frames as a batch, with timesteps=1 and no time_dim"
         )
-    tallies = {name: _Tally() for name in snn.sites()}
-    worst, equal, figures, extent, total = 0.0, True, [0, 0], {}, timesteps
+    tallies: dict[str, _Tally] = {}
+    worst, equal, figures, total = 0.0, True, [0, 0], timesteps
+    extent: dict[str, tuple[int, int] | str] = {}
     device = device_of(qann)
     with evaluating(qann):
         fine: QuantizedNetwork | None = None
@@ -139,6 +147,8 @@ def verify(
             if fine is None:
                 total = len(frames)
                 fine = refine(qann, total).eval() if total > 1 else qann
+                # Over T steps a code C runs through the refined levels, and one k[t] may take back all of them.
+                tallies = {name: _Tally(reach=sum(site.levels)) for name, site in fine.sites().items()}
             if len(frames) != total:
                 raise InputError(
                     f"verify, batch {position}: expected {total} frames as in the first batch, got {len(frames)}; "
@@ -146,12 +156,12 @@ def verify(
                 )
             *_, mean = running_means(frames)
             expected = _run_quantized(fine, mean)
+            _require_sound(expected)
+            got = _run_spiking(snn, frames, tallies)
             if against == "events":
                 got, spikes, additions = _run_events(snn, frames)
                 figures = [figures[0] + spikes, figures[1] + additions]
-            else:
-                got = _run_spiking(snn, frames)
-            if _tally_free(fine, expected, got, tallies):
+            if _tally_free(expected, got, tallies):
                 expected = _run_quantized(fine, mean, forced=got.codes)
                 _tally_forced(fine, expected, got, tallies, total)
             gap, scale = _output_gap(expected.output, got.output)
@@ -167,8 +177,16 @@ def verify(
     if against == "events":
         margin = _EVENT_MARGIN.get(next(qann.parameters()).dtype, _FLOAT_MARGIN)
         note = f"{figures[0]} unit spikes, {figures[1]} additions; margin {margin:g} steps"
-    sites = {name: tallies[name].finish(site) for name, site in fine.sites().items()}
-    return Proof(total, against, sites, worst, equal, extent, margin, note)
+    return Proof(
+        timesteps=total,
+        against=against,
+        sites={name: tallies[name].finish(site) for name, site in qann.sites().items()},
+        output_difference=worst,
+        output_equal=equal,
+        scope=extent,
+        margin=margin,
+        note=note,
+    )
 
 
 def _frames(inputs: Inputs, timesteps: int, time_dim: int | None) -> list[Inputs]:
@@ -220,15 +238,21 @@ def _forcing(sites: dict[str, Any], codes: dict[str, Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-def _run_spiking(snn: SpikingNetwork, frames: list[Inputs]) -> _Record:
+def _run_spiking(snn: SpikingNetwork, frames: list[Inputs], tallies: dict[str, _Tally] | None = None) -> _Record:
+    """Run the spiking network; with ``tallies`` count the codes that it fires at every step."""
     if len(frames) == 1:
         record = _Record({}, {}, {}, None)
         with _recording(snn.sites(), record):
             output = apply(snn, frames[0])
+        for name, tally in (tallies or {}).items():
+            tally.fire(record.codes[name])
         return _Record(record.codes, record.signals, record.values, output)
     state: SpikingState | None = None
-    for frame in frames:
-        output, state = snn.step(frame, state)
+    with contextlib.ExitStack() as stack:
+        if tallies:
+            stack.enter_context(snn.observe(lambda name, _, spikes: tallies[name].fire(spikes)))
+        for frame in frames:
+            output, state = snn.step(frame, state)
     assert state is not None
     return _Record({name: state.operators[name].codes for name in snn.sites()}, {}, {}, output)
 
@@ -239,27 +263,22 @@ def _run_events(snn: SpikingNetwork, frames: list[Inputs]) -> tuple[_Record, int
     return _Record(dict(result.codes), {}, {}, result.output), *figures
 
 
-def _tally_free(fine: QuantizedNetwork, expected: _Record, got: _Record, tallies: dict[str, _Tally]) -> bool:
-    """Compare site by site, both networks having run freely; whether any code differs."""
-    for name, site in fine.sites().items():
-        want, have, tally = expected.codes[name], got.codes[name].to(expected.codes[name]), tallies[name]
+def _tally_free(expected: _Record, got: _Record, tallies: dict[str, _Tally]) -> bool:
+    """Compare site by site, both networks having run freely; whether any code of this batch differs."""
+    found = False
+    for name, tally in tallies.items():
+        want, have = expected.codes[name], got.codes[name].to(expected.codes[name])
         if want.shape != have.shape:
             raise SpecError(
                 f"verify: site {name!r} has shape {tuple(have.shape)} where {tuple(want.shape)} was expected"
             )
-        if bool(want.isnan().any()):
-            raise InputError(
-                f"verify: site {name!r} of the quantized network gets NaN from finite inputs; "
-                "look for NaN or Inf in the weights before it"
-            )
+        differing = int((want != have).sum())
         tally.compared += want.numel()
-        tally.diverged += int((want != have).sum())
+        tally.diverged += differing
         if name in got.values:
             tally.different_values += int((expected.values[name] != got.values[name]).sum())
-        negative, positive = site.levels
-        counts = torch.bincount((want + negative).flatten().long(), minlength=negative + positive + 1).cpu()
-        tally.histogram = counts if not len(tally.histogram) else tally.histogram + counts
-    return any(tally.diverged for tally in tallies.values())
+        found |= differing > 0
+    return found
 
 
 def _tally_forced(
@@ -267,48 +286,87 @@ def _tally_forced(
 ) -> None:
     """Compare again where every site saw the other network's earlier codes: only a site's own differences remain."""
     for name, site in fine.sites().items():
-        differs = expected.codes[name] != got.codes[name].to(expected.codes[name])
+        have = got.codes[name].to(expected.codes[name])
+        differs = expected.codes[name] != have
         if bool(differs.any()):
             signal = ops.widen(expected.signals[name])
-            scaled = signal / site.broadcast_step(signal).to(signal.dtype) + 0.5
-            margin = float((scaled - scaled.round()).abs()[differs].max()) / timesteps
+            scaled = signal / site.broadcast_step(signal).to(signal.dtype)
+            distance = _distance(scaled[differs], have[differs], site.levels) / timesteps
             tallies[name].different += int(differs.sum())
-            tallies[name].worst_margin = max(tallies[name].worst_margin, margin)
+            tallies[name].worst_margin = max(tallies[name].worst_margin, float(distance.max()))
 
 
-def _scope(snn: SpikingNetwork, inputs: Inputs) -> dict[str, tuple[int, int]]:
-    """Codes of one network that change with the conditions of the run: what a claim of equality does not cover."""
-    inputs = map_inputs(lambda value: value[:_SCOPE_SAMPLES] if isinstance(value, Tensor) else value, inputs)
-    size = batch_size(inputs)
-    reference = _run_spiking(snn, [inputs]).codes
+def _distance(scaled: Tensor, codes: Tensor, levels: tuple[int, int]) -> Tensor:
+    """How far ``x / s`` lies outside of the interval [k - 1/2, k + 1/2) of a code, which is open outwards at a clip."""
+    negative, positive = levels
+    below = torch.where(codes <= -negative, -torch.inf, codes - 0.5)
+    above = torch.where(codes >= positive, torch.inf, codes + 0.5)
+    return torch.maximum(below - scaled, scaled - above).clamp(min=0.0)
 
-    def differing(other: dict[str, Tensor]) -> tuple[int, int]:
-        return (
-            sum(int((codes != other[name]).sum()) for name, codes in reference.items()),
-            sum(codes.numel() for codes in reference.values()),
-        )
 
-    single = [
-        _run_spiking(snn, [map_inputs(lambda value, i=i: value[i : i + 1], inputs)]).codes for i in range(size)
-    ]  # fmt: skip
-    found = {f"batch 1 against {size}": differing({name: torch.cat([c[name] for c in single]) for name in reference})}
+def _require_sound(expected: _Record) -> None:
+    for name, codes in expected.codes.items():
+        if bool(codes.isnan().any()):
+            raise InputError(
+                f"verify: site {name!r} of the quantized network gets NaN from finite inputs; "
+                "look for NaN or Inf in the weights before it"
+            )
+
+
+def _scope(snn: SpikingNetwork, inputs: Inputs) -> dict[str, tuple[int, int] | str]:
+    """Codes of one network that change with the conditions of the run: what a claim of equality does not cover.
+
+    A condition under which the network cannot run is reported as such; it takes nothing from the proof.
+    """
+    length = batch_size(inputs)
+    size = min(length, _SCOPE_SAMPLES)
+
+    def rows(first: int, last: int) -> Inputs:
+        return map_inputs(lambda value: value[first:last] if _is_batched(value, length) else value, inputs)
+
+    whole = rows(0, size)
+    reference = _run_spiking(snn, [whole]).codes
     threads = torch.get_num_threads()
     other_threads = 1 if threads > 1 else 2
-    try:
-        torch.set_num_threads(other_threads)
-        found[f"{threads} against {other_threads} threads"] = differing(_run_spiking(snn, [inputs]).codes)
-    finally:
-        torch.set_num_threads(threads)
+
+    def one_by_one() -> dict[str, Tensor]:
+        single = [_run_spiking(snn, [rows(i, i + 1)]).codes for i in range(size)]
+        return {name: torch.cat([codes[name] for codes in single]) for name in reference}
+
+    def threaded() -> dict[str, Tensor]:
+        try:
+            torch.set_num_threads(other_threads)
+            return _run_spiking(snn, [whole]).codes
+        finally:
+            torch.set_num_threads(threads)
+
+    def reformatted() -> dict[str, Tensor]:
+        return _run_spiking(snn, [map_inputs(_other_memory_format, whole)]).codes
+
+    conditions = {f"batch 1 against {size}": one_by_one, f"{threads} against {other_threads} threads": threaded}
     if any(tensor.dim() == 4 for _, tensor in tensors_of(inputs)):
-
-        def last(value: Any) -> Any:
-            if not isinstance(value, Tensor) or value.dim() != 4:
-                return value
-            contiguous = value.is_contiguous()
-            return value.contiguous(memory_format=torch.channels_last if contiguous else torch.contiguous_format)
-
-        found["contiguous against channels_last"] = differing(_run_spiking(snn, [map_inputs(last, inputs)]).codes)
+        conditions["contiguous against channels_last"] = reformatted
+    found: dict[str, tuple[int, int] | str] = {}
+    for condition, run in conditions.items():
+        try:
+            codes = run()
+            found[condition] = (
+                sum(int((expected != codes[name]).sum()) for name, expected in reference.items()),
+                sum(expected.numel() for expected in reference.values()),
+            )
+        except (RuntimeError, InputError) as error:
+            found[condition] = f"the network cannot run so ({str(error).splitlines()[0]})"
     return found
+
+
+def _is_batched(value: Any, length: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == length
+
+
+def _other_memory_format(value: Any) -> Any:
+    if not isinstance(value, Tensor) or value.dim() != 4:
+        return value
+    return value.contiguous(memory_format=torch.channels_last if value.is_contiguous() else torch.contiguous_format)
 
 
 def _output_gap(expected: Any, got: Any) -> tuple[float, float]:

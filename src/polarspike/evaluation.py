@@ -6,7 +6,7 @@ Everything is counted in integers: a fraction appears only where it is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -18,9 +18,7 @@ from tqdm import tqdm
 from polarspike.errors import InputError, SpecError
 from polarspike.inputs import Inputs, to_device
 from polarspike.modules import apply, device_of, evaluating
-
-Observer = Callable[[str, int, Tensor], None]
-"""Called with the name of a site, the step t = 1, 2, ..., and the signed spikes of that step, (batch, ...)."""
+from polarspike.spiking import Observer
 
 
 @runtime_checkable
@@ -144,7 +142,7 @@ class Evaluation:
 
 
 def evaluate(
-    network: nn.Module, loader: Iterable[Any], timesteps: Sequence[int] = (1,), *, progress: bool = False
+    network: nn.Module, loader: Iterable[Any], timesteps: int | Sequence[int] = (1,), *, progress: bool = False
 ) -> Evaluation:
     """Count the right answers of ``network`` on ``loader`` after each number of ``timesteps``.
 
@@ -153,7 +151,7 @@ def evaluate(
             time answers only at ``timesteps=(1,)``. Its training mode is what it was when the call returns.
         loader: batches ``(inputs, target)``; inputs are a tensor or a dict (keyword), target holds class indices
             (batch,). They are moved to the network's device.
-        timesteps: the T to report, each at least 1.
+        timesteps: the T to report, each at least 1; one number is a single T.
         progress: show a progress bar where standard error is a terminal.
 
     Raises:
@@ -161,6 +159,9 @@ def evaluate(
         InputError: the loader is empty, a batch or a target is not what is described above, or an output is NaN or
             infinite; the message names the batch and the sample.
     """
+    if not isinstance(loader, Iterable):
+        raise InputError(f"evaluate: expected a loader of batches (inputs, target), got {type(loader).__name__}")
+    timesteps = (timesteps,) if isinstance(timesteps, int) else timesteps
     if not timesteps or any(not isinstance(T, int) or isinstance(T, bool) or T < 1 for T in timesteps):
         raise SpecError(f"evaluate: expected timesteps of at least 1, such as (1, 2, 4), got {timesteps!r}")
     steps = sorted(set(timesteps))

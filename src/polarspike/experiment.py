@@ -76,6 +76,8 @@ class Recipe(Spec):
         super().__post_init__()
         for name in ("batch_size", "calibration_images", "proof_images"):
             self._require(name, getattr(self, name) >= 1, "an integer of at least 1")
+        if self.ann.distillation:
+            raise SpecError("Recipe.ann.distillation: the float network has no teacher; give it to qann instead")
         self._require(
             "timesteps",
             bool(self.timesteps) and self.timesteps[0] == 1 and list(self.timesteps) == sorted(set(self.timesteps)),
@@ -117,7 +119,7 @@ class Outcome:
                     "exact": proof.exact,
                     "conclusive": proof.conclusive,
                     "output_difference": proof.output_difference,
-                    "scope": {name: list(pair) for name, pair in proof.scope.items()},
+                    "scope": dict(proof.scope),
                     "sites": {name: asdict(site) for name, site in proof.sites.items()},
                 }
                 for proof in self.proofs
@@ -151,8 +153,11 @@ class Outcome:
                     f"T={proof.timesteps}: each difference lies within {proof.worst_margin:.1e} steps of a boundary "
                     f"(float32 sums); {proof.diverged} codes differ when both networks run freely"
                 )
-        for condition, (different, compared) in self.proofs[0].scope.items():
-            lines.append(f"scope at T=1: {condition}: {different} of {compared} codes of the SNN change")
+            if proof.void:
+                lines.append(
+                    f"T={proof.timesteps}: VOID at {', '.join(proof.void)}: too few different codes, or events"
+                )
+        lines += [f"T=1, one network under other conditions: {line}" for line in self.proofs[0].scope_lines()]
         return "\n".join([*lines, "", str(self.energy)])
 
 
@@ -205,19 +210,6 @@ def require_device(device: str) -> None:
         raise SpecError(
             f"device: expected one that this machine has, such as 'cpu', got {device!r}: {reason}"
         ) from error
-
-
-def run_experiment(
-    recipe: Recipe,
-    run: RunDirectory,
-    *,
-    root: str | None = None,
-    download: bool = False,
-    device: str = "cpu",
-    say: Callable[[str], None] = lambda message: None,
-) -> Outcome:
-    """Prepare an experiment and carry it out: :func:`prepare`, then :func:`carry_out`."""
-    return carry_out(prepare(recipe, root=root, download=download, device=device), run, say=say)
 
 
 def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], None] = lambda message: None) -> Outcome:
@@ -290,9 +282,9 @@ def examine(
     images, _ = proof_batches[0]
     counts = count_operations(snn, images.to(device_of(snn)))
     return Outcome(
-        ann=evaluate(ann, test),
-        qann=evaluate(qann, test),
-        snn=evaluate(snn, test, timesteps=timesteps),
+        ann=evaluate(ann, test, progress=True),
+        qann=evaluate(qann, test, progress=True),
+        snn=evaluate(snn, test, timesteps, progress=True),
         proofs=tuple(verify(qann, snn, proof_batches, timesteps=t) for t in timesteps),
         counts=counts,
         energy=estimate_energy(counts, CostTable.cmos45()),

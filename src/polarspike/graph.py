@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import fx, nn
 
-from polarspike.operators import Meaning, meaning_of
+from polarspike.operators import reads_size
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def signals(graph_module: fx.GraphModule) -> set[fx.Node]:
@@ -15,7 +17,7 @@ def signals(graph_module: fx.GraphModule) -> set[fx.Node]:
     for node in graph_module.graph.nodes:
         if node.op == "placeholder":
             dependent.add(node)
-        elif meaning_of(graph_module, node) is Meaning.SIZE:
+        elif reads_size(node):
             continue
         elif any(parent in dependent for parent in node.all_input_nodes):
             dependent.add(node)
@@ -57,6 +59,13 @@ def replace_by_module(graph_module: fx.GraphModule, node: fx.Node, path: str, mo
     node.replace_all_uses_with(new)
     graph_module.graph.erase_node(node)
     return new
+
+
+def modules_of(graph_module: fx.GraphModule, kind: type[Kind]) -> dict[str, Kind]:
+    """The modules of one type that the graph calls, by path, in the order in which a signal meets them."""
+    called = {str(node.target): None for node in graph_module.graph.nodes if node.op == "call_module"}
+    found = {path: graph_module.get_submodule(path) for path in called}
+    return {path: module for path, module in found.items() if isinstance(module, kind)}
 
 
 def finish(graph_module: fx.GraphModule) -> fx.GraphModule:

@@ -250,7 +250,10 @@ def _standard() -> NormalMixture:
 
 
 def _levels(levels: Levels) -> Levels:
-    negative, positive = levels
+    try:
+        negative, positive = levels
+    except (TypeError, ValueError):
+        raise InputError(f"levels: expected a pair (N, P), got {levels!r}") from None
     if not (isinstance(negative, int) and isinstance(positive, int) and negative >= 0 and positive >= 1):
         raise InputError(f"levels: expected integers (N, P) with N >= 0 and P >= 1, got {levels}")
     return negative, positive

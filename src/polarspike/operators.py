@@ -8,6 +8,7 @@ in the table is refused by name, never skipped.
 from __future__ import annotations
 
 import builtins
+import keyword
 import operator
 import os
 from collections.abc import Callable
@@ -103,6 +104,7 @@ MODULES: dict[type[nn.Module], ModuleEntry] = {
     ),
 }
 
+_OWN = frozenset(vars(nn.Module()))  # what every module object holds: _parameters, training, ...
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _NAMESPACES: dict[str, Any] = {"torch": torch, "F": functional, "operator": operator, "builtins": builtins}
 
@@ -204,6 +206,21 @@ def meaning_of(graph_module: fx.GraphModule, node: fx.Node) -> Meaning | None:
     return None
 
 
+def is_reserved(path: str) -> bool:
+    """Whether a module path holds a name that Python, or a module of torch, keeps for itself."""
+
+    def taken(part: str, owner: type[nn.Module]) -> bool:
+        return keyword.iskeyword(part) or hasattr(owner, part) or part in _OWN
+
+    first, *rest = path.split(".")
+    return taken(first, fx.GraphModule) or any(taken(part, nn.Module) for part in rest)
+
+
+def reads_size(node: fx.Node) -> bool:
+    """Whether a node reads the shape or type of a tensor, and so does not depend on its values."""
+    return node.target is getattr or (node.op == "call_method" and METHODS.get(str(node.target)) is Meaning.SIZE)
+
+
 def place_of(node: fx.Node) -> str:
     """Where a node comes from, for a message: module path, and source line where torch knows it."""
     stack = node.meta.get("nn_module_stack") or {}
@@ -211,7 +228,8 @@ def place_of(node: fx.Node) -> str:
     if not path and stack:
         last = list(stack.values())[-1]
         path = last[0] if isinstance(last, tuple) else str(last)
-    where = f"{path or '(the model itself)'}, node {node.name!r}"
+    where = f"module {path!r}" if path else "the model's own forward"
+    where += f", node {node.name!r}"
     trace = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
     own = [index for index, line in enumerate(trace) if line.startswith("File ") and _TORCH not in line]
     if own:
@@ -237,6 +255,6 @@ def unknown(graph_module: fx.GraphModule, node: fx.Node) -> OperatorError:
     """The error for an operator that is not in the table."""
     return OperatorError(
         f"{place_of(node)}: no rule for {describe_target(graph_module, node)}; "
-        f"known are {', '.join(meaning.value for meaning in Meaning)}. "
-        "Replace it by one of these (for instance an activation by nn.ReLU or nn.LeakyReLU) and try again"
+        f"known are {', '.join(meaning.value for meaning in Meaning)}, and of activations ReLU, ReLU6 and LeakyReLU. "
+        "Replace it by one of these and try again"
     )

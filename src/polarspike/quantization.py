@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from polarspike.capture import capture, check_capture, graph_inputs
+from polarspike.contract import require_contract
 from polarspike.errors import OperatorError, SpecError
 from polarspike.graph import finish, signals
 from polarspike.inputs import Inputs, Signature
-from polarspike.operators import MODULES, Meaning, base_of, describe_target, meaning_of, place_of, unknown
+from polarspike.operators import Meaning, base_of, describe_target, place_of, unknown
 from polarspike.passes import standardize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
@@ -67,13 +68,15 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"{len(self.sites)} sites become spiking:"]
-        width = max(len(site.name) for site in self.sites)
+        width = max(len(name) for name in [*(site.name for site in self.sites), *(row[0] for row in self.analog)])
         for site in self.sites:
             gain = "learned" if site.spec.learned_gain else f"{site.spec.gain:g}"
             steps = f"{site.spec.channels} steps" if site.spec.channels else "1 step"
             lines.append(
                 f"  {site.name:<{width}}  {site.replaces:<10} levels {site.spec.levels}, gain {gain}, {steps}: {site.reason}"
             )
+        if not any(site.spec.negative for site in self.sites):
+            lines.append("  (no site has negative levels: all are rectified; QuantSpec(signed='all') would give them)")
         lines.append(f"{len(self.analog)} operators stay as they are:")
         lines += [f"  {name:<{width}}  {target:<18} {note}" for name, target, note in self.analog]
         return "\n".join(lines)
@@ -94,6 +97,9 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs) -> Quantized
     compute what the model computes, on the example and on another batch size and content. The steps are chosen
     afterwards, by :func:`polarspike.calibrate`.
 
+    The graph is that of evaluation mode: what the model does only under ``if self.training`` is not in it, and functional
+    dropout becomes a module that follows the network's mode.
+
     Args:
         model: a module that torch.fx can trace and whose operators are all in the operator table.
         spec: levels, gain, granularity and initialization of the sites.
@@ -112,7 +118,11 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs) -> Quantized
     qann = QuantizedNetwork(finish(network), spec, Signature.of(example))
     with qann.float_activations():
         check_capture(model, qann, example)
-    return qann.train(model.training)
+    modes = {name: module.training for name, module in model.named_modules()}
+    qann.train(model.training)
+    for name, module in qann.network.named_modules():  # a norm that was frozen stays frozen
+        module.training = modes.get(name, module.training)
+    return qann
 
 
 def _captured(model: nn.Module, spec: QuantSpec, example: Inputs) -> fx.GraphModule:
@@ -131,9 +141,12 @@ def _plan(network: fx.GraphModule, spec: QuantSpec, inputs: dict[str, Any]) -> P
     for node in network.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
-        meaning = meaning_of(network, node)
-        if meaning is None:
-            raise unknown(network, node)
+        meaning = require_contract(network, node, dependent)
+        if meaning is Meaning.ACTIVATION and node not in dependent:
+            raise OperatorError(
+                f"{place_of(node)}: an activation of a constant; a neuron would fire it step by step, and what it feeds "
+                "would no longer be constant. Compute it once, outside of forward, and keep it as a parameter or buffer"
+            )
         if meaning is Meaning.ACTIVATION:
             sites.append(_planned_site(network, node, spec, shapes))
         elif meaning in _NOTES and node in dependent:
@@ -143,6 +156,11 @@ def _plan(network: fx.GraphModule, spec: QuantSpec, inputs: dict[str, Any]) -> P
         raise OperatorError(
             "the model has no activation that could become a site, so nothing would spike; "
             f"known activations: {', '.join(kind.__name__ for kind in RULES)} and their functional forms"
+        )
+    if not any(site.spec.learned_gain for site in sites) and spec.gain == "learned":
+        raise SpecError(
+            "QuantSpec.gain='learned' reaches no site: none has negative levels, because every activation here is "
+            "rectified; give signed='all', or a number"
         )
     for pattern in spec.overrides:
         if not any(spec.at(site.name) is spec.overrides[pattern] for site in sites):
@@ -158,7 +176,7 @@ _NOTES: dict[Meaning, str] = {
     Meaning.AVERAGE: "affine: a mean of spikes",
     Meaning.MAX_POOLING: "exact at T=1; over time on sums",
     Meaning.ADD: "affine: sums spikes of its operands",
-    Meaning.SCALE: "affine if one operand is constant",
+    Meaning.SCALE: "affine: a constant factor",
     Meaning.CONCATENATE: "affine",
     Meaning.UPSAMPLE: "affine",
     Meaning.DROPOUT: "training only",
@@ -170,7 +188,7 @@ def _planned_site(
 ) -> PlannedSite:
     module = network.get_submodule(str(node.target))
     kind = base_of(module)
-    if kind not in RULES or kind not in MODULES:
+    if kind not in RULES:
         raise unknown(network, node)
     law = RULES[kind](module)
     name = str(node.target)

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from polarspike import passes
 from polarspike.errors import InputError, SpecError
-from polarspike.graph import finish
+from polarspike.graph import finish, modules_of
 from polarspike.inputs import Signature, bind, tensors_of
 from polarspike.modules import evaluating
 from polarspike.quantizers import PolarityQuantizer
@@ -50,13 +50,7 @@ class QuantizedNetwork(nn.Module):
 
     def sites(self) -> dict[str, PolarityQuantizer]:
         """The quantizers by site name, in the order in which a signal meets them."""
-        found = {}
-        for node in self.network.graph.nodes:
-            if node.op == "call_module":
-                module = self.network.get_submodule(str(node.target))
-                if isinstance(module, PolarityQuantizer):
-                    found[str(node.target)] = module
-        return found
+        return modules_of(self.network, PolarityQuantizer)
 
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
@@ -93,9 +87,9 @@ def fitting(signature: Signature, given: Mapping[str, Any]) -> Iterator[None]:
         yield
     except RuntimeError as error:
         difference = signature.explain(given) or "; ".join(
-            f"input {name!r} has type {tensor.dtype}"
+            f"input {name!r} has type {tensor.dtype} (use x.float(), or network.double() for float64)"
             for name, tensor in tensors_of(given)
-            if not tensor.is_floating_point()
+            if tensor.dtype != torch.float32
         )
         if difference:
             raise InputError(f"{difference}, and the network cannot take it: {error}") from error

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
-from polarspike.files import replacing
+from polarspike.files import PARTIAL, replacing
 from polarspike.specs import Spec
 
 FORMAT = "polarspike-run"
@@ -217,7 +217,9 @@ class RunDirectory:
                 raise RunError(f"{self.path}: there is no run to resume; check the path, or start without --resume")
             return False
         try:
-            names = [entry.name for entry in self.path.iterdir() if not entry.name.endswith(".tmp")]
+            for partial in self.path.glob(f".*{PARTIAL}"):  # of a write that was killed
+                partial.unlink(missing_ok=True)
+            names = [entry.name for entry in self.path.iterdir()]
         except OSError as error:
             self._refuse(error)
         if "config.json" not in names:

@@ -26,6 +26,7 @@ from polarspike.operators import (
     base_of,
     describe_target,
     entry_of,
+    is_reserved,
     place_of,
 )
 from polarspike.quantizers import PolarityQuantizer
@@ -39,7 +40,6 @@ _DTYPES = {
     str(kind).removeprefix("torch."): kind
     for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
 }
-_OWN = frozenset(vars(nn.Module()))  # what every module object holds: _parameters, training, ...
 _PATH = re.compile(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*")
 
 
@@ -238,15 +238,10 @@ def _identifier(name: Any) -> str:
     return name
 
 
-def _reserved(part: str, owner: type[nn.Module]) -> bool:
-    return keyword.iskeyword(part) or hasattr(owner, part) or part in _OWN
-
-
 def _path(name: Any) -> str:
     """A module path that may appear in generated code."""
     if not isinstance(name, str) or not _PATH.fullmatch(name):
         raise CheckpointError(f"expected a module path, got {name!r}")
-    first, *rest = name.split(".")
-    if _reserved(first, fx.GraphModule) or any(_reserved(part, nn.Module) for part in rest):
+    if is_reserved(name):
         raise CheckpointError(f"module path {name!r} holds a name that Python or torch keeps for itself")
     return name

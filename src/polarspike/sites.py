@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from polarspike import ops
-from polarspike.errors import CalibrationError, SpecError
+from polarspike.errors import CalibrationError, CheckpointError, SpecError
 from polarspike.specs import SiteSpec
 
 
@@ -30,6 +30,7 @@ class Site(nn.Module):
     no_weight_decay = True
 
     start: Tensor
+    bounds: Tensor
     raw_gain: nn.Parameter | None
 
     def __init__(self, spec: SiteSpec, name: str = "") -> None:
@@ -38,6 +39,8 @@ class Site(nn.Module):
         self.name = name
         shape = (spec.channels,) if spec.channels else ()
         self.register_buffer("start", torch.full(shape, torch.nan))
+        # Travels with the state, so that a state of other levels is refused and not read as these.
+        self.register_buffer("bounds", torch.tensor(spec.levels, dtype=torch.int64))
         self.offset = nn.Parameter(torch.zeros(shape))
         self.raw_gain = nn.Parameter(torch.tensor(float(spec.gain))) if spec.learned_gain else None
         self.calibrated = False
@@ -117,5 +120,11 @@ class Site(nn.Module):
         return f"levels={self.levels}, gain={gain}, step={step if self.calibrated else 'not calibrated'}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        bounds = state_dict.get(f"{prefix}bounds")
+        if bounds is not None and bounds.tolist() != list(self.levels):
+            raise CheckpointError(
+                f"site {self.name!r}: expected a state of levels {self.levels}, got {tuple(bounds.tolist())}; "
+                "quantize with the spec that the state was made with"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.calibrated = bool((torch.isfinite(self.start) & (self.start > 0)).all())

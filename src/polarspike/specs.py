@@ -147,6 +147,10 @@ class QuantSpec(Spec):
                 "QuantSpec: signed='all' asks for negative levels at every site, but negative=0; "
                 "give negative >= 1 or signed='by-nature'"
             )
+        if self.gain == "learned" and self.signed == "none":
+            raise SpecError(
+                "QuantSpec: gain='learned' has nothing to learn with signed='none'; give another of the two"
+            )
         if self.gain == "learned" and self.negative == 0:
             raise SpecError("QuantSpec: gain='learned' has nothing to learn with negative=0; give negative >= 1")
         self._require("overrides", isinstance(self.overrides, Mapping), "a mapping of site patterns to QuantSpecs")

@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from polarspike import ops
-from polarspike.errors import SpecError
+from polarspike.errors import InputError, SpecError
+from polarspike.graph import modules_of
 from polarspike.inputs import Inputs, Signature, as_call, bind, frames_of, running_means
 from polarspike.neurons import PolarityNeuron
 from polarspike.quantized import fitting, parameters_of
@@ -25,6 +26,7 @@ from polarspike.specs import ConvertSpec
 from polarspike.temporal import TemporalOperator
 
 Execution = Literal["steps", "mean"]
+#: Called with the name of a site, the step t = 1, 2, ..., and the signed spikes of that step, (batch, ...).
 Observer = Callable[[str, int, Tensor], None]
 
 
@@ -100,7 +102,7 @@ class SpikingNetwork(nn.Module):
         frames = cast(list[Mapping[str, Any]], frames_of(given, timesteps, time_dim))
         if len(frames) == 1 and not every_step and not self._observers:
             return self._respond(frames[0])
-        rest = self.spec.reading == "frames" and time_dim is not None
+        rest = self.spec.reading == "frames"
         if execution == "mean" and not rest and not self._observers:
             answers = self._by_mean(frames, every_step)
         else:
@@ -120,7 +122,11 @@ class SpikingNetwork(nn.Module):
         a stream should start again from None. Stream within ``torch.no_grad()``, else the state keeps every step's graph.
         """
         args, kwargs = as_call(inputs)
-        state = state or SpikingState()
+        state = SpikingState() if state is None else state
+        if not isinstance(state, SpikingState):
+            raise InputError(
+                f"step: expected the state that the previous step returned, or None, got {type(state).__name__}"
+            )
         frame = bind(self._arguments, args, kwargs)
         if state.timestep == 0:  # the state keeps the first frame's own memory, which the caller may use again
             frame = {name: _copied(value) for name, value in frame.items()}
@@ -129,13 +135,7 @@ class SpikingNetwork(nn.Module):
 
     def sites(self) -> dict[str, PolarityNeuron]:
         """The neurons by site name, in the order in which a signal meets them."""
-        found = {}
-        for node in self.network.graph.nodes:
-            if node.op == "call_module":
-                module = self.network.get_submodule(str(node.target))
-                if isinstance(module, PolarityNeuron):
-                    found[str(node.target)] = module
-        return found
+        return modules_of(self.network, PolarityNeuron)
 
     @contextlib.contextmanager
     def observe(self, observer: Observer) -> Iterator[None]:

@@ -109,6 +109,8 @@ def fit(
             model or the number of steps per epoch is another one, or because the model keeps state that is no tensor.
         CheckpointError: the checkpoint of ``run`` is damaged.
     """
+    if spec is not None and not isinstance(spec, TrainSpec):
+        raise SpecError(f"fit: expected a TrainSpec, got {type(spec).__name__}")
     spec = (spec or TrainSpec()).distilling(teacher is not None)
     steps = _steps_per_epoch(train_loader)
     _check_arguments(model, spec, teacher, run, resume)

@@ -23,7 +23,7 @@ SPECS = {
     "gain .3, channels": ps.QuantSpec(2, 5, gain=0.3, signed="all", granularity="channel"),
     "gain 0": ps.QuantSpec(1, 3, gain=0.0, signed="all"),
     "learned, channels": ps.QuantSpec(3, 3, gain="learned", signed="all", granularity="channel"),
-    "binary": ps.QuantSpec(1, 1, gain="learned"),
+    "binary": ps.QuantSpec(1, 1),
 }
 
 

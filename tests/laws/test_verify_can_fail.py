@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike.errors import InputError, SpecError
@@ -330,3 +330,40 @@ def test_the_event_simulator_proves_and_fails_too() -> None:
         assert "unit spikes" in proof.note
     perturb_step(snn, "act1", 1.01)
     assert not ps.verify(qann, snn, [x], timesteps=3, against="events").exact
+
+
+class Viewing(nn.Module):
+    """The commonest style of all: it cannot run on channels_last images, which is not the proof's fault."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4 * 36, 3)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        y = torch.relu(self.conv(x) + scale)
+        return self.head(y.view(y.size(0), -1))
+
+
+def test_a_condition_that_cannot_be_run_takes_nothing_from_the_proof() -> None:
+    inputs = {"x": torch.randn(6, 3, 8, 8), "scale": torch.tensor(0.3)}
+    qann = ps.quantize(Viewing().eval(), ps.QuantSpec(0, 5), example=inputs)
+    ps.calibrate(qann, [inputs])
+    proof = ps.verify(qann, ps.convert(qann), [inputs])
+    assert proof.exact and proof.conclusive
+    assert proof.scope["batch 1 against 6"] == (0, 6 * 4 * 36)
+    assert "the network cannot run so" in str(proof.scope["contiguous against channels_last"])
+
+
+def test_a_code_that_is_wrong_near_a_boundary_is_not_rounding() -> None:
+    """The margin is the distance to the interval of the code that was given, not to any boundary that is near."""
+    x = torch.full((1, 4), 2.49)  # code 2, near the boundary of code 3
+    qann = ps.quantize(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), ps.QuantSpec(0, 5), example=x)
+    with torch.no_grad():
+        qann.network.get_submodule("0").weight.copy_(torch.eye(4))
+        qann.network.get_submodule("0").bias.zero_()
+    next(iter(qann.sites().values())).set_step(1.0)
+    snn = ps.convert(qann)
+    next(iter(snn.sites().values())).set_step(10.0)  # gives code 0 at every element
+    proof = ps.verify(qann, snn, [x], scope=False)
+    assert proof.worst_margin == pytest.approx(1.99) and not proof.within_rounding
