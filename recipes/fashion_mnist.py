@@ -1,8 +1,12 @@
-"""ResNet-20 on Fashion-MNIST; values, cost and expected result: ``FASHION_MNIST`` in ``polarspike/recipes.py``.
+"""ResNet-20 on Fashion-MNIST, exact at the first timestep.
 
-polarspike train --data fashion-mnist
-python recipes/fashion_mnist.py [options]              the same with any option of ``polarspike train``
-polarspike train --recipe recipes/fashion_mnist.py     the same
+Command:   polarspike train --data fashion-mnist
+           (or: python recipes/fashion_mnist.py [any option of `polarspike train`])
+Cost:      8 + 7 epochs for the network's weights, 7 more for the control: 29 + 7 minutes on 2 cores that did other work, too
+Expected:  ANN 93.7 %, SNN 93.6 % at T = 1 and 93.5 to 93.6 % at T = 2, 4, 8; 0 codes differ at T = 1
+           (one seed, 2026-11-23, torch 2.14.1; all 10,000 test images, last epoch)
+
+The values are ``FASHION_MNIST`` in ``polarspike/recipes.py``, so that an installed command line has them, too.
 """
 
 import sys

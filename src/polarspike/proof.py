@@ -148,11 +148,11 @@ class Proof:
         lines.append(f"  {'EXACT' if self.exact else 'NOT EXACT'}" + ("" if self.conclusive else ", not conclusive"))
         if self.note:
             lines.append(f"  {self.note}")
-        return "\n".join([*lines, *(f"  {line}" for line in self.scope_lines())])
+        return "\n".join([*lines, *(f"  scope: {line}" for line in self.scope_lines())])
 
     def scope_lines(self) -> list[str]:
         """One line per condition of the scope."""
         return [
-            f"scope: {condition}: {found if isinstance(found, str) else f'{found[0]} of {found[1]} codes differ'}"
+            f"{condition}: {found if isinstance(found, str) else f'{found[0]} of {found[1]} codes differ'}"
             for condition, found in self.scope.items()
         ]
