@@ -115,13 +115,13 @@ def test_the_flags_of_the_tests_are_the_tiny_recipe() -> None:
 
 
 def test_nested_flags_change_one_value_each() -> None:
-    flags = ["--ann.epochs", "3", "--quant.gain", "learned", "--qann.learning-rate", "0.25", "--augment", "False"]
+    flags = ["--ann.epochs", "3", "--quant.gain", "0.5", "--qann.learning-rate", "0.25", "--augment", "False"]
     parsed = cli.app.parse(["train", *flags])
     assert isinstance(parsed, Train)
     start = recipes.FASHION_MNIST
     assert (parsed.values.ann.epochs, parsed.values.quant.gain, parsed.values.qann.learning_rate) == (
         3,
-        "learned",
+        0.5,
         0.25,
     )
     assert not parsed.values.augment

@@ -214,6 +214,7 @@ def test_the_plan_says_what_happens_and_why() -> None:
 # --- whole networks ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "densenet121", "googlenet", "mobilenet_v2"])
 def test_networks_of_torchvision(name: str, tmp_path: Any) -> None:
     models = pytest.importorskip("torchvision.models")

@@ -22,6 +22,8 @@ from polarspike.specs import QuantSpec
 from polarspike.spiking import SpikingNetwork
 from polarspike.temporal import HomogeneousDifference
 
+pytestmark = pytest.mark.slow  # a simulation of every spike
+
 UNSIGNED = QuantSpec(negative=0, positive=4)
 SIGNED = QuantSpec(negative=2, positive=3, gain=0.3, signed="all")
 LEARNED = QuantSpec(negative=3, positive=4, gain="learned", signed="all")

@@ -359,6 +359,7 @@ def train_slowly(path: str) -> None:
 KILLED = TrainSpec(epochs=12, learning_rate=0.05, seed=4)
 
 
+@pytest.mark.slow
 def test_kill_minus_nine(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     place = tmp_path / "run"

@@ -58,6 +58,7 @@ def test_the_order_of_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert Source(root=Path("/mine")).folders("toy", usual) == [Path("/mine")]
 
 
+@pytest.mark.slow
 def test_importing_the_data_sets_imports_no_optional_package() -> None:
     code = "import sys, polarspike.data; print(sorted({'torchvision', 'mlxtend', 'sklearn'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -54,6 +54,7 @@ def test_digits_uses_the_whole_range_of_a_byte() -> None:
     assert values == [int(v * 255 / 16 + 0.5) for v in range(17)]
 
 
+@pytest.mark.slow
 def test_embedded_digits_are_those_of_scikit_learn() -> None:
     source = pytest.importorskip("sklearn.datasets").load_digits()
     images = read_idx(digits_module.FILES / digits_module.IMAGES, dims=3)

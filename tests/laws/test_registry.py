@@ -15,7 +15,7 @@ from polarspike import data, models
 # Few levels and large steps: finer ones leave more than 95 % of the codes non-zero, and such a comparison is void.
 SPEC = {"negative": 1, "positive": 3, "signed": "all", "gain": "learned", "init": "mse"}
 
-pytestmark = pytest.mark.filterwarnings("ignore:channels that never carry a signal")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:channels that never carry a signal")]
 
 
 def quantized(name: str, granularity: str) -> tuple[ps.QuantizedNetwork, Tensor, object]:
@@ -61,7 +61,6 @@ def test_every_model_converts_exactly(name: str, granularity: str) -> None:
     check(qann, images, (2, 4))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("name", models.names())
 def test_every_model_converts_exactly_after_training(name: str, granularity: str) -> None:

@@ -108,6 +108,7 @@ def test_values_out_of_range_are_refused(wrong: dict[str, object], text: str) ->
         assert str(caught.value) == f"model {name!r}: {text}"
 
 
+@pytest.mark.slow
 def test_importing_the_models_imports_no_optional_package() -> None:
     code = "import sys, polarspike.models; print(sorted({'torchvision', 'timm'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
