@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from polarspike import training
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
+from polarspike.randomness import epoch_seed
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
 from polarspike.training import (
     build_optimizer,
     decayed_parameters,
-    epoch_seed,
     fit,
     learning_rate,
     training_loss,

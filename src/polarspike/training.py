@@ -6,7 +6,7 @@ Step ``i`` of ``n`` (counted over all epochs), with ``w`` warm-up steps, peak ``
     rate_i = r (1 + cos(pi (i - w) / (n - w))) / 2         for i >= w
     loss   = (1 - d) cross_entropy(z, target) + d t^2 KL(softmax(z_teacher / t) || softmax(z / t))
 
-Nothing random crosses the border between two epochs: epoch ``e`` starts from :func:`epoch_seed` of (seed, e), and the
+Nothing random crosses the border between two epochs: epoch ``e`` starts from ``epoch_seed(seed, e)``, and the
 rate depends on ``i`` alone. So weights, buffers and optimizer state are all that a checkpoint has to hold.
 Distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
 """
@@ -14,16 +14,12 @@ Distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Ne
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
-import random
 import time
-from collections.abc import Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +29,7 @@ from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
 from polarspike.inputs import Inputs, tensors_of
 from polarspike.modules import apply, device_of, evaluating
+from polarspike.randomness import epoch_seed, randomness_kept, seed_everything
 from polarspike.runs import RunDirectory, differences
 from polarspike.specs import TrainSpec
 
@@ -131,9 +128,9 @@ def fit(
         done = len(history)
         run.keep_records(lambda record: record.get("epoch", 0) <= done)
     try:
-        with _randomness_kept(train_loader), evaluating(*([] if teacher is None else [teacher])):
+        with randomness_kept(train_loader), evaluating(*([] if teacher is None else [teacher])):
             for epoch in range(len(history) + 1, spec.epochs + 1):
-                _seed_everything(epoch_seed(spec.seed, epoch), train_loader, epoch)
+                seed_everything(epoch_seed(spec.seed, epoch), train_loader, epoch)
                 passed = _train_epoch(model, train_loader, optimizer, spec, epoch, steps, teacher, progress)
                 _check_weights(model, epoch)
                 if validate is not None:
@@ -158,12 +155,6 @@ def learning_rate(spec: TrainSpec, step: int, steps_per_epoch: int) -> float:
         return spec.learning_rate * (step + 1) / warmup
     total = spec.epochs * steps_per_epoch
     return spec.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of epoch ``epoch`` (from 1): the first 63 bits of SHA-256 of the text ``polarspike/<seed>/<epoch>``."""
-    digest = hashlib.sha256(f"polarspike/{seed}/{epoch}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def decayed_parameters(model: nn.Module) -> list[str]:
@@ -310,46 +301,6 @@ def _refuse_loss(model: nn.Module, inputs: Inputs, where: str, value: float) -> 
     broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     found = f"the parameter {broken[0]} is NaN or infinite" if broken else "inputs and parameters are finite"
     raise RunError(f"{where}: the loss is {value} ({found}); {_REPAIR}")
-
-
-def _sources(loader: object) -> list[object]:
-    """The loader, its samplers and theirs: where generators and ``set_epoch`` are found."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    return [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
-
-
-def _generators(loader: object) -> list[torch.Generator]:
-    found = (getattr(source, "generator", None) for source in _sources(loader))
-    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
-
-
-def _seed_everything(seed: int, loader: object, epoch: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    for number, generator in enumerate(_generators(loader), start=1):
-        generator.manual_seed(seed + number)
-    for source in {id(source): source for source in _sources(loader)}.values():
-        if callable(set_epoch := getattr(source, "set_epoch", None)):  # the convention of distributed samplers
-            set_epoch(epoch)
-
-
-@contextmanager
-def _randomness_kept(loader: object) -> Iterator[None]:
-    """Put every generator that :func:`_seed_everything` seeds back to where it was."""
-    own = [(generator, generator.get_state()) for generator in _generators(loader)]
-    cpu, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        random.setstate(python)
-        np.random.set_state(numpy)
-        for generator, state in own:
-            generator.set_state(state)
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
 
 
 def _table(model: nn.Module) -> dict[str, str]:
