@@ -41,11 +41,12 @@ class QuantizedNetwork(nn.Module):
         self.signature = signature
         self.notes: dict[str, Any] = {}
         self._arguments = parameters_of(network)
+        self._named_signature = signature.named(self._arguments)
         self.train(network.training)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         given = bind(self._arguments, inputs, named)
-        with fitting(self.signature.named(self._arguments), given):
+        with fitting(self._named_signature, given):
             return self.network(*given.values())
 
     def sites(self) -> dict[str, PolarityQuantizer]:
@@ -143,7 +144,7 @@ def _layers_of_vectors(qann: QuantizedNetwork) -> set[str]:
     first = next(qann.parameters())
     try:
         with qann.float_activations(), evaluating(qann):
-            shapes = qann.signature.named(qann._arguments).shapes
+            shapes = qann._named_signature.shapes
             qann(**{name: first.new_zeros(2, *shape) for name, shape in shapes})
     finally:
         for handle in handles:

@@ -70,6 +70,7 @@ class SpikingNetwork(nn.Module):
         self.notes: dict[str, Any] = {}
         self._observers: list[Observer] = []
         self._arguments = parameters_of(network)
+        self._named_signature = signature.named(self._arguments)
         self.eval()
 
     def forward(
@@ -158,14 +159,14 @@ class SpikingNetwork(nn.Module):
 
     def _respond(self, frame: Mapping[str, Any]) -> Any:
         """The first timestep, by the generated code of the graph."""
-        with fitting(self.signature.named(self._arguments), frame):
+        with fitting(self._named_signature, frame):
             return self.network(*frame.values())
 
     def _advance(self, frame: Mapping[str, Any], state: SpikingState, rest: bool) -> tuple[Any, SpikingState]:
         """One timestep; with ``rest`` the operators begin anew and only the output's mean goes on."""
         before = SpikingState() if rest else state
         walk = _Advance(self.network, before)
-        with fitting(self.signature.named(self._arguments), frame):
+        with fitting(self._named_signature, frame):
             output = walk.run(*frame.values())
         timestep = state.timestep + 1
         previous = output if state.mean is None else state.mean
@@ -186,7 +187,7 @@ class SpikingNetwork(nn.Module):
     def _by_mean(self, frames: list[Mapping[str, Any]], every_step: bool) -> Iterator[Any]:
         for t, mean in enumerate(cast(Iterator[Mapping[str, Any]], running_means(frames)), start=1):
             if every_step or t == len(frames):
-                with fitting(self.signature.named(self._arguments), mean):
+                with fitting(self._named_signature, mean):
                     yield _Settle(self.network, t).run(*mean.values())
 
 

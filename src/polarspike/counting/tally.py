@@ -26,9 +26,10 @@ from polarspike.counting.streams import (
     propagate,
 )
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import Inputs, as_call, batch_size, batches_of, tensors_of
+from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, tensors_of
 from polarspike.neurons import NeuronState, PolarityNeuron
 from polarspike.operators import Meaning
+from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork, SpikingState
 
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -333,6 +334,4 @@ def _check(inputs: Inputs) -> None:
 
 
 def _in_order(network: fx.GraphModule, inputs: Inputs) -> list[Any]:
-    args, kwargs = as_call(inputs)
-    names = [str(node.target) for node in network.graph.nodes if node.op == "placeholder"]
-    return [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)]
+    return list(bind(parameters_of(network), *as_call(inputs)).values())
