@@ -32,10 +32,28 @@ class Branching(nn.Module):
         return y
 
 
+class Body(nn.Module):
+    """A layer, and whatever a case does behind it."""
+
+    def __init__(self, body: Callable[[Tensor], Tensor], layer: nn.Module | None = None) -> None:
+        super().__init__()
+        self.layer, self.head, self.body = layer or nn.Linear(4, 4), nn.Linear(4, 4), body
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return self.head(self.body(torch.relu(y[0] if isinstance(y, tuple) else y)))
+
+
+def altered_behind_a_view(x: Tensor) -> Tensor:
+    view = x.view(-1, 2, 2)
+    x.add_(1.0)
+    return x + view.flatten(1)
+
+
 def main() -> None:
     torch.manual_seed(0)
     folder = Path(tempfile.mkdtemp())
-    images = torch.randn(8, 1, 8, 8)
+    images, rows = torch.randn(8, 1, 8, 8), torch.randn(2, 4)
     model = ps.models.create("cnn", num_classes=10, in_channels=1, width=4).eval()
     spec = ps.QuantSpec(0, 7)
     qann = ps.quantize(model, spec, example=images)
@@ -67,6 +85,14 @@ def main() -> None:
         "model without activation": lambda: ps.quantize(nn.Sequential(nn.Conv2d(1, 2, 3)), spec, example=images),
         "unknown activation": lambda: ps.quantize(nn.Sequential(nn.Conv2d(1, 2, 3), nn.GELU()), spec, example=images),
         "control flow": lambda: ps.quantize(Branching(), spec, example=torch.randn(2, 4)),
+        "in-place change that a view shows": lambda: ps.quantize(Body(altered_behind_a_view), spec, example=rows),
+        "functional dropout": lambda: ps.quantize(Body(lambda x: nn.functional.dropout(x, 0.5)), spec, example=rows),
+        "random numbers": lambda: ps.quantize(Body(lambda x: x + torch.rand(4)), spec, example=rows),
+        "argmax": lambda: ps.quantize(Body(lambda x: x + x.argmax(1, keepdim=True)), spec, example=rows),
+        "comparison": lambda: ps.quantize(Body(lambda x: torch.where(x > 1.0, x, 0.0)), spec, example=rows),
+        "complex numbers": lambda: ps.quantize(Body(lambda x: torch.fft.fft(x).abs()), spec, example=rows),
+        "sparse input": lambda: ps.quantize(Body(torch.relu), spec, example=rows.to_sparse()),
+        "recurrent layer": lambda: ps.quantize(Body(torch.relu, nn.LSTM(4, 4)), spec, example=torch.randn(2, 3, 4)),
         "wrong channel number, quantize": lambda: ps.quantize(model, spec, example=torch.randn(2, 3, 8, 8)),
         "wrong channel number, run": lambda: snn(torch.randn(2, 3, 8, 8)),
         "not calibrated": lambda: ps.convert(uncalibrated()),

@@ -305,10 +305,10 @@ def rewritten(path: Path, change: Any, text: str | None = None) -> None:
 
 def test_another_format_names_the_version_that_wrote_it(path: Path) -> None:
     rewritten(path, lambda header, tensors: header.update(format=99, versions={"polarspike": "9.9"}))
-    with pytest.raises(CheckpointError, match=r"expected format 1, got 99, written by .*9\.9.*; install that release"):
+    with pytest.raises(CheckpointError, match=r"expected format 2, got 99, written by .*9\.9.*; install that release"):
         ps.load(path)
     rewritten(path, lambda header, tensors: header.update(format=None, versions=3))
-    with pytest.raises(CheckpointError, match="expected format 1, got None"):
+    with pytest.raises(CheckpointError, match="expected format 2, got None"):
         ps.load(path)
 
 

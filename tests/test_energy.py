@@ -166,7 +166,8 @@ def test_table_and_text() -> None:
     data = json.loads(json.dumps(estimate.to_dict()))
     assert len(data["rows"]) == 5 + 6
     assert data["rows"][0]["joules_per_image"] == pytest.approx(estimate.row("ann", "float32").joules / 2)
-    text = str(estimate)
+    assert max(map(len, str(estimate).splitlines())) <= 120
+    text = " ".join(str(estimate).split())  # lines are folded
     assert all(label in text and hides in text for label, hides in CONVENTIONS.values())
     assert "Horowitz" in text and "QANN, integer accelerator" in text and "computed once" not in text
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from polarspike.errors import CalibrationError, InputError
-from polarspike.neurons import NeuronState, PolarityNeuron
+from polarspike.neurons import CappedNeuron, HoldingNeuron, NeuronState, PolarityNeuron, build_neuron
 from polarspike.quantizers import PolarityQuantizer
-from polarspike.specs import SiteSpec
+from polarspike.specs import ConvertSpec, SiteSpec
 
 
 def neuron(negative: int = 2, positive: int = 3, gain: float = 1.0, step: float = 0.5) -> PolarityNeuron:
@@ -112,3 +112,74 @@ def test_shapes_and_channels(shape: tuple[int, ...]) -> None:
     outputs, state = run(site, [torch.randn(shape)] * 3)
     assert all(y.shape == shape for y in outputs)
     assert state.codes.shape == shape
+
+
+# --- variants ------------------------------------------------------------------------------------------------------------
+
+
+def variant(spec: ConvertSpec, negative: int = 2, positive: int = 3, gain: float = 0.5) -> PolarityNeuron:
+    site = build_neuron(SiteSpec(negative, positive, gain=gain), "act", spec).double()
+    site.set_step(0.5)
+    return site
+
+
+def test_the_spec_says_which_neuron() -> None:
+    assert type(variant(ConvertSpec())) is PolarityNeuron
+    assert type(variant(ConvertSpec(neuron="holding"))) is HoldingNeuron
+    capped = variant(ConvertSpec(max_spikes_per_step=2))
+    assert type(capped) is CappedNeuron and capped.cap == 2 and "cap=2" in repr(capped)
+
+
+def test_a_holding_neuron_keeps_the_grid() -> None:
+    site = variant(ConvertSpec(neuron="holding"))
+    inputs = list(torch.randn(8, 50, dtype=torch.float64))
+    outputs, state = run(site, inputs)
+    mean = torch.stack(inputs).mean(0)
+    assert torch.equal(state.codes, 8 * site.encode(mean))
+    torch.testing.assert_close(torch.stack(outputs).mean(0), site(mean), rtol=1e-12, atol=1e-12)
+    assert torch.equal(site.settle(mean, 8), site(mean))
+    still, state = run(site, [inputs[0]] * 5)
+    assert all(torch.equal(y, still[0]) for y in still) and torch.equal(state.codes, 5 * site.encode(inputs[0]))
+
+
+@pytest.mark.parametrize("cap", [1, 2, 5])
+def test_a_capped_neuron_fires_no_more_than_its_cap_and_catches_up(cap: int) -> None:
+    site, plain = variant(ConvertSpec(max_spikes_per_step=cap)), variant(ConvertSpec())
+    assert isinstance(site, CappedNeuron)
+    x = torch.tensor([1.4, -0.9, 0.2], dtype=torch.float64)
+    state, before = None, torch.zeros(3, dtype=torch.float64)
+    waited = []
+    for t in range(1, 7):  # one input, then silence
+        y, state = site.advance(x if t == 1 else torch.zeros_like(x), state, t)
+        assert float((state.codes - before).detach().abs().max()) <= cap
+        torch.testing.assert_close(y, site.decode(state.codes) - site.decode(before))
+        before = state.codes
+        waited.append(site.waiting(state, t))
+    assert waited == sorted(waited, reverse=True) and waited[-1] == 0
+    assert waited[0] == {1: 3, 2: 1, 5: 0}[cap]  # codes 3, -2, 0
+    _, expected = run(plain, [x] + [torch.zeros_like(x)] * 5)
+    assert torch.equal(state.codes, expected.codes)
+
+
+@pytest.mark.parametrize("spec", [ConvertSpec(), ConvertSpec(neuron="holding")])
+def test_means_and_steps_lead_to_the_same_codes(spec: ConvertSpec) -> None:
+    site = variant(spec)
+    inputs = torch.randn(6, 40, dtype=torch.float64)
+    state = met = None
+    for t in range(1, 7):
+        before, previous = state, met
+        state = site.integrate(inputs[t - 1], state, t)
+        met = site.meet(inputs[:t].mean(0), met, t)
+        assert torch.equal(state.codes, met.codes)
+        torch.testing.assert_close(state.total, met.total)
+        assert torch.equal(site.emitted(before, state), site.emitted(previous, met))
+        torch.testing.assert_close(site.average(state, t), site.decode(state.codes) / t)
+
+
+def test_steps_along_the_last_dimension() -> None:
+    site = PolarityNeuron(SiteSpec(1, 2, channels=3, channel_dim=-1))
+    site.set_step(torch.tensor([0.2, 0.4, 0.8]))
+    x = torch.full((2, 5, 3), 0.4)
+    assert torch.equal(site.encode(x)[0, 0], torch.tensor([2.0, 1.0, 1.0]))
+    outputs, state = run(site, [x] * 2)
+    assert outputs[0].shape == state.codes.shape == x.shape

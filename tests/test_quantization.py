@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import polarspike as ps
 from polarspike.errors import OperatorError, SpecError
@@ -84,17 +83,19 @@ def test_a_leaky_activation_without_negative_levels_is_refused(spec: ps.QuantSpe
 
 
 @pytest.mark.parametrize("slope", [-0.1, 2.0])
-def test_a_slope_outside_of_the_unit_interval_is_refused(slope: float) -> None:
-    with pytest.raises(SpecError, match=rf"site '1': expected a negative slope in \[0, 1\], got {slope}"):
-        ps.quantize(conv(nn.LeakyReLU(slope)), ps.QuantSpec(), example=SMALL)
+def test_a_slope_outside_of_the_unit_interval_stays_an_operator(slope: float) -> None:
+    """Decoding with such a gain would not be monotone, so the site follows the activation."""
+    plan = ps.inspect(conv(nn.LeakyReLU(slope), nn.Conv2d(4, 4, 3)), ps.QuantSpec(2, 6), SMALL)
+    (site,) = plan.sites
+    assert (site.name, site.replaces, site.spec.levels, site.spec.gain) == ("2_input", "after LeakyReLU", (2, 6), 1.0)
 
 
 def test_overrides_by_pattern_the_first_that_matches_wins() -> None:
     fine, rough = ps.QuantSpec(positive=15), ps.QuantSpec(positive=1)
-    model = nn.ModuleDict({"a": conv(nn.ReLU()), "b": nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.ReLU())})
-    net = nn.Sequential(*model.values())
-    qann = ps.quantize(net, ps.QuantSpec(overrides={"1.2": fine, "1.*": rough}), example=SMALL)
-    assert {name: site.levels for name, site in qann.sites().items()} == {"0.1": (0, 7), "1.1": (0, 1), "1.2": (0, 15)}
+    model = conv(nn.ReLU()), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU())
+    net = nn.Sequential(*model)
+    qann = ps.quantize(net, ps.QuantSpec(overrides={"1.3": fine, "1.*": rough}), example=SMALL)
+    assert {name: site.levels for name, site in qann.sites().items()} == {"0.1": (0, 7), "1.1": (0, 1), "1.3": (0, 15)}
 
 
 @pytest.mark.parametrize("patterns", [["layer9.*"], ["*", "1"], ["1", "1*"]])
@@ -131,51 +132,37 @@ class Inner(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
-        self.gelu = nn.GELU()
+        self.linear = nn.Bilinear(6, 6, 6)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
 
 
-class Gelu(Inner):
+class Bilinear(Inner):
     def forward(self, x: Tensor) -> Tensor:
-        return self.gelu(x)
-
-
-def power(x: Tensor) -> Tensor:
-    return x**2
+        return self.linear(x, x)
 
 
 @pytest.mark.parametrize(
     ("inner", "place", "called"),
     [
         (
-            Inner(torch.sin),
-            r"module '2.inner', node 'sin' \[File .*test_quantization.py.*return self.function\(x\)\]",
-            "torch.sin",
-        ),
-        (Inner(F.gelu), r"module '2.inner', node 'gelu' \[File .*test_quantization.py", "F.gelu"),
-        (
-            Inner(power),
-            r"module '2.inner', node 'pow_1' \[File .*test_quantization.py.*return x\*\*2\]",
-            "operator.pow",
+            Inner(torch.special.i0),
+            r"module '2.inner', node 'special_i0' \[File .*test_quantization.py.*return self.function\(x\)\]",
+            "special_i0",
         ),
         (
-            Inner(lambda x: x.clamp(min=0.0)),
-            r"module '2.inner', node 'clamp' \[File .*test_quantization.py",
-            "Tensor.clamp",
+            Inner(lambda x: x.cummax(1)[0]),
+            r"module '2.inner', node 'cummax' \[File .*test_quantization.py",
+            "Tensor.cummax",
         ),
-        (Inner(lambda x: x.mT), r".*node 'getattr_1'", "Tensor.mT"),
         (
-            Gelu(torch.sin),
-            r"module '2.inner.gelu', node '_2_inner_gelu' \[File .*test_quantization.py.*self.gelu\(x\)\]",
-            "GELU",
+            Bilinear(torch.sin),
+            r"module '2.inner.linear', node '_2_inner_linear' \[File .*test_quantization.py.*self.linear\(x, x\)\]",
+            "Bilinear",
         ),
-        (nn.Softmax(1), r"module '2.inner', node '_2_inner'", "Softmax"),
-        (nn.GroupNorm(2, 4), r"module '2.inner', node '_2_inner'", "GroupNorm"),
-        (nn.PReLU(), r"module '2.inner', node '_2_inner'", "PReLU"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=["function", "method", "module"],
 )
 def test_an_unknown_operator_is_refused_with_path_line_and_remedy(inner: nn.Module, place: str, called: str) -> None:
     outer = nn.Sequential()
@@ -186,25 +173,30 @@ def test_an_unknown_operator_is_refused_with_path_line_and_remedy(inner: nn.Modu
         lambda: ps.inspect(model, ps.QuantSpec(), SMALL),
     ):
         with pytest.raises(
-            OperatorError, match=rf"^{place}.*: no rule for {called}; known are .* Replace it by one of these"
+            OperatorError,
+            match=rf"^{place}.*: no rule for {called}; the operator table holds .* Write it with operators",
         ):
             verb()
 
 
-def test_a_model_without_activation_is_refused() -> None:
+def test_a_model_in_which_nothing_would_spike_is_refused() -> None:
     with pytest.raises(
-        OperatorError, match=r"no activation that could become a site.*known activations: ReLU, ReLU6, Leaky"
+        OperatorError, match=r"no operand of a synapse that could become a site.*QuantSpec\(inputs=True\)"
     ):
         ps.quantize(conv(nn.Flatten()), ps.QuantSpec(), example=SMALL)
+    plan = ps.inspect(conv(nn.Flatten()), ps.QuantSpec(inputs=True), SMALL)
+    assert [site.name for site in plan.sites] == ["0_input"]
 
 
 def test_the_plan_says_what_happens_and_why() -> None:
-    model = conv(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(36, 2))
+    model = conv(nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1),
+                 nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(36, 2))  # fmt: skip
     plan = ps.inspect(model, ps.QuantSpec(negative=2, positive=6, granularity="channel"), SMALL)
-    assert [site.name for site in plan.sites] == ["2", "4"]
+    assert [site.name for site in plan.sites] == ["2", "5"]
     text = str(plan)
     for line in ("2 sites become spiking:", r"2  ReLU       levels (0, 6), gain 1, 4 steps: rectified",
-                 "signed by nature (slope 0.1)", "1  BatchNorm2d        affine per channel",
+                 "signed by nature (slope 0.1)", "captured by torch.fx", "accumulate-only: ",
+                 "1  BatchNorm2d        affine per channel",
                  "3  MaxPool2d          exact at T=1; over time on sums"):  # fmt: skip
         assert line in text, text
     qann = ps.quantize(model, ps.QuantSpec(negative=2, positive=6, granularity="channel"), example=SMALL)
@@ -223,7 +215,7 @@ def test_networks_of_torchvision(name: str, tmp_path: Any) -> None:
     if name == "vgg11_bn":
         model.classifier = nn.Sequential(nn.Linear(512 * 49, 10))
     qann = ps.quantize(model, ps.QuantSpec(), example=X)
-    expected = {"resnet18": 17, "vgg11_bn": 8, "densenet121": 121, "googlenet": 57, "mobilenet_v2": 35}[name]
+    expected = {"resnet18": 17, "vgg11_bn": 8, "densenet121": 120, "googlenet": 57, "mobilenet_v2": 52}[name]
     assert len(qann.sites()) == expected and qann.training
     model.eval()
     with qann.eval().float_activations(), torch.no_grad():

@@ -18,6 +18,10 @@ ALL = [
     QuantSpec(0, 3, overrides={"layer1.*": QuantSpec(1, 4, gain=0.5), "head": QuantSpec(2, 2)}),
     SiteSpec(3, 4, gain=0.25, learned_gain=True, slope=0.1, ceiling=6.0, channels=8, init="lsq"),
     ConvertSpec(reading="frames"),
+    ConvertSpec(neuron="holding", window=8),
+    ConvertSpec(max_spikes_per_step=3),
+    QuantSpec(inputs=True),
+    SiteSpec(1, 2, channels=4, channel_dim=-1),
     TrainSpec(epochs=3, optimizer="adamw", learning_rate=1e-3, distillation=0.5, precision="bf16", seed=7),
 ]
 
@@ -76,6 +80,7 @@ def test_from_dict_names_missing_fields() -> None:
         ({"gain": math.nan}, "QuantSpec.gain"),
         ({"gain": None}, "QuantSpec.gain"),
         ({"gain": "half"}, "QuantSpec.gain"),
+        ({"inputs": 1}, "QuantSpec.inputs: expected True or False, got 1"),
         ({"signed": "sometimes"}, "QuantSpec.signed: expected one of 'all', 'by-nature', 'none', got 'sometimes'"),
         ({"granularity": "pixel"}, "QuantSpec.granularity"),
         ({"init": "guess"}, "QuantSpec.init"),
@@ -101,6 +106,7 @@ def test_quant_spec_refuses(values: dict[str, Any], message: str) -> None:
         ({"ceiling": 0.0}, "SiteSpec.ceiling"),
         ({"ceiling": math.inf}, "SiteSpec.ceiling"),
         ({"channels": -3}, "SiteSpec.channels"),
+        ({"channel_dim": 2}, "SiteSpec.channel_dim: expected 1 or -1, got 2"),
         ({"init": "guess"}, "SiteSpec.init"),
     ],
 )
@@ -138,8 +144,25 @@ def test_train_spec_refuses(values: dict[str, Any]) -> None:
 
 
 def test_convert_spec_refuses_an_unknown_reading() -> None:
-    with pytest.raises(SpecError, match=r"ConvertSpec.reading: expected one of 'integrate', 'frames', got 'backwards'"):
+    with pytest.raises(SpecError, match=r"ConvertSpec.reading: expected one of 'integrate', 'frames', 'channels', got"):
         ConvertSpec(reading="backwards")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"neuron": "leaky"}, "ConvertSpec.neuron: expected one of 'polarity', 'holding', got 'leaky'"),
+        ({"max_spikes_per_step": 0}, "ConvertSpec.max_spikes_per_step: expected a positive integer or None, got 0"),
+        ({"max_spikes_per_step": True}, "ConvertSpec.max_spikes_per_step"),
+        ({"window": 0}, "ConvertSpec.window: expected a positive integer or None, got 0"),
+        ({"window": 2.0}, "ConvertSpec.window"),
+        ({"max_spikes_per_step": 1, "neuron": "holding"}, "max_spikes_per_step needs neuron='polarity'.*leave one"),
+        ({"max_spikes_per_step": 1, "reading": "frames"}, "leave out max_spikes_per_step, or use reading='integrate'"),
+    ],
+)
+def test_convert_spec_refuses(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        ConvertSpec(**values)
 
 
 def test_the_first_matching_override_wins() -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import polarspike as ps
 from polarspike.errors import InputError, SpecError
@@ -125,9 +126,9 @@ class TestWaysToRun:
         assert torch.equal(left, again)
         assert not torch.equal(left, right)
         assert state.timestep == kept.timestep == 1
-        for name, operator in state.operators.items():
-            for now, before in zip(operator, kept.operators[name], strict=True):
-                assert torch.equal(now, before)
+        assert len(state.neurons) == len(snn.sites())
+        for now, before in zip(pytree.tree_leaves(vars(state.walk)), pytree.tree_leaves(vars(kept.walk)), strict=True):
+            assert torch.equal(now, before)
         assert torch.equal(state.mean, kept.mean)
 
     def test_frames_reading_averages_first_timesteps(self) -> None:
@@ -417,7 +418,7 @@ class TestObserving:
             _, state = snn.step(x, state)
         assert state is not None
         for site, codes in sums.items():
-            assert torch.equal(codes, state.operators[site].codes)
+            assert torch.equal(codes, state.neurons[site].codes)
         snn(x, timesteps=total)
         assert len(calls) == total * len(qann.sites())  # nothing is observed outside the context
 

@@ -7,17 +7,22 @@ from polarspike import data, models
 from polarspike.calibration import CalibratedSite, calibrate
 from polarspike.checkpoint import load, save
 from polarspike.conversion import convert
+from polarspike.correction import correct_bias
 from polarspike.counting import OperationCounts, count_operations
+from polarspike.diagnosis import Diagnosis, diagnose
 from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
+from polarspike.equalization import equalize
 from polarspike.equivalence import verify
 from polarspike.errors import PolarspikeError, PolarspikeWarning
 from polarspike.evaluation import Evaluation, evaluate
 from polarspike.information import best_step, entropy
+from polarspike.plan import Plan
 from polarspike.proof import Proof
-from polarspike.quantization import Plan, inspect, quantize
+from polarspike.quantization import inspect, quantize
 from polarspike.quantized import QuantizedNetwork, fold_batch_norm, refine
+from polarspike.reconstruction import reconstruct
 from polarspike.specs import ConvertSpec, QuantSpec, TrainSpec
-from polarspike.spiking import SpikingNetwork, SpikingState
+from polarspike.spiking import Latency, SpikingNetwork, SpikingState
 from polarspike.training import History, fit
 
 __version__ = "0.1.0"
@@ -26,9 +31,11 @@ __all__ = [
     "CalibratedSite",
     "ConvertSpec",
     "CostTable",
+    "Diagnosis",
     "EnergyEstimate",
     "Evaluation",
     "History",
+    "Latency",
     "OperationCounts",
     "Plan",
     "PolarspikeError",
@@ -43,9 +50,12 @@ __all__ = [
     "best_step",
     "calibrate",
     "convert",
+    "correct_bias",
     "count_operations",
     "data",
+    "diagnose",
     "entropy",
+    "equalize",
     "estimate_energy",
     "evaluate",
     "fit",
@@ -54,6 +64,7 @@ __all__ = [
     "load",
     "models",
     "quantize",
+    "reconstruct",
     "refine",
     "save",
     "verify",

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from polarspike.errors import CalibrationError, InputError, PolarspikeWarning, SpecError
+from polarspike.errors import CalibrationError, PolarspikeWarning, SpecError
 from polarspike.information import Law, NormalMixture, best_step, entropy
-from polarspike.inputs import batches_of, to_device
-from polarspike.modules import apply, device_of, evaluating
-from polarspike.operators import Meaning, meaning_of
+from polarspike.observation import observe
+from polarspike.operator_table import Meaning
+from polarspike.operators import meaning_of
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.statistics import StreamingHistogram
@@ -80,7 +80,7 @@ def calibrate(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor | None) ->
             laws = {name: _law_of_batch_norm(qann, name, site) for name, site in sites.items()}
             rows = tuple(_set_step(name, site, laws[name], None) for name, site in sites.items())
         else:
-            seen = _observe(qann, sites, batches)
+            seen = {name: observed.by_step for name, observed in observe(qann, batches).items()}
             rows = tuple(_set_step(name, site, seen[name].law(), seen[name]) for name, site in sites.items())
     if dead := [f"{row.name} {list(row.dead[:6])}" for row in rows if row.dead]:
         warnings.warn(
@@ -90,42 +90,6 @@ def calibrate(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor | None) ->
             stacklevel=2,
         )
     return rows
-
-
-def _observe(
-    qann: QuantizedNetwork, sites: dict[str, PolarityQuantizer], batches: Iterable[Any] | Tensor
-) -> dict[str, StreamingHistogram]:
-    statistics = {name: StreamingHistogram(max(1, site.spec.channels)) for name, site in sites.items()}
-    device = device_of(qann)
-    position = -1
-
-    def watch(name: str, inputs: tuple[Tensor, ...]) -> None:
-        try:
-            statistics[name].update(inputs[0])
-        except InputError as error:
-            raise CalibrationError(
-                f"site {name!r}, batch {position}: {error}. Look for NaN or Inf in this batch, or in the weights before "
-                "this site"
-            ) from error
-
-    handles = [
-        site.register_forward_pre_hook(lambda module, inputs, name=name: watch(name, inputs))
-        for name, site in sites.items()
-    ]
-    try:
-        with evaluating(qann), qann.float_activations():
-            for inputs, _ in batches_of(batches):
-                position += 1
-                apply(qann, to_device(inputs, device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if position < 0:
-        raise CalibrationError(
-            "calibrate: expected at least one batch, got an empty loader; check the dataset's size against batch_size "
-            "and drop_last (an iterator that was read before is empty, too)"
-        )
-    return statistics
 
 
 def _set_step(name: str, site: PolarityQuantizer, law: Law, statistics: StreamingHistogram | None) -> CalibratedSite:

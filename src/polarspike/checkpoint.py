@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from polarspike.capture import capture
 from polarspike.errors import CheckpointError, PolarspikeError, SpecError
 from polarspike.files import replacing
+from polarspike.graph import attribute
 from polarspike.inputs import Signature
 from polarspike.quantized import QuantizedNetwork, parameters_of
-from polarspike.serialization import attribute, build_graph, describe_graph
+from polarspike.serialization import build_graph, describe_graph
 from polarspike.specs import ConvertSpec, QuantSpec
 from polarspike.spiking import SpikingNetwork
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "polarspike"
 
 

@@ -1,90 +1,165 @@
-"""The running-mean contract of a captured graph: which operators keep it, and how; anything else is refused by name.
+"""The running-mean contract of a captured graph: by which rule each operator keeps it; what has none is refused by name.
 
-The mean over steps 1..T of an operator's output must be the operator applied to the mean of its inputs (docs/theory.md).
-Affine operators keep it as they stand, max pooling as a difference on sums, a site as a neuron; dropout is absent from
-evaluation. A quantized network is checked when it is made, before any training, and again when it is converted.
+The mean over steps 1..T of an operator's output must be the operator applied to the mean of its inputs (docs/theory.md):
+
+    affine        y[t] = f(x[t])                                  as it stands
+    homogeneous   y[t] = f(S[t]) - f(S[t-1]),   S[t] = x[1] + ... + x[t]
+    difference    y[t] = t f(M[t]) - (t-1) f(M[t-1]),   M[t] = S[t] / t
+
+The rule belongs to the *call*, not to the operator's name: a product with a constant is affine, a product of two signals
+is not. A quantized network is checked when it is made, before any training, and again when it is converted.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
+from enum import Enum
+from typing import Any
 
 import torch
-from torch import fx
-from torch.utils import _pytree as pytree
+from torch import fx, nn
 
 from polarspike.errors import OperatorError
-from polarspike.operators import Meaning, describe_target, meaning_of, place_of, reads_size, unknown
+from polarspike.operator_table import Meaning
+from polarspike.operators import argument, describe_target, is_moving, meaning_of, moving, place_of, reads_size, unknown
 
-#: Operators whose output over time is the running-mean contract as they stand.
-AFFINE = frozenset(
+
+class Rule(Enum):
+    """How an operator keeps the running-mean contract."""
+
+    AFFINE = "as it is"
+    HOMOGENEOUS = "difference on sums"
+    DIFFERENCE = "difference of means"
+
+
+#: Affine in their first argument, whatever else they take; other arguments must be constants.
+_AFFINE = frozenset(
     {
-        Meaning.CONVOLUTION,
-        Meaning.LINEAR,
         Meaning.NORM,
         Meaning.AVERAGE,
         Meaning.ADD,
-        Meaning.SCALE,
         Meaning.CONCATENATE,
         Meaning.RESHAPE,
         Meaning.PAD,
-        Meaning.UPSAMPLE,
+        Meaning.DROPOUT,
         Meaning.SIZE,
+        Meaning.CONSTANT,
+        Meaning.EMBEDDING,
     }
 )
+#: Affine in every single argument, but not in two at once.
+_BILINEAR = frozenset({Meaning.CONVOLUTION, Meaning.LINEAR, Meaning.MATMUL, Meaning.SCALE, Meaning.UPSAMPLE})
+_NONLINEAR = frozenset({Meaning.NORMALIZATION, Meaning.ACTIVATION, Meaning.SOFTMAX, Meaning.ATTENTION,
+                        Meaning.ELEMENTWISE, Meaning.REDUCTION})  # fmt: skip
+#: Positively homogeneous: f(a x) = a f(x) for a >= 0, whatever the input.
+_HOMOGENEOUS_NAMES = frozenset({"ReLU", "LeakyReLU", "PReLU", "relu", "leaky_relu", "prelu", "abs", "amax", "amin"})
 
-_REPLACED = frozenset({Meaning.ACTIVATION, Meaning.MAX_POOLING, Meaning.DROPOUT})
 
-
-def require_contract(network: fx.GraphModule, node: fx.Node, dependent: set[fx.Node]) -> Meaning:
-    """The meaning of a node that has a rule over time.
+def rule_of(network: fx.GraphModule, node: fx.Node, dependent: Collection[fx.Node]) -> Rule:
+    """The rule of a node that calls something.
 
     Args:
         network: the graph.
-        node: one that calls something.
+        node: one that calls an operator of the table.
         dependent: the signals, see :func:`polarspike.graph.signals`.
 
     Raises:
-        OperatorError: it is not in the operator table, or is not affine in the way in which it is called.
+        OperatorError: it is not in the operator table, or has no meaning over time: an integer that depends on a signal,
+            randomness, a recurrent layer, a batch norm without running statistics.
     """
     meaning = meaning_of(network, node)
-    if meaning is None or (meaning not in AFFINE and meaning not in _REPLACED):
+    if meaning is None or meaning in (Meaning.RECURRENT, Meaning.RANDOM):
         raise unknown(network, node)
-    if node in dependent and not reads_size(node):
-        _require_affine(network, node, meaning, dependent)
-    if meaning is Meaning.NORM and getattr(network.get_submodule(str(node.target)), "running_mean", None) is None:
+    if node not in dependent or reads_size(node):
+        return Rule.AFFINE
+    if meaning is Meaning.DISCRETE:
+        raise _refused(network, node, "turns a signal into integers or truth values, which have no running mean",
+                       "keep signals real (a softmax in place of argmax, a product in place of a comparison), or take "
+                       "this step outside of the model, on its output")  # fmt: skip
+    if meaning is Meaning.NORM:
+        _require_statistics(network, node)
+    if meaning in _AFFINE:
+        return _affine(network, node, meaning, dependent)
+    if meaning is Meaning.SELECT:
+        return Rule.AFFINE  # a condition that a signal decides is boolean, and refused where it is made
+    if meaning in _BILINEAR:
+        return _bilinear(network, node, meaning, dependent)
+    if meaning is Meaning.MAX_POOLING or (
+        describe_target(network, node).rpartition(".")[2] in _HOMOGENEOUS_NAMES and len(moving(node, dependent)) == 1
+    ):
+        return Rule.HOMOGENEOUS
+    if meaning in _NONLINEAR:
+        return Rule.DIFFERENCE
+    raise unknown(network, node)
+
+
+def rules_of(network: fx.GraphModule, dependent: Collection[fx.Node]) -> dict[fx.Node, Rule]:
+    """The rules of all nodes that call an operator of the table and depend on a signal; sites are left out."""
+    return {
+        node: rule_of(network, node, dependent)
+        for node in network.graph.nodes
+        if node in dependent and node.op not in ("placeholder", "output", "get_attr") and not is_own(network, node)
+    }
+
+
+def is_own(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls a module with a rule of its own: a site."""
+    return node.op == "call_module" and hasattr(network.get_submodule(str(node.target)), "spec")
+
+
+def _affine(network: fx.GraphModule, node: fx.Node, meaning: Meaning, dependent: Collection[fx.Node]) -> Rule:
+    if meaning is Meaning.SIZE:
+        raise _refused(network, node, "of a signal is not affine", "use it on sizes alone")
+    if node.target is operator.getitem and is_moving(node.args[1], dependent):
+        raise _refused(network, node, "at a place that a signal names has no running mean", "use constant indices")
+    if node.target == "view" and any(isinstance(value, torch.dtype) for value in node.args):
+        raise _refused(network, node, "as another type is not affine", "view as another shape alone")
+    return Rule.AFFINE
+
+
+def _bilinear(network: fx.GraphModule, node: fx.Node, meaning: Meaning, dependent: Collection[fx.Node]) -> Rule:
+    if node.kwargs.get("rounding_mode") is not None:
+        return Rule.DIFFERENCE
+    if meaning is Meaning.UPSAMPLE and is_moving((node.args[1:], {**node.kwargs, "input": None}), dependent):
+        return Rule.DIFFERENCE  # sampled at places that a signal names
+    signals = _factors(network, node, meaning, dependent)
+    if sum(signals) > 1:
+        return Rule.DIFFERENCE
+    name = describe_target(network, node).rpartition(".")[2]
+    if ("div" in name or name == "addcdiv") and signals[-1]:
+        return Rule.DIFFERENCE  # by a signal
+    if name == "lerp" and signals[-1]:
+        return Rule.DIFFERENCE
+    return Rule.AFFINE
+
+
+def _factors(network: fx.GraphModule, node: fx.Node, meaning: Meaning, dependent: Collection[fx.Node]) -> list[bool]:
+    """For every factor of a product, whether it is a signal; terms that are only added are left out."""
+    values = [*node.args, *(value for name, value in node.kwargs.items() if name not in ("bias", "out"))]
+    name = describe_target(network, node).rpartition(".")[2]
+    if name == "einsum":
+        operands = values[1] if len(values) == 2 and isinstance(values[1], (list, tuple)) else values[1:]
+        return [is_moving(value, dependent) for value in operands]
+    if name in ("addmm", "baddbmm", "addcmul", "addcdiv"):
+        return [is_moving(value, dependent) for value in values[1:3]]
+    if name == "lerp":  # a + w (b - a): the ends are added, the weight is a factor
+        return [is_moving(values[0:2], dependent), is_moving(values[2:], dependent)]
+    if meaning in (Meaning.CONVOLUTION, Meaning.LINEAR):
+        return [is_moving(value, dependent) for value in values[:2]]
+    return [is_moving(value, dependent) for value in values]
+
+
+def _require_statistics(network: fx.GraphModule, node: fx.Node) -> None:
+    module: nn.Module | None = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+    training: Any = False if module is not None else argument(node, 5, "training", False)
+    if training is True or (module is not None and getattr(module, "running_mean", None) is None):
         raise OperatorError(
             f"{place_of(node)}: a batch norm without running statistics normalizes each batch by itself, which has no "
             "running mean; use track_running_stats=True"
         )
-    return meaning
 
 
-def _require_affine(network: fx.GraphModule, node: fx.Node, meaning: Meaning, dependent: set[fx.Node]) -> None:
-    """Refuse the calls of known operators that are not affine in their signals."""
-
-    def moving(position: int, name: str) -> bool:
-        value = node.args[position] if len(node.args) > position else node.kwargs.get(name)
-        return any(leaf in dependent for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node))
-
-    def refuse(problem: str, repair: str) -> OperatorError:
-        what = describe_target(network, node)
-        return OperatorError(f"{place_of(node)}: {what} {problem}, so it has no rule over time; {repair}")
-
-    function = node.op == "call_function"
-    if meaning is Meaning.SIZE:
-        raise refuse("of a signal is not affine", "use it on sizes alone")
-    if meaning is Meaning.SCALE:
-        if moving(1, "other") and (moving(0, "input") or "div" in describe_target(network, node)):
-            raise refuse(
-                "of two signals, or by a signal, is not affine",
-                "scale by a constant or a parameter instead, or add the signals",
-            )
-        if node.kwargs.get("rounding_mode") is not None:
-            raise refuse("with rounding_mode is not affine", "divide without it")
-    elif meaning in (Meaning.CONVOLUTION, Meaning.LINEAR) and function and moving(1, "weight"):
-        raise refuse("whose weight is a signal is not affine", "use a constant weight")
-    elif node.target is operator.getitem and moving(1, ""):
-        raise refuse("at a place that a signal names is not affine", "use constant indices")
-    elif node.target == "view" and any(isinstance(value, torch.dtype) for value in node.args):
-        raise refuse("as another type is not affine", "view as another shape alone")
+def _refused(network: fx.GraphModule, node: fx.Node, problem: str, repair: str) -> OperatorError:
+    what = describe_target(network, node)
+    return OperatorError(f"{place_of(node)}: {what} {problem}, so it has no rule over time; {repair}")

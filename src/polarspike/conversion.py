@@ -1,8 +1,9 @@
-"""Quantized network -> spiking network, by a rule table over meanings.
+"""Quantized network -> spiking network.
 
-Quantizers become neurons with the same tensors; affine operators stay, because they keep the running-mean contract as they
-are; max pooling becomes a difference on sums; dropout goes. Anything else is an error. Nothing is folded: moving a step
-into a neighbouring weight, or a batch norm into a convolution, changes sums by rounding, and codes at a boundary with them.
+Quantizers become neurons with the same tensors, and dropout goes. Every other operator stays where it is: affine ones keep
+the running-mean contract as they are, and what the others do at later steps is decided by their rule
+(:mod:`polarspike.contract`) while the network runs. Nothing is folded: moving a step into a neighbouring weight, or a batch
+norm into a convolution, changes sums by rounding, and codes at a boundary with them.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import copy
 
 from torch import fx
 
-from polarspike.contract import AFFINE, require_contract
+from polarspike.contract import Rule, rules_of
 from polarspike.errors import SpecError
 from polarspike.graph import finish, signals
-from polarspike.neurons import PolarityNeuron
-from polarspike.operators import Meaning, describe_target, unknown
+from polarspike.neurons import build_neuron
+from polarspike.operator_table import Meaning
+from polarspike.operators import describe_target, meaning_of
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import ConvertSpec
 from polarspike.spiking import SpikingNetwork
-from polarspike.temporal import HomogeneousDifference
 
 
 def convert(qann: QuantizedNetwork, spec: ConvertSpec | None = None) -> SpikingNetwork:
@@ -30,7 +31,7 @@ def convert(qann: QuantizedNetwork, spec: ConvertSpec | None = None) -> SpikingN
 
     Args:
         qann: what :func:`polarspike.quantize` made, calibrated.
-        spec: how sequences are read.
+        spec: how neurons fire, and how sequences are read.
 
     Returns:
         The spiking network; ``snn.report`` says what became what.
@@ -38,40 +39,36 @@ def convert(qann: QuantizedNetwork, spec: ConvertSpec | None = None) -> SpikingN
     Raises:
         SpecError: not a quantized network.
         CalibrationError: a site has no step.
-        OperatorError: an operator has no rule over time (a product of two signals).
+        OperatorError: an operator has no rule over time.
     """
     if not isinstance(qann, QuantizedNetwork):
         raise SpecError(f"convert: expected what polarspike.quantize returns, got {type(qann).__name__}")
     if spec is not None and not isinstance(spec, ConvertSpec):
         raise SpecError(f"convert: expected a ConvertSpec, got {type(spec).__name__}")
+    spec = spec or ConvertSpec()
     for quantizer in qann.sites().values():
         quantizer.require_calibrated()
     network = copy.deepcopy(qann.network)
     dependent = signals(network)
-    rows = [_convert_node(network, node, dependent) for node in list(network.graph.nodes)]
-    snn = SpikingNetwork(finish(network), qann.signature, spec or ConvertSpec(), "\n".join(filter(None, rows)))
+    rules = rules_of(network, dependent)
+    rows = [_convert_node(network, node, rules, spec) for node in list(network.graph.nodes)]
+    snn = SpikingNetwork(finish(network), qann.signature, spec, "\n".join(filter(None, rows)))
     snn.notes = dict(qann.notes)
     return snn
 
 
-def _convert_node(network: fx.GraphModule, node: fx.Node, dependent: set[fx.Node]) -> str:
+def _convert_node(network: fx.GraphModule, node: fx.Node, rules: dict[fx.Node, Rule], spec: ConvertSpec) -> str:
     """Put the temporal counterpart of one node into the network; return its line of the report."""
-    if node.op in ("placeholder", "get_attr", "output"):
-        return ""
     module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
     name = str(node.target) if module is not None else node.name
     if isinstance(module, PolarityQuantizer):
-        neuron = PolarityNeuron(module.spec, module.name).adopt(module)
+        neuron = build_neuron(module.spec, module.name, spec).adopt(module)
         network.add_submodule(name, neuron)
         return f"{name}: quantizer -> neuron, levels {neuron.levels}"
-    meaning = require_contract(network, node, dependent)
-    if meaning is Meaning.MAX_POOLING and module is not None:
-        network.add_submodule(name, HomogeneousDifference(module))
-        return f"{name}: {type(module).__name__} -> difference on sums"
-    if meaning is Meaning.DROPOUT:
+    if node not in rules:
+        return ""
+    if meaning_of(network, node) is Meaning.DROPOUT:
         node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
         network.graph.erase_node(node)
         return f"{name}: dropout -> removed"
-    if meaning not in AFFINE:
-        raise unknown(network, node)  # an activation that somebody put back in the place of a site
-    return f"{name}: {describe_target(network, node)} -> as it is" if node in dependent else ""
+    return f"{name}: {describe_target(network, node)} -> {rules[node].value}"

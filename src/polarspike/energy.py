@@ -16,9 +16,11 @@ from typing import Any, Literal, Self, get_args
 from polarspike.counting import MemoryCounts, MessageUnit, OperationCounts, SynapseCounts
 from polarspike.errors import SpecError
 from polarspike.specs import Spec
+from polarspike.tables import aligned, fitted
 
 Arithmetic = Literal["float32", "int8"]
 System = Literal["ann", "qann", "a", "b", "c", "d"]
+_WIDTH = 120  # of a line of text
 
 #: How spikes of several units are priced, and what each way hides.
 CONVENTIONS: dict[str, tuple[str, str]] = {
@@ -43,7 +45,7 @@ CONVENTIONS: dict[str, tuple[str, str]] = {
 _MESSAGES: dict[str, MessageUnit] = {"a": "event", "b": "spike", "c": "dense", "d": "event"}
 
 _RIVALS: dict[str, tuple[str, str]] = {
-    "ann": ("ANN, dense", "one pass, every connection; its activation functions are free"),
+    "ann": ("ANN, dense", "one pass, every connection; activation functions that become sites are free"),
     "qann": (
         "QANN, integer accelerator",
         "the same codes, one dense pass of int8 MACs whatever the code's bits; zeros are not skipped",
@@ -120,7 +122,8 @@ class EnergyRow:
         second_scale_pj: gains other than 0 and 1, see :func:`estimate_energy`.
         neurons_pj: a multiply-accumulate per neuron and step: membrane updates, or the requantization of a QANN.
         biases_pj: an addition per bias, output and step.
-        elementwise_pj: batch norms that are not folded (a multiply-accumulate each), additions and comparisons.
+        elementwise_pj: batch norms that are not folded, products of elements, functions (layer norm, softmax, GELU) and the
+            means that these keep over time, a multiply-accumulate for each element; additions and comparisons.
         ratio: the total over that of the ANN at the same precision.
         memory: accesses in words. sram_pj, dram_pj: what they cost if every word came from there; not in ``total_pj``.
         input_once_pj: what hardware saves that computes the first layer of a repeated image once; not subtracted.
@@ -208,30 +211,37 @@ class EnergyEstimate:
         }
 
     def __str__(self) -> str:
-        lines = [
+        lines = fitted(
             f"energy per image, T = {self.timesteps}, {self.images} images; {self.table.name} ({self.table.source}); "
             f"codes of at most {self.code_bits} bits",
-            f"{'':<38}{'total':>10}{'of ANN':>8}{'spikes':>10}{'analog':>10}{'2nd scale':>10}{'neurons':>10}"
-            f"{'biases':>10}{'others':>10} | {'words':>12}{'SRAM':>10}{'DRAM':>10}",
-        ]
+            _WIDTH,
+        )
+        heads = ("total", "of ANN", "spikes", "analog", "2nd scale", "neurons", "biases", "others")
         for precision in get_args(Arithmetic):
-            lines.append(f"{precision}, in nJ (memory apart, in words and nJ)")
-            lines += [self._line(row) for row in self.rows if row.precision == precision]
-        lines += [f"{row.label}: {row.hides}" for row in self.rows if row.precision == "int8"]
+            rows = [row for row in self.rows if row.precision == precision]
+            lines += aligned([(f"{precision}, in nJ", *heads), *map(self._arithmetic, rows)], _WIDTH)
+        rows = [row for row in self.rows if row.precision == "int8"]  # words are the same at either precision
+        lines += aligned([("memory apart, in nJ", "words", "SRAM", "DRAM"), *map(self._memory, rows)], _WIDTH)
+        for row in rows:
+            lines += fitted(f"{row.label}: {row.hides}", _WIDTH)
         if saved := self.row("a", "int8").input_once_pj:
-            lines.append(
-                f"the first layer of a repeated image computed once would save {saved / self.images * 1e-3:,.4g} nJ (int8) "
-                f"or {self.row('a', 'float32').input_once_pj / self.images * 1e-3:,.4g} nJ (float32)"
+            lines += fitted(
+                f"the first layer of a repeated image computed once would save {self._nano(saved)} nJ (int8) "
+                f"or {self._nano(self.row('a', 'float32').input_once_pj)} nJ (float32)",
+                _WIDTH,
             )
         return "\n".join(lines)
 
-    def _line(self, row: EnergyRow) -> str:
-        def nano(value_pj: float) -> str:
-            return f"{value_pj / self.images * 1e-3:>10,.4g}"
+    def _nano(self, value_pj: float) -> str:
+        return f"{value_pj / self.images * 1e-3:,.4g}"
 
-        arithmetic = nano(row.total_pj) + f"{row.ratio:>8.3f}" + "".join(map(nano, _arithmetic_pj(row).values()))
-        memory = f"{row.memory.words / self.images:>12,.0f}" + nano(row.sram_pj) + nano(row.dram_pj)
-        return f"  {row.label:<36}{arithmetic} | {memory}"
+    def _arithmetic(self, row: EnergyRow) -> tuple[str, ...]:
+        parts = map(self._nano, _arithmetic_pj(row).values())
+        return f"  {row.label}", self._nano(row.total_pj), f"{row.ratio:.3f}", *parts
+
+    def _memory(self, row: EnergyRow) -> tuple[str, ...]:
+        words = f"{row.memory.words / self.images:,.0f}"
+        return f"  {row.label}", words, self._nano(row.sram_pj), self._nano(row.dram_pj)
 
 
 def estimate_energy(counts: OperationCounts, table: CostTable | None = None) -> EnergyEstimate:
@@ -277,7 +287,7 @@ def _dense_row(
         "second_scale_pj": joins // counts.timesteps * mac if quantized else 0.0,
         "neurons_pj": neurons // counts.timesteps * mac if quantized else 0.0,
         "biases_pj": totals["ann_biases"] * add,
-        "elementwise_pj": totals["ann_scalings"] * mac
+        "elementwise_pj": sum(totals.get(f"ann_{name}", 0) for name in _MULTIPLICATIONS) * mac
         + (totals["ann_comparisons"] + totals["ann_additions"] - _unweighted(counts)) * add,
     }
     return _row(table, precision, system, parts, counts.ann_memory(), ann_pj, 0.0)
@@ -295,7 +305,8 @@ def _spiking_row(
         "second_scale_pj": sum(_second_scale_pj(row, convention, mac, add) for row in arriving),
         "neurons_pj": totals["membrane_updates"] * mac,
         "biases_pj": totals["biases"] * add,
-        "elementwise_pj": totals["scalings"] * mac + (totals["comparisons"] + totals["additions"] - graded_adds) * add,
+        "elementwise_pj": sum(totals[name] for name in _MULTIPLICATIONS) * mac
+        + (totals["comparisons"] + totals["additions"] - graded_adds) * add,
     }
     memory = counts.memory(_MESSAGES[convention])
     saved = (totals["input_macs"] - totals["static_input_macs"]) * mac
@@ -352,6 +363,7 @@ def _row(
     )
 
 
+_MULTIPLICATIONS = ("scalings", "products", "functions", "mean_updates")
 _PARTS = ("spikes_pj", "analog_pj", "second_scale_pj", "neurons_pj", "biases_pj", "elementwise_pj")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from polarspike.errors import InputError, SpecError
 
@@ -27,6 +30,50 @@ def as_call(inputs: Inputs) -> Call:
     if isinstance(inputs, (tuple, list)):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def bind_call(function: Callable[..., Any], example: Inputs) -> inspect.BoundArguments:
+    """The example as a call of a function, with the defaults of what it leaves out."""
+    args, kwargs = as_call(example)
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound
+
+
+def graph_inputs_of(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments of a call that a graph takes: all with tensors, and plain values that have a name of their own.
+
+    The arguments of ``*name`` are called ``name_0``, ``name_1``, ...
+    """
+    inputs: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            inputs |= {f"{name}_{index}": item for index, item in enumerate(value) if holds_tensor(item)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            inputs |= {key: item for key, item in value.items() if holds_tensor(item)}
+        elif holds_tensor(value) or isinstance(value, (bool, int, float, str, type(None))):
+            inputs[name] = value
+    return inputs
+
+
+def call_with(bound: inspect.BoundArguments, replaced: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call with some arguments replaced, named as :func:`graph_inputs_of` does."""
+    call = inspect.BoundArguments(bound.signature, OrderedDict(bound.arguments))
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            call.arguments[name] = tuple(replaced.get(f"{name}_{i}", item) for i, item in enumerate(value))
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            call.arguments[name] = {key: replaced.get(key, item) for key, item in value.items()}
+        elif name in replaced:
+            call.arguments[name] = replaced[name]
+    return call.args, call.kwargs
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether there is a tensor anywhere in a value."""
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def batches_of(batches: Iterable[Any] | Tensor) -> Iterator[tuple[Inputs, Any]]:
@@ -79,6 +126,21 @@ def tensors_of(inputs: Inputs) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in named if isinstance(value, Tensor)]
 
 
+def plain_output(answer: Any, leaf: Callable[[Any], Any] = lambda value: value) -> Any:
+    """An answer in plain containers, with a function applied to every leaf, in order.
+
+    Mappings of any class (ordered dictionaries, the outputs of Hugging Face models) become dictionaries, named tuples
+    become tuples: a graph returns these, so that its file needs no class of anybody's.
+    """
+    if isinstance(answer, Mapping):
+        return {name: plain_output(value, leaf) for name, value in answer.items()}
+    if isinstance(answer, list):
+        return [plain_output(value, leaf) for value in answer]
+    if isinstance(answer, tuple):
+        return tuple(plain_output(value, leaf) for value in answer)
+    return leaf(answer)
+
+
 def batch_size(inputs: Inputs) -> int:
     """The length of dimension 0 of the first tensor."""
     tensors = tensors_of(inputs)
@@ -123,6 +185,26 @@ def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> li
         map_inputs(lambda value, t=t: value.select(time_dim, t) if isinstance(value, Tensor) else value, inputs)
         for t in range(length)
     ]
+
+
+def channels_of(inputs: Inputs, time_dim: int) -> Inputs:
+    """Sequences with their frames side by side as channels: (batch, T, C, ...) -> (batch, T C, ...).
+
+    Raises:
+        InputError: a tensor without such a dimension, or without channels beside it.
+    """
+
+    def merge(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if value.dim() < 3 or not -value.dim() <= time_dim < value.dim() or time_dim % value.dim() == 0:
+            raise InputError(
+                f"time_dim={time_dim}: expected a sequence (batch, time, channels, ...) with its time behind the batch, got "
+                f"shape {tuple(value.shape)}"
+            )
+        return value.movedim(time_dim, 1).flatten(1, 2)
+
+    return map_inputs(merge, inputs)
 
 
 def running_means(frames: Iterable[Inputs]) -> Iterator[Inputs]:

@@ -30,7 +30,7 @@ _LEAST_SHARE = 2.0**-20
 LEAST_START = torch.finfo(torch.float32).tiny / _LEAST_SHARE
 
 
-def encode(x: Tensor, step: Tensor | float, negative: int, positive: int) -> Tensor:
+def encode(x: Tensor, step: Tensor | float, negative: int, positive: int, *, out: Tensor | None = None) -> Tensor:
     """The code of every element: ``k = clip(floor(x / s + 1/2), -N, P)``.
 
     Half-precision input is widened to float32 before the division, because bfloat16 misrounds ``x / s + 1/2``.
@@ -40,6 +40,7 @@ def encode(x: Tensor, step: Tensor | float, negative: int, positive: int) -> Ten
         step: s > 0, in the units of ``x``; broadcasts against ``x``.
         negative: N >= 0.
         positive: P >= 0.
+        out: where to write them, of the result's type; ``x`` itself is allowed if it is wide enough.
 
     Returns:
         Integers as float32 (float64 for float64 input), the shape of ``x``; exact below 2^23,
@@ -50,7 +51,7 @@ def encode(x: Tensor, step: Tensor | float, negative: int, positive: int) -> Ten
     """
     wide = widen(x)
     # Always a tensor beside x: CUDA divides by a number of the CPU through its reciprocal, which is another rounding.
-    scaled = wide / torch.as_tensor(step, dtype=wide.dtype, device=wide.device)
+    scaled = torch.div(wide, torch.as_tensor(step, dtype=wide.dtype, device=wide.device), out=out)
     return scaled.add_(0.5).floor_().clamp_(-negative, positive)
 
 
@@ -108,6 +109,23 @@ def quantize(
     return result
 
 
+def overwrite(x: Tensor, step: Tensor, gain: Tensor | float, levels: tuple[int, int]) -> Tensor:
+    """:func:`quantize` in the memory of ``x``, for inference where nobody reads ``x`` again: no new pages are touched."""
+    if levels[0] == 0:
+        gain = 1.0
+    _quantize_into(x, x, step, gain, levels)
+    return x
+
+
+def _quantize_into(out: Tensor, x: Tensor, step: Tensor, gain: Tensor | float, levels: tuple[int, int]) -> None:
+    plain = isinstance(gain, float) and gain == 1.0 and x.dtype == _wide_dtype(x)
+    for piece in _pieces(x):
+        if plain:  # every pass in the output's own memory
+            encode(x[piece], step, *levels, out=out[piece]).mul_(step.to(x.dtype))
+        else:
+            out[piece] = decode(encode(x[piece], step, *levels), step, gain)
+
+
 class _Quantize(torch.autograd.Function):
     """One pass forward, one pass backward, both in cache-sized pieces; only ``x`` is kept for the backward pass."""
 
@@ -118,8 +136,7 @@ class _Quantize(torch.autograd.Function):
         ctx.save_for_backward(x, step, gain if isinstance(gain, Tensor) else None)
         ctx.gain, ctx.levels, ctx.gradient_scale = gain, levels, gradient_scale
         out = torch.empty_like(x)
-        for piece in _pieces(x):
-            out[piece] = decode(encode(x[piece], step, *levels), step, gain)
+        _quantize_into(out, x, step, gain, levels)
         return out
 
     @staticmethod
@@ -157,6 +174,87 @@ class _Quantize(torch.autograd.Function):
             None,
             None,
         )
+
+
+def integrate(x: Tensor, total: Tensor, step: Tensor, levels: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The neuron's sum and code: ``A' = A + x``, ``C' = encode(A')`` within ``levels``.
+
+    Walked in cache-sized pieces on a CPU, as :func:`quantize` is, where nothing asks for a gradient.
+
+    Args:
+        x: the input of this step, any shape and type.
+        total: A, the sum of all input before; at least float32, the shape of ``x``.
+        step: s > 0; broadcasts against ``x`` without its batch dimension.
+        levels: (N t, P t).
+
+    Returns:
+        ``(A', C')``, in the type of ``total``.
+    """
+    if _is_watched(x, total, step):
+        total = total + x
+        return total, encode(total, step, *levels)
+    new_total, codes = torch.empty_like(total), torch.empty_like(total)
+    for piece in _pieces(total):
+        part = torch.add(total[piece], x[piece], out=new_total[piece])
+        encode(part, step, *levels, out=codes[piece])
+    return new_total, codes
+
+
+def fire(
+    x: Tensor,
+    total: Tensor,
+    codes: Tensor,
+    step: Tensor,
+    gain: Tensor | float,
+    levels: tuple[int, int],
+    *,
+    reuse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`integrate` and :func:`emit` of one step in one walk; returns ``(y, A', C')``.
+
+    With ``reuse`` the new sum and code take the memory of the old ones, which spares a long run the cost of new pages.
+    """
+    if _is_watched(x, total, step, *((gain,) if isinstance(gain, Tensor) else ())):
+        new_total, after = integrate(x, total, step, levels)
+        return emit(codes, after, step, gain), new_total, after
+    y = torch.empty_like(total)
+    new_total, after = (total, codes) if reuse else (torch.empty_like(total), torch.empty_like(codes))
+    for piece in _pieces(total):
+        part = torch.add(total[piece], x[piece], out=new_total[piece])
+        part_codes = encode(part, step, *levels)
+        _emit_into(y[piece], codes[piece], part_codes, step, gain)
+        after[piece] = part_codes
+    return y, new_total, after
+
+
+def emit(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> Tensor:
+    """What a neuron hands on when its code moves: ``D(C') - D(C)``; for g = 1 that is ``s (C' - C)``.
+
+    Args:
+        before: C.
+        after: C', of the same shape.
+        step: s > 0; broadcasts against them without their batch dimension.
+        gain: g in [0, 1].
+    """
+    polar = not (isinstance(gain, float) and gain == 1.0)
+    if _is_watched(step, *((gain,) if isinstance(gain, Tensor) else ())):
+        return decode(after, step, gain) - decode(before, step, gain) if polar else (after - before) * step
+    y = torch.empty_like(after)
+    for piece in _pieces(after):
+        _emit_into(y[piece], before[piece], after[piece], step, gain)
+    return y
+
+
+def _emit_into(y: Tensor, before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> None:
+    if isinstance(gain, float) and gain == 1.0:
+        torch.sub(after, before, out=y).mul_(step.to(y.dtype))
+    else:
+        torch.sub(decode(after, step, gain), decode(before, step, gain), out=y)
+
+
+def _is_watched(*values: Tensor) -> bool:
+    """Whether a gradient is asked for, which writing into given memory would lose."""
+    return torch.is_grad_enabled() and any(value.requires_grad for value in values)
 
 
 def step_from_offset(start: Tensor, offset: Tensor) -> Tensor:

@@ -6,26 +6,80 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import fx, nn
-from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from polarspike.attention import expand_attention
+from polarspike.constants import fold_constants
 from polarspike.errors import OperatorError
-from polarspike.graph import finish, free_path, replace_by_module, scope_of
-from polarspike.operators import IN_PLACE, Meaning, base_of, describe_target, meaning_of, place_of
-
-_STATEFUL = (Meaning.ACTIVATION, Meaning.MAX_POOLING)
+from polarspike.graph import finish, free_path
+from polarspike.modularize import functional_to_module
+from polarspike.operator_table import IN_PLACE, Meaning
+from polarspike.operators import argument, base_of, describe_target, meaning_of, place_of
 
 
 def standardize(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """One positional input per module, no in-place operators, activations and pooling as modules, each used once."""
-    for rewrite in (positional_inputs, remove_in_place, functional_to_module, unshare):
+    """The standard form of a captured graph.
+
+    No checks, no constant arithmetic, one positional input per module, no in-place operators, attention written out,
+    layers and activations as modules, and every activation module used once.
+    """
+    for rewrite in (
+        remove_checks,
+        refuse_renorm,
+        fold_constants,
+        positional_inputs,
+        remove_in_place,
+        expand_attention,
+        functional_to_module,
+        unshare,
+    ):
         graph_module = rewrite(graph_module)
+    graph_module.graph.eliminate_dead_code()
     return finish(graph_module)
+
+
+def remove_checks(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Drop assertions, which compute nothing; the sizes that they compare are checked by the operators themselves."""
+    for node in list(graph_module.graph.nodes):
+        if node.target in (torch._assert, torch._check) or (
+            node.op == "call_module" and str(node.target) == "_guards_fn"
+        ):
+            graph_module.graph.erase_node(node)
+    graph_module.graph.eliminate_dead_code(is_impure_node=_has_effect)
+    return graph_module
+
+
+def _has_effect(node: fx.Node) -> bool:
+    """Whether a node may not be dropped although nobody reads it: it alters something, or is no plain call."""
+    name = str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", ""))
+    altering = name.endswith("_") and not name.endswith("__")
+    return (
+        node.op in ("placeholder", "output", "call_module") or altering or name in ("setitem", "iadd", "imul", "isub")
+    )
+
+
+def refuse_renorm(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Refuse embeddings that rescale their table while they are read (``max_norm``).
+
+    Raises:
+        OperatorError: such a module.
+    """
+    for node in graph_module.graph.nodes:
+        module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Embedding) and module.max_norm is not None:
+            raise OperatorError(
+                f"{place_of(node)}: an embedding with max_norm alters its own table whenever it is read; apply the bound to "
+                "the weights once, and set max_norm=None"
+            )
+    return graph_module
 
 
 def positional_inputs(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -59,6 +113,8 @@ def remove_in_place(graph_module: fx.GraphModule) -> fx.GraphModule:
             for user in list(altered.users):
                 if order[user] > order[node]:
                     user.replace_input_with(altered, node)
+        if isinstance(altered, fx.Node):
+            _require_no_alias(graph_module, node, altered, order)
         if not node.users:
             raise OperatorError(
                 f"{place_of(node)}: {describe_target(graph_module, node)} alters a value in place that is not read "
@@ -67,48 +123,63 @@ def remove_in_place(graph_module: fx.GraphModule) -> fx.GraphModule:
         module: Any = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if getattr(module, "inplace", False):
             module.inplace = False
-        if node.kwargs.get("inplace") is True:
-            node.kwargs = {**node.kwargs, "inplace": False}
+        if _inplace_argument(node):
+            place = _inplace_position(node)
+            node.args = tuple(False if index == place else value for index, value in enumerate(node.args))
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
         if node.target in IN_PLACE:
             node.target = IN_PLACE[node.target]
+            node.op = "call_method" if isinstance(node.target, str) else "call_function"
     graph.eliminate_dead_code()
     return graph_module
+
+
+def _require_no_alias(graph_module: fx.GraphModule, node: fx.Node, altered: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Refuse an in-place change that a view of the same memory would show later."""
+    root = altered
+    while meaning_of(graph_module, root) is Meaning.RESHAPE and root.all_input_nodes:
+        root = root.all_input_nodes[0]
+    group, known = [root], {root, node}
+    for member in group:
+        for user in member.users:
+            if user not in known and user.op != "call_module" and meaning_of(graph_module, user) is Meaning.RESHAPE:
+                group.append(user)
+                known.add(user)
+    for member in group:
+        late = [user for user in member.users if order[user] > order[node] and user not in known]
+        if late and member is not altered:
+            raise OperatorError(
+                f"{place_of(node)}: {describe_target(graph_module, node)} alters memory in place that "
+                f"{place_of(late[0])} reads afterwards through another view ({member.name!r}); write y = f(x) and use y"
+            )
 
 
 def _is_in_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module" and getattr(graph_module.get_submodule(str(node.target)), "inplace", False) is True:
         return True
-    return node.kwargs.get("inplace") is True or (node.op != "call_module" and node.target in IN_PLACE)
+    return _inplace_argument(node) or (node.op != "call_module" and node.target in IN_PLACE)
 
 
-def functional_to_module(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Turn functional activations, max pooling and dropout into modules, named after their place.
+def _inplace_argument(node: fx.Node) -> bool:
+    return node.op == "call_function" and argument(node, _inplace_position(node), "inplace", False) is True
 
-    Raises:
-        OperatorError: dropout that stays active in evaluation mode, or pooling that returns indices.
-    """
-    for node in list(graph_module.graph.nodes):
-        meaning = meaning_of(graph_module, node)
-        indices = describe_target(graph_module, node).endswith("_with_indices")
-        if indices or (meaning is Meaning.MAX_POOLING and _returns_indices(graph_module, node)):
-            raise OperatorError(f"{place_of(node)}: max pooling with return_indices=True has no running mean; drop it")
-        if node.op == "call_module" or meaning not in (*_STATEFUL, Meaning.DROPOUT):
-            continue
-        module = _module_for(graph_module, node, meaning)
-        label = describe_target(graph_module, node).split(".")[-1].rstrip("_")
-        path = free_path(graph_module, ".".join(filter(None, [scope_of(node), label])))
-        replace_by_module(graph_module, node, path, module)
-    return graph_module
+
+def _inplace_position(node: fx.Node) -> int:
+    """Where a function takes ``inplace``; far out if it does not."""
+    if not inspect.isfunction(node.target):
+        return sys.maxsize
+    names = list(inspect.signature(node.target).parameters)
+    return names.index("inplace") if "inplace" in names else sys.maxsize
 
 
 def unshare(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """Give each use of a shared activation or pooling module a copy of its own.
+    """Give each use of a shared activation module a copy of its own.
 
-    A neuron has state, so one module object may stand at one place only; shared weights stay shared.
+    A neuron has state and a step of its own, so one module object may stand at one place only; shared weights stay shared.
     """
     seen: set[str] = set()
     for node in graph_module.graph.nodes:
-        if node.op != "call_module" or meaning_of(graph_module, node) not in _STATEFUL:
+        if node.op != "call_module" or meaning_of(graph_module, node) is not Meaning.ACTIVATION:
             continue
         target = str(node.target)
         if target in seen:
@@ -157,46 +228,3 @@ def fold_batch_norm(graph_module: fx.GraphModule, vectors: Collection[str]) -> f
         node.replace_all_uses_with(source)
         graph_module.graph.erase_node(node)
     return finish(graph_module)
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(name, default)
-
-
-def _returns_indices(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return bool(getattr(graph_module.get_submodule(str(node.target)), "return_indices", False))
-    adaptive = "adaptive" in describe_target(graph_module, node)
-    return bool(_argument(node, 2 if adaptive else 6, "return_indices", False))
-
-
-def _module_for(graph_module: fx.GraphModule, node: fx.Node, meaning: Meaning) -> nn.Module:
-    if meaning is Meaning.ACTIVATION:
-        if node.target is functional.relu6:
-            return nn.ReLU6()
-        if node.target is functional.leaky_relu:
-            return nn.LeakyReLU(_argument(node, 1, "negative_slope", 0.01))
-        return nn.ReLU()
-    name = describe_target(graph_module, node).split(".")[-1]
-    dimensions = name[-2]  # max_pool2d -> 2, dropout2d -> 2
-    if meaning is Meaning.DROPOUT:
-        if _argument(node, 2, "training", True) is True:
-            raise OperatorError(
-                f"{place_of(node)}: {describe_target(graph_module, node)} stays random in evaluation mode; "
-                "pass training=self.training, or use nn.Dropout"
-            )
-        kind = {"1": nn.Dropout1d, "2": nn.Dropout2d, "3": nn.Dropout3d}.get(dimensions, nn.Dropout)
-        return kind(_argument(node, 1, "p", 0.5))
-    if "adaptive" in name:
-        adaptive = {"1": nn.AdaptiveMaxPool1d, "2": nn.AdaptiveMaxPool2d, "3": nn.AdaptiveMaxPool3d}[dimensions]
-        return adaptive(_argument(node, 1, "output_size", None))
-    pool = {"1": nn.MaxPool1d, "2": nn.MaxPool2d, "3": nn.MaxPool3d}[dimensions]
-    return pool(
-        _argument(node, 1, "kernel_size", None),
-        stride=_argument(node, 2, "stride", None) or None,
-        padding=_argument(node, 3, "padding", 0),
-        dilation=_argument(node, 4, "dilation", 1),
-        ceil_mode=_argument(node, 5, "ceil_mode", False),
-    )

@@ -1,11 +1,13 @@
-"""Float model -> quantized network: which operators become sites, and with which levels.
+"""Float model -> quantized network: which signals become sites, and with which levels.
 
-The rule table is keyed by the type of activation. A site stands in the place of an activation; every other operator of
-the table stays as it is. What the table does not know is an error, never skipped.
+A rectifier (ReLU, ReLU6, LeakyReLU) that feeds a synapse *becomes* a site; any other operand of a synapse that is not made
+of spikes gets a site in front of the synapse (:mod:`polarspike.placement`). Every other operator of the table stays as it
+is. What the table does not know is an error, never skipped.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,13 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from polarspike.capture import capture, check_capture, graph_inputs
-from polarspike.contract import require_contract
+from polarspike import ops
+from polarspike.capture import Route, capture, check_capture, graph_inputs
+from polarspike.contract import Rule, rules_of
 from polarspike.errors import OperatorError, SpecError
-from polarspike.graph import finish, signals
+from polarspike.graph import finish, free_path, scope_of, signals
 from polarspike.inputs import Inputs, Signature
-from polarspike.operators import Meaning, base_of, describe_target, place_of, unknown
-from polarspike.passes import standardize
+from polarspike.modules import evaluating
+from polarspike.operator_table import Meaning
+from polarspike.operators import base_of, describe_target, meaning_of, moving, place_of
+from polarspike.placement import (
+    Arrival,
+    arrivals,
+    channel_dim_behind,
+    operands_to_place,
+    reaching,
+    synapses_of,
+)
+from polarspike.plan import Plan, PlannedOperator, PlannedSite
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sites import Site
@@ -31,66 +44,35 @@ _LEARNED_GAIN_START = 0.25
 
 @dataclass(frozen=True)
 class FloatLaw:
-    """What an activation computes: ``min(x, ceiling)`` for x >= 0, ``slope * x`` below."""
+    """What a site stands for: ``min(x, ceiling)`` for x >= 0, ``slope * x`` below; the identity has slope 1."""
 
     slope: float = 0.0
     ceiling: float | None = None
 
 
-def _leaky(module: nn.Module) -> FloatLaw:
-    return FloatLaw(slope=float(module.negative_slope))  # type: ignore[arg-type]
+def _leaky(module: nn.Module) -> FloatLaw | None:
+    slope = float(module.negative_slope)  # type: ignore[arg-type]
+    return FloatLaw(slope=slope) if 0.0 <= slope <= 1.0 else None  # else decoding would not be monotone
 
 
-#: The rule table: which activations become a site, and the float function that the site stands for.
-RULES: dict[type[nn.Module], Callable[[nn.Module], FloatLaw]] = {
+#: The rectifiers that a site replaces, and the float function that it then stands for; None: not this one.
+RULES: dict[type[nn.Module], Callable[[nn.Module], FloatLaw | None]] = {
     nn.ReLU: lambda module: FloatLaw(),
     nn.ReLU6: lambda module: FloatLaw(ceiling=6.0),
     nn.LeakyReLU: _leaky,
 }
 
 
-@dataclass(frozen=True)
-class PlannedSite:
-    """One row of a plan: a site, what it replaces, what it gets, and why."""
-
-    name: str
-    replaces: str
-    spec: SiteSpec
-    reason: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What :func:`quantize` would do: the sites, and the operators that stay as they are."""
-
-    sites: tuple[PlannedSite, ...]
-    analog: tuple[tuple[str, str, str], ...]
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.sites)} sites become spiking:"]
-        width = max(len(name) for name in [*(site.name for site in self.sites), *(row[0] for row in self.analog)])
-        for site in self.sites:
-            gain = "learned" if site.spec.learned_gain else f"{site.spec.gain:g}"
-            steps = f"{site.spec.channels} steps" if site.spec.channels else "1 step"
-            lines.append(
-                f"  {site.name:<{width}}  {site.replaces:<10} levels {site.spec.levels}, gain {gain}, {steps}: {site.reason}"
-            )
-        if not any(site.spec.negative for site in self.sites):
-            lines.append("  (no site has negative levels: all are rectified; QuantSpec(signed='all') would give them)")
-        lines.append(f"{len(self.analog)} operators stay as they are:")
-        lines += [f"  {name:<{width}}  {target:<18} {note}" for name, target, note in self.analog]
-        return "\n".join(lines)
-
-
-def inspect(model: nn.Module, spec: QuantSpec, example: Inputs) -> Plan:
+def inspect(model: nn.Module, spec: QuantSpec, example: Inputs, *, route: Route = "auto") -> Plan:
     """Say what :func:`quantize` would do, without doing it.
 
     Raises: what :func:`quantize` raises.
     """
-    return _plan(_captured(model, spec, example), spec, graph_inputs(model, example))
+    network = _captured(model, spec, example, route)
+    return _Planner(network, spec, graph_inputs(model, example)).plan()
 
 
-def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs) -> QuantizedNetwork:
+def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route = "auto") -> QuantizedNetwork:
     """A quantized copy of a model; the model itself is left untouched.
 
     The model is captured as a graph, standardized, and checked: with float activations at its sites the graph must
@@ -98,23 +80,25 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs) -> Quantized
     afterwards, by :func:`polarspike.calibrate`.
 
     The graph is that of evaluation mode: what the model does only under ``if self.training`` is not in it, and functional
-    dropout becomes a module that follows the network's mode.
+    dropout becomes a module that follows the network's mode. Outputs come back in plain containers: a dictionary where
+    the model answers with a mapping of its own class.
 
     Args:
-        model: a module that torch.fx can trace and whose operators are all in the operator table.
+        model: a module that torch.fx or torch.export can capture and whose operators are all in the operator table.
         spec: levels, gain, granularity and initialization of the sites.
         example: an example input batch: a tensor, a tuple (positional) or a dict (keyword).
+        route: how the model is captured, see :func:`polarspike.capture.capture`.
 
     Raises:
         InputError: the example does not fit the model, or holds NaN or Inf.
-        CaptureError: the model cannot be traced, holds NaN, or its graph computes something else.
+        CaptureError: the model cannot be captured, holds NaN, or its graph computes something else.
         OperatorError: an operator is not in the table, or there is nothing to quantize.
         SpecError: the spec cannot hold at a site, or an override matches none.
     """
-    network = _captured(model, spec, example)
-    plan = _plan(network, spec, graph_inputs(model, example))
-    for site in plan.sites:
-        network.add_submodule(site.name, PolarityQuantizer(site.spec, site.name))
+    network = _captured(model, spec, example, route)
+    planner = _Planner(network, spec, graph_inputs(model, example))
+    planner.plan()
+    planner.place()
     qann = QuantizedNetwork(finish(network), spec, Signature.of(example))
     with qann.float_activations():
         check_capture(model, qann, example)
@@ -125,97 +109,210 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs) -> Quantized
     return qann
 
 
-def _captured(model: nn.Module, spec: QuantSpec, example: Inputs) -> fx.GraphModule:
+def _captured(model: nn.Module, spec: QuantSpec, example: Inputs, route: Route) -> fx.GraphModule:
     if not isinstance(spec, QuantSpec):
         raise SpecError(f"expected a QuantSpec, got {type(spec).__name__}; write QuantSpec(negative=2, positive=6)")
     if isinstance(model, nn.Module) and any(isinstance(part, Site) for part in model.modules()):
         raise SpecError(f"expected a float model, got {type(model).__name__} with sites already in it")
-    return standardize(capture(model, example))
+    return capture(model, example, route)
 
 
-def _plan(network: fx.GraphModule, spec: QuantSpec, inputs: dict[str, Any]) -> Plan:
-    sites: list[PlannedSite] = []
-    analog: list[tuple[str, str, str]] = []
-    dependent = signals(network)
-    shapes = _shapes(network, inputs)
-    for node in network.graph.nodes:
-        if node.op in ("placeholder", "output", "get_attr"):
-            continue
-        meaning = require_contract(network, node, dependent)
-        if meaning is Meaning.ACTIVATION and node not in dependent:
-            raise OperatorError(
-                f"{place_of(node)}: an activation of a constant; a neuron would fire it step by step, and what it feeds "
-                "would no longer be constant. Compute it once, outside of forward, and keep it as a parameter or buffer"
+class _Planner:
+    """The sites of one captured graph: decided by :meth:`plan`, put in by :meth:`place`."""
+
+    def __init__(self, network: fx.GraphModule, spec: QuantSpec, inputs: dict[str, Any]) -> None:
+        self.network = network
+        self.spec = spec
+        self.dependent = signals(network)
+        self.rules = rules_of(network, self.dependent)
+        self.shapes = _shapes(network, inputs)
+        self.samples = next(
+            (value.shape[0] for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 1
+        )
+        synapses = synapses_of(network, self.rules, self.dependent)
+        reached = reaching(network, self.rules, synapses)
+        self.rectifiers = {
+            node: law for node in network.graph.nodes if node in reached and (law := self._law(node)) is not None
+        }
+        self.operands = operands_to_place(network, self.rules, self.dependent, self.rectifiers, spec.inputs)
+        self.planned: dict[fx.Node, PlannedSite] = {}
+        self.synapses = synapses
+
+    def plan(self) -> Plan:
+        """Decide every site, in the order in which a signal meets them."""
+        placed = {operand.node: operand for operand in self.operands}
+        taken: set[str] = set()
+        for node in self.network.graph.nodes:
+            if node in self.rectifiers:
+                name = str(node.target)
+                site, reason = _site_spec(self.rectifiers[node], self.spec.at(name), name, True)
+                dim = channel_dim_behind(self.network, node, self.synapses)
+                self.planned[node] = self._row(node, name, self._kind(node), site, reason, dim)
+            if node in placed:
+                operand = placed[node]
+                name = self._free(operand.name, taken)
+                law = FloatLaw(slope=1.0 if operand.negative else 0.0)
+                site, _ = _site_spec(law, self.spec.at(name), name, operand.negative, operand.reason)
+                replaces = describe_target(self.network, node) if node.op.startswith("call") else "input"
+                self.planned[node] = self._row(
+                    node, name, f"after {replaces.rpartition('.')[2]}", site, operand.reason, operand.channel_dim
+                )
+            if node in self.planned:
+                taken.add(self.planned[node].name)
+        plan = Plan(tuple(self.planned.values()), self._operators(), str(self.network.meta.get("route", "")))
+        self._require_sense(plan)
+        return plan
+
+    def place(self) -> None:
+        """Put a quantizer wherever a site was planned."""
+        readers = {operand.node: operand.readers for operand in self.operands}
+        first = next((value for value in self.network.parameters() if value.is_floating_point()), torch.zeros(()))
+        for node, row in self.planned.items():
+            # On the model's device; in its type only where that is wider than float32.
+            quantizer = PolarityQuantizer(row.spec, row.name).to(first.device, ops.widen(first).dtype)
+            self.network.add_submodule(row.name, quantizer)
+            if node not in readers:
+                continue
+            with self.network.graph.inserting_after(node):
+                site = self.network.graph.call_module(row.name, (node,))
+            site.meta = {key: value for key, value in node.meta.items() if key == "nn_module_stack"}
+            for reader in readers[node]:
+                reader.replace_input_with(node, site)
+
+    def _law(self, node: fx.Node) -> FloatLaw | None:
+        kind = self._table_type(node)
+        if kind not in RULES or node not in self.dependent:
+            return None
+        return RULES[kind](self.network.get_submodule(str(node.target)))
+
+    def _table_type(self, node: fx.Node) -> type[nn.Module] | None:
+        return base_of(self.network.get_submodule(str(node.target))) if node.op == "call_module" else None
+
+    def _kind(self, node: fx.Node) -> str:
+        kind = self._table_type(node)
+        return kind.__name__ if kind else describe_target(self.network, node)
+
+    def _free(self, name: str, taken: set[str]) -> str:
+        candidate, count = free_path(self.network, name), 0
+        while candidate in taken:
+            count += 1
+            candidate = free_path(self.network, f"{name}_{count}")
+        return candidate
+
+    def _row(
+        self, node: fx.Node, name: str, replaces: str, site: SiteSpec, reason: str, channel_dim: int | None
+    ) -> PlannedSite:
+        if self.spec.at(name).granularity == "channel":
+            shape = self.shapes[node]
+            if len(shape) < 2:
+                raise SpecError(
+                    f"{place_of(node)}: one step per channel needs a channel dimension, got shape {tuple(shape)}"
+                )
+            if channel_dim is not None and len(shape) > 1:  # products of two signals have no channels: one step
+                site = replace(site, channels=shape[channel_dim], channel_dim=channel_dim)
+        return PlannedSite(name, replaces, site, reason)
+
+    def _operators(self) -> tuple[PlannedOperator, ...]:
+        carried = arrivals(self.network, self.rules, self.dependent, self.rectifiers)
+        operands = {operand.node for operand in self.operands}
+        rows = []
+        for node, rule in self.rules.items():
+            if node in self.rectifiers:
+                continue
+            meaning = meaning_of(self.network, node)
+            name = str(node.target) if node.op == "call_module" else ".".join(filter(None, [scope_of(node), node.name]))
+            spiking = all(
+                carried[operand] in (Arrival.SPIKES, Arrival.SUM) or operand in operands
+                for operand in self.synapses.get(node, ())
             )
-        if meaning is Meaning.ACTIVATION:
-            sites.append(_planned_site(network, node, spec, shapes))
-        elif meaning in _NOTES and node in dependent:
-            analog.append((str(node.target) if node.op == "call_module" else node.name,
-                           describe_target(network, node), _NOTES[meaning]))  # fmt: skip
-    if not sites:
-        raise OperatorError(
-            "the model has no activation that could become a site, so nothing would spike; "
-            f"known activations: {', '.join(kind.__name__ for kind in RULES)} and their functional forms"
+            if node in self.synapses:
+                work = self._multiplications(node)
+                note = _synapse_note(rule, spiking, any(carried[item] is Arrival.MIXED for item in self.synapses[node]))
+                rows.append(
+                    PlannedOperator(name, self._kind(node), note, work, spiking, spiking and rule is Rule.AFFINE)
+                )
+            elif rule is Rule.DIFFERENCE:
+                work = math.prod(self.shapes.get(node, (0,))) // self.samples
+                rows.append(PlannedOperator(name, self._kind(node), _analog_note(meaning), work, False, False))
+            elif meaning in _NOTES:
+                rows.append(PlannedOperator(name, self._kind(node), _NOTES[meaning]))
+        return tuple(rows)
+
+    def _multiplications(self, node: fx.Node) -> int:
+        """Multiply-accumulates for one sample."""
+        out = self.shapes.get(node)
+        if out is None:
+            return 0
+        weight = (
+            getattr(self.network.get_submodule(str(node.target)), "weight", None) if node.op == "call_module" else None
         )
-    if not any(site.spec.learned_gain for site in sites) and spec.gain == "learned":
-        raise SpecError(
-            "QuantSpec.gain='learned' reaches no site: none has negative levels, because every activation here is "
-            "rectified; give signed='all', or a number"
-        )
-    for pattern in spec.overrides:
-        if not any(spec.at(site.name) is spec.overrides[pattern] for site in sites):
-            names = ", ".join(site.name for site in sites)
-            raise SpecError(f"QuantSpec.overrides: the pattern {pattern!r} matches no site of its own; sites: {names}")
-    return Plan(tuple(sites), tuple(analog))
+        if isinstance(weight, Tensor):
+            transposed = "Transpose" in self._kind(node)
+            source = self.shapes[moving(node, self.dependent)[0]] if transposed else out
+            return math.prod(source) * weight[0].numel() // self.samples
+        inner = self.shapes.get(self.synapses[node][0], torch.Size((1,)))
+        return math.prod(out) * (inner[-1] if inner else 1) // self.samples
+
+    def _require_sense(self, plan: Plan) -> None:
+        if not plan.sites:
+            raise OperatorError(
+                "the model has no operand of a synapse that could become a site, so nothing would spike; a site is placed "
+                "at rectifiers and in front of convolutions, linear layers and products of two signals, except at the "
+                "network's input (QuantSpec(inputs=True) places one there, too)"
+            )
+        if not any(site.spec.learned_gain for site in plan.sites) and self.spec.gain == "learned":
+            raise SpecError(
+                "QuantSpec.gain='learned' reaches no site: none has negative levels, because every activation here is "
+                "rectified; give signed='all', or a number"
+            )
+        for pattern in self.spec.overrides:
+            if not any(self.spec.at(site.name) is self.spec.overrides[pattern] for site in plan.sites):
+                names = ", ".join(site.name for site in plan.sites)
+                raise SpecError(
+                    f"QuantSpec.overrides: the pattern {pattern!r} matches no site of its own; sites: {names}"
+                )
 
 
 _NOTES: dict[Meaning, str] = {
-    Meaning.CONVOLUTION: "synapses",
-    Meaning.LINEAR: "synapses",
     Meaning.NORM: "affine per channel",
-    Meaning.AVERAGE: "affine: a mean of spikes",
+    Meaning.AVERAGE: "affine: a mean",
     Meaning.MAX_POOLING: "exact at T=1; over time on sums",
+    Meaning.ACTIVATION: "homogeneous: over time on sums",
+    Meaning.ELEMENTWISE: "homogeneous: over time on sums",
+    Meaning.REDUCTION: "homogeneous: over time on sums",
     Meaning.ADD: "affine: sums spikes of its operands",
     Meaning.SCALE: "affine: a constant factor",
     Meaning.CONCATENATE: "affine",
     Meaning.UPSAMPLE: "affine",
+    Meaning.EMBEDDING: "looked up at every step",
     Meaning.DROPOUT: "training only",
 }
 
 
-def _planned_site(
-    network: fx.GraphModule, node: fx.Node, spec: QuantSpec, shapes: dict[fx.Node, torch.Size]
-) -> PlannedSite:
-    module = network.get_submodule(str(node.target))
-    kind = base_of(module)
-    if kind not in RULES:
-        raise unknown(network, node)
-    law = RULES[kind](module)
-    name = str(node.target)
-    local = spec.at(name)
-    site, reason = _site_spec(law, local, name)
-    if local.granularity == "channel":
-        shape = shapes[node]
-        if len(shape) < 2:
-            raise SpecError(
-                f"{place_of(node)}: one step per channel needs a channel dimension, got shape {tuple(shape)}"
-            )
-        site = replace(site, channels=shape[1])
-    return PlannedSite(name, kind.__name__, site, reason)
+def _synapse_note(rule: Rule, spiking: bool, mixed: bool) -> str:
+    if mixed:
+        return "synapses of averages of spikes, or of the network's input among them: multiplied"
+    if not spiking:
+        return "synapses of the network's input: analog"
+    return "synapses" if rule is Rule.AFFINE else "synapses at T=1; over time a product of two means: analog"
 
 
-def _site_spec(law: FloatLaw, spec: QuantSpec, name: str) -> tuple[SiteSpec, str]:
+def _analog_note(meaning: Meaning | None) -> str:
+    what = "a product of two signals" if meaning is Meaning.SCALE else "not affine"
+    return f"analog: {what}; over time by differences of means"
+
+
+def _site_spec(law: FloatLaw, spec: QuantSpec, name: str, negative: bool, why: str = "") -> tuple[SiteSpec, str]:
     """Levels and gain of one site; see the table in :class:`~polarspike.specs.QuantSpec`."""
     signed_by_nature = law.slope > 0.0
     if signed_by_nature and (spec.signed == "none" or spec.negative == 0):
+        what = why.removesuffix(", signed by nature") if why else "LeakyReLU"
         raise SpecError(
-            f"site {name!r}: LeakyReLU passes negative values, which (0, {spec.positive}) would lose; "
+            f"site {name!r}: {what} passes negative values, which (0, {spec.positive}) would lose; "
             "give negative >= 1 and signed='by-nature', here or in overrides"
         )
-    if law.slope > 1.0 or law.slope < 0.0:
-        raise SpecError(f"site {name!r}: expected a negative slope in [0, 1], got {law.slope}")
     common: dict[str, Any] = {"positive": spec.positive, "slope": law.slope, "ceiling": law.ceiling, "init": spec.init}
-    if not signed_by_nature and spec.signed != "all":
+    if not signed_by_nature and (spec.signed != "all" or not negative):
         return SiteSpec(negative=0, **common), "rectified"
     learned = spec.gain == "learned"
     natural = law.slope or (_LEARNED_GAIN_START if learned else float(spec.gain))
@@ -226,17 +323,29 @@ def _site_spec(law: FloatLaw, spec: QuantSpec, name: str) -> tuple[SiteSpec, str
 class _ShapeRecorder(fx.Interpreter):
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
+        self.dependent = signals(network)
         self.shapes: dict[fx.Node, torch.Size] = {}
+        self.refused: fx.Node | None = None
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape
+            real = value.is_floating_point() or not n.op.startswith("call") or n not in self.dependent
+            if not real and self.refused is None:
+                self.refused, self.kind = n, value.dtype
         return value
 
 
 @torch.no_grad()
 def _shapes(network: fx.GraphModule, inputs: dict[str, Any]) -> dict[fx.Node, torch.Size]:
     recorder = _ShapeRecorder(network)
-    recorder.run(*inputs.values())
+    with evaluating(network):
+        recorder.run(*inputs.values())
+    if recorder.refused is not None:
+        raise OperatorError(
+            f"{place_of(recorder.refused)}: {describe_target(network, recorder.refused)} turns a signal into "
+            f"{recorder.kind}: integers, truth values and complex numbers have no running mean; keep signals real, or take "
+            "this step outside of the model"
+        )
     return recorder.shapes

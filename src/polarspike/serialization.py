@@ -15,26 +15,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from polarspike.errors import CheckpointError
-from polarspike.neurons import PolarityNeuron
-from polarspike.operators import (
-    ATTRIBUTES,
-    FUNCTIONS,
-    METHODS,
-    MODULES,
-    NAME_OF_FUNCTION,
-    Meaning,
-    base_of,
-    describe_target,
-    entry_of,
-    is_reserved,
-    place_of,
-)
+from polarspike.graph import INTEGERS, attribute
+from polarspike.neurons import CappedNeuron, HoldingNeuron, PolarityNeuron
+from polarspike.operator_table import ATTRIBUTES, FUNCTIONS, METHODS, MODULES, NAME_OF_FUNCTION, Meaning
+from polarspike.operators import base_of, describe_target, entry_of, is_reserved, place_of
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sites import Site
-from polarspike.specs import SiteSpec
-from polarspike.temporal import HomogeneousDifference
+from polarspike.specs import ConvertSpec, SiteSpec
 
-_SITES: dict[str, type[Site]] = {"PolarityQuantizer": PolarityQuantizer, "PolarityNeuron": PolarityNeuron}
+_SITES: dict[str, type[Site]] = {
+    kind.__name__: kind for kind in (PolarityQuantizer, PolarityNeuron, HoldingNeuron, CappedNeuron)
+}
 _MODULES = {kind.__name__: kind for kind in MODULES}
 _DTYPES = {
     str(kind).removeprefix("torch."): kind
@@ -71,7 +62,8 @@ def describe_graph(network: fx.GraphModule) -> dict[str, Any]:
                 "kwargs": {name: _encode(value, node) for name, value in node.kwargs.items()},
             }
         )
-    return {"nodes": nodes, "modules": modules, "constants": constants}
+    integers = list(network.meta.get(INTEGERS, ()))
+    return {"nodes": nodes, "modules": modules, "constants": constants, "integers": integers}
 
 
 def build_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -97,7 +89,9 @@ def build_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.Gr
             kind = {"call_module": "modules", "get_attr": "constants"}.get(node.op)
             if kind and node.target not in data[kind]:
                 raise CheckpointError(f"node {node.name!r}: {node.target!r} is not among the {kind} of the file")
-        return fx.GraphModule(roots, graph)
+        network = fx.GraphModule(roots, graph)
+        network.meta[INTEGERS] = [_identifier(name) for name in data["integers"]]
+        return network
     except CheckpointError:
         raise
     except Exception as error:  # whatever a damaged description makes torch raise
@@ -107,9 +101,8 @@ def build_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.Gr
 def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
     """One module as its type's name and the constructor arguments that the table lists."""
     if isinstance(module, Site):
-        return {"type": type(module).__name__, "spec": module.spec.to_dict()}
-    if isinstance(module, HomogeneousDifference):
-        return {"type": "HomogeneousDifference", "operator": describe_module(module.operator, path)}
+        cap = {"cap": module.cap} if isinstance(module, CappedNeuron) else {}
+        return {"type": type(module).__name__, "spec": module.spec.to_dict(), **cap}
     entry, kind = entry_of(module), base_of(module)
     if entry is None or kind is None:
         raise CheckpointError(f"module {path!r}: {type(module).__name__} is not in the operator table")
@@ -125,9 +118,13 @@ def build_module(data: Mapping[str, Any], path: str) -> nn.Module:
     """The module that :func:`describe_module` described."""
     kind = data["type"]
     if kind in _SITES:
-        return _SITES[kind](SiteSpec.from_dict(data["spec"]), path)
-    if kind == "HomogeneousDifference":
-        return HomogeneousDifference(build_module(data["operator"], path))
+        site = _SITES[kind](SiteSpec.from_dict(data["spec"]), path)
+        if isinstance(site, CappedNeuron):
+            cap = ConvertSpec(max_spikes_per_step=data["cap"]).max_spikes_per_step
+            if cap is None:
+                raise CheckpointError(f"module {path!r}: a capped neuron without a cap; the file is damaged")
+            site.cap = cap
+        return site
     if kind not in _MODULES:
         raise CheckpointError(f"module {path!r}: unknown type {kind!r}; the file needs a newer release")
     entry = MODULES[_MODULES[kind]]
@@ -223,12 +220,6 @@ def _plain(value: Any, path: str) -> Any:
 
 def _tupled(value: Any) -> Any:
     return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
-
-
-def attribute(root: nn.Module, path: str) -> Any:
-    """What stands at a dotted path of a module tree."""
-    *parents, last = path.split(".")
-    return getattr(root.get_submodule(".".join(parents)), last)
 
 
 def _identifier(name: Any) -> str:

@@ -93,10 +93,11 @@ class Site(nn.Module):
         return self
 
     def broadcast_step(self, x: Tensor) -> Tensor:
-        """The step, shaped so that it broadcasts against ``x`` (batch, channels, ...)."""
+        """The step, shaped so that it broadcasts against ``x``, (batch, channels, ...) or (batch, ..., channels)."""
         self.require_calibrated()
         step = self.step
-        return step.view(-1, *(1,) * (x.dim() - 2)) if self.spec.channels else step
+        last = self.spec.channel_dim == -1
+        return step.view(-1, *(1,) * (x.dim() - 2)) if self.spec.channels and not last else step
 
     def require_calibrated(self) -> None:
         """Refuse to compute with a step that nobody has chosen."""

@@ -22,7 +22,8 @@ Granularity = Literal["tensor", "channel"]
 Init = Literal["entropy", "mse", "lsq", "percentile", "qcfs"]
 Precision = Literal["fp32", "bf16"]
 Optimizer = Literal["sgd", "adamw"]
-Reading = Literal["integrate", "frames"]
+Reading = Literal["integrate", "frames", "channels"]
+Neuron = Literal["polarity", "holding"]
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,21 @@ class QuantSpec(Spec):
 
     What the defaults do, by the operator that a site stands for:
 
-    ============================  =============================  ==========================================
-    operator                      ``signed="by-nature"``         ``signed="all"``
-    ============================  =============================  ==========================================
-    ReLU                          ``(0, P)``                     ``(N, P)``, gain ``gain``
-    ReLU6                         ``(0, P)``, step at most 6/P   ``(N, P)``, gain ``gain``, step at most 6/P
-    LeakyReLU of slope ``a``      ``(N, P)``, gain ``a``         ``(N, P)``, gain ``a``
-    ============================  =============================  ==========================================
+    ======================================  =============================  ==========================================
+    operator                                ``signed="by-nature"``         ``signed="all"``
+    ======================================  =============================  ==========================================
+    ReLU                                    ``(0, P)``                     ``(N, P)``, gain ``gain``
+    ReLU6                                   ``(0, P)``, step at most 6/P   ``(N, P)``, gain ``gain``, step at most 6/P
+    LeakyReLU of slope ``a``                ``(N, P)``, gain ``a``         ``(N, P)``, gain ``a``
+    GELU, SiLU, Hardswish, layer norm       ``(N, P)``, gain 1             ``(N, P)``, gain 1
+    residual sum or bottleneck, no ReLU     ``(N, P)``, gain 1             ``(N, P)``, gain 1
+    query, key, value of attention          ``(N, P)``, gain 1             ``(N, P)``, gain 1
+    attention probabilities, sigmoid        ``(0, P)``                     ``(0, P)``
+    ======================================  =============================  ==========================================
 
-    With ``signed="none"`` every site gets ``(0, P)``, and LeakyReLU is refused because its negative side would be lost.
+    A rectifier becomes a site itself; the others keep their operator, and a site follows it in front of the synapses that
+    read it. With ``signed="none"`` every site gets ``(0, P)``, and what is signed by nature is refused because its negative
+    side would be lost.
     ``gain="learned"`` makes the gain of every site with negative levels a parameter; it starts at the operator's own
     slope, and at 0.25 where that slope is zero.
 
@@ -114,8 +121,11 @@ class QuantSpec(Spec):
         positive: P, the number of positive levels, 1 or more.
         gain: the value of a negative spike relative to a positive one, in [0, 1], or ``"learned"``.
         signed: which sites get negative levels.
-        granularity: one step per site (``"tensor"``) or per channel, dimension 1 (``"channel"``).
+        granularity: one step per site (``"tensor"``) or per channel (``"channel"``): dimension 1 in front of a
+            convolution, the last one in front of a linear layer; operands of products of two signals keep one step.
         init: how :func:`polarspike.calibrate` chooses the steps.
+        inputs: place sites at the network's inputs, too (8-bit pixels are codes already); without, its first layer
+            multiplies.
         overrides: site patterns (shell style, e.g. ``"layer1.*"``) to the spec that replaces this one there; the first
             pattern that matches wins.
 
@@ -132,6 +142,7 @@ class QuantSpec(Spec):
     signed: Signed = "by-nature"
     granularity: Granularity = "tensor"
     init: Init = "entropy"
+    inputs: bool = False
     overrides: Mapping[str, QuantSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -153,6 +164,7 @@ class QuantSpec(Spec):
             )
         if self.gain == "learned" and self.negative == 0:
             raise SpecError("QuantSpec: gain='learned' has nothing to learn with negative=0; give negative >= 1")
+        self._require("inputs", isinstance(self.inputs, bool), "True or False")
         self._require("overrides", isinstance(self.overrides, Mapping), "a mapping of site patterns to QuantSpecs")
         object.__setattr__(self, "overrides", dict(self.overrides))  # later changes of the caller's are not ours
         for pattern, spec in self.overrides.items():
@@ -197,7 +209,8 @@ class SiteSpec(Spec):
         learned_gain: the gain is a parameter.
         slope: of the float function below zero: 0 for ReLU, the slope of LeakyReLU.
         ceiling: of the float function (ReLU6), or None.
-        channels: 0 for one step, else the number of channels (dimension 1) that have a step each.
+        channels: 0 for one step, else the number of channels that have a step each.
+        channel_dim: the dimension of the channels: 1, or -1 for (batch, tokens, channels).
         init: how calibration chooses the step.
     """
 
@@ -208,6 +221,7 @@ class SiteSpec(Spec):
     slope: float = 0.0
     ceiling: float | None = None
     channels: int = 0
+    channel_dim: int = 1
     init: Init = "entropy"
 
     def __post_init__(self) -> None:
@@ -218,6 +232,7 @@ class SiteSpec(Spec):
         self._require("slope", _is_within(self.slope, 0.0, 1.0), "a number in [0, 1] (decoding must stay monotone)")
         self._require("ceiling", self.ceiling is None or _is_positive(self.ceiling), "a positive number or None")
         self._require("channels", _is_int(self.channels) and self.channels >= 0, "an integer of at least 0")
+        self._require("channel_dim", self.channel_dim in (1, -1), "1 or -1")
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -231,14 +246,42 @@ class SiteSpec(Spec):
 
 @dataclass(frozen=True)
 class ConvertSpec(Spec):
-    """How a spiking network reads a sequence.
+    """How a spiking network fires, and how it reads a sequence.
 
     Args:
         reading: ``"integrate"``: the running mean over the frames, which equals the refined network on the mean frame;
-            ``"frames"``: every frame is its own first timestep, and the outputs are averaged.
+            ``"frames"``: every frame is its own first timestep, and the outputs are averaged; ``"channels"``: the frames
+            are laid side by side as channels, (batch, time * channels, ...), for one first timestep.
+        neuron: ``"polarity"``: T steps refine the grid T-fold; ``"holding"``: the grid stays, and the answer equals the
+            quantized network on the mean input at every T.
+        max_spikes_per_step: the most spikes of either sign that hardware fires in one step (1: ternary); what is left
+            waits, and the network runs on after the last input until nothing waits. None for no limit.
+        window: a stream starts again after so many steps of ``step``; None for an endless running mean.
+
+    Raises:
+        SpecError: a value is out of range, or two values contradict each other.
     """
 
     reading: Reading = "integrate"
+    neuron: Neuron = "polarity"
+    max_spikes_per_step: int | None = None
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        cap, window = self.max_spikes_per_step, self.window
+        self._require("max_spikes_per_step", cap is None or (_is_int(cap) and cap >= 1), "a positive integer or None")
+        self._require("window", window is None or (_is_int(window) and window >= 1), "a positive integer or None")
+        if cap is not None and self.neuron != "polarity":
+            raise SpecError(
+                "ConvertSpec: max_spikes_per_step needs neuron='polarity', because a holding neuron fires about t spikes "
+                "where its mean changes by one level; leave one of the two out"
+            )
+        if cap is not None and self.reading == "frames":
+            raise SpecError(
+                "ConvertSpec: reading='frames' answers every frame at its first timestep, at which a capped neuron still "
+                "holds spikes back; leave out max_spikes_per_step, or use reading='integrate'"
+            )
 
 
 @dataclass(frozen=True)

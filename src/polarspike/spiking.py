@@ -1,7 +1,8 @@
 """The spiking network (SNN): a graph whose sites hold neurons, run for one timestep or many.
 
 One image takes this way: :meth:`SpikingNetwork.forward` reads T, the first timestep runs the generated code of the graph,
-every later one walks the same graph with an explicit state, and the answer is the running mean of the output.
+every later one walks the same graph with an explicit state (:mod:`polarspike.walks`), and the answer is the running mean of
+the output.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ from __future__ import annotations
 import collections
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from polarspike import ops
 from polarspike.errors import InputError, SpecError
-from polarspike.graph import modules_of
-from polarspike.inputs import Inputs, Signature, as_call, bind, frames_of, running_means
-from polarspike.neurons import PolarityNeuron
+from polarspike.graph import depth_of, modules_of
+from polarspike.inputs import Inputs, Signature, as_call, bind, channels_of, frames_of, running_means
+from polarspike.neurons import CappedNeuron, NeuronState, PolarityNeuron
 from polarspike.quantized import fitting, parameters_of
 from polarspike.specs import ConvertSpec
-from polarspike.temporal import TemporalOperator
+from polarspike.temporal import to_mean
+from polarspike.walks import Advance, Drain, Settle, WalkState, let_overwrite, timing_of, waiting_in
 
 Execution = Literal["steps", "mean"]
 #: Called with the name of a site, the step t = 1, 2, ..., and the signed spikes of that step, (batch, ...).
@@ -35,14 +36,46 @@ class SpikingState:
     """Everything that a spiking network carries from one timestep to the next; a value, never altered.
 
     Attributes:
-        timestep: how many steps have been taken.
-        operators: the state of each temporal operator by its path.
+        timestep: how many inputs have been taken.
+        walk: the states of the operators.
         mean: the running mean of the output so far, at least float32.
+        drained: how many steps were walked after the last input (capped neurons alone).
     """
 
     timestep: int = 0
-    operators: Mapping[str, Any] = field(default_factory=dict)
+    walk: WalkState = field(default_factory=WalkState)
     mean: Any = None
+    drained: int = 0
+
+    @property
+    def neurons(self) -> Mapping[str, NeuronState]:
+        """The states of the sites by name."""
+        return self.walk.neurons
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long a network of capped neurons takes for an answer.
+
+    Attributes:
+        inputs: T, the steps at which input is given.
+        drained: the steps after them until no spike waits anywhere.
+        depth: the most sites that follow each other on a way through the network.
+    """
+
+    inputs: int
+    drained: int
+    depth: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of a simulation, in which a spike crosses all layers at once."""
+        return self.inputs + self.drained
+
+    @property
+    def pipeline(self) -> int:
+        """Steps of clocked hardware, where every site adds one: ``steps + depth - 1``."""
+        return self.steps + max(0, self.depth - 1)
 
 
 class SpikingNetwork(nn.Module):
@@ -71,6 +104,8 @@ class SpikingNetwork(nn.Module):
         self._observers: list[Observer] = []
         self._arguments = parameters_of(network)
         self._named_signature = signature.named(self._arguments)
+        self._timing = timing_of(network)
+        let_overwrite(network)
         self.eval()
 
     def forward(
@@ -100,8 +135,12 @@ class SpikingNetwork(nn.Module):
         if execution not in ("steps", "mean"):
             raise SpecError(f"execution: expected 'steps' or 'mean', got {execution!r}")
         given = bind(self._arguments, inputs, named)
+        if self.spec.reading == "channels" and time_dim is not None:
+            if timesteps not in (None, 1):
+                raise SpecError(f"timesteps: reading='channels' takes a sequence as one timestep, got {timesteps!r}")
+            given, time_dim = cast(dict[str, Any], channels_of(given, time_dim)), None
         frames = cast(list[Mapping[str, Any]], frames_of(given, timesteps, time_dim))
-        if len(frames) == 1 and not every_step and not self._observers:
+        if len(frames) == 1 and not every_step and not self._observers and self.spec.max_spikes_per_step is None:
             return self._respond(frames[0])
         rest = self.spec.reading == "frames"
         if execution == "mean" and not rest and not self._observers:
@@ -113,14 +152,17 @@ class SpikingNetwork(nn.Module):
     def step(self, inputs: Inputs, state: SpikingState | None = None) -> tuple[Any, SpikingState]:
         """Take one timestep: the running mean of the output so far, and the next state.
 
-        With ``ConvertSpec(reading="frames")`` every frame starts from rest, and only the output's mean goes on.
+        With ``ConvertSpec(reading="frames")`` every frame starts from rest, and only the output's mean goes on. With
+        ``ConvertSpec(window=W)`` everything starts again after W steps: the answer of step 1..W of each window is the
+        mean over that window so far. Capped neurons may still hold spikes back; :meth:`drain` lets them go.
 
         Args:
             inputs: one frame (batch, ...): a tensor, a tuple or a dict.
             state: what the previous step returned; None to start. It is not altered and may be used again.
 
-        The sums in the state grow with the number of steps; in float32 codes stay exact to about 10^4 steps, after which
-        a stream should start again from None. Stream within ``torch.no_grad()``, else the state keeps every step's graph.
+        Without a window the mean never forgets: each new frame moves it by 1/t, and the sums in the state grow. In float32
+        codes stay exact to about 10^4 steps. An endless stream needs a window, or a new start from None. Stream within
+        ``torch.no_grad()``, else the state keeps every step's graph.
         """
         args, kwargs = as_call(inputs)
         state = SpikingState() if state is None else state
@@ -128,7 +170,14 @@ class SpikingNetwork(nn.Module):
             raise InputError(
                 f"step: expected the state that the previous step returned, or None, got {type(state).__name__}"
             )
+        if self.spec.reading == "channels":
+            raise SpecError(
+                "step: reading='channels' needs all frames at once; call the network with time_dim, or convert with "
+                "ConvertSpec(reading='integrate')"
+            )
         frame = bind(self._arguments, args, kwargs)
+        if self.spec.window is not None and state.timestep >= self.spec.window:
+            state = SpikingState()
         if state.timestep == 0:  # the state keeps the first frame's own memory, which the caller may use again
             frame = {name: _copied(value) for name, value in frame.items()}
         mean, state = self._advance(frame, state, self.spec.reading == "frames")
@@ -151,6 +200,10 @@ class SpikingNetwork(nn.Module):
         finally:
             self._observers.remove(observer)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._timing = timing_of(self.network)  # an unpickled graph may name its nodes otherwise
+
     def train(self, mode: bool = True) -> SpikingNetwork:
         """Stay in evaluation mode: the running-mean contract holds nowhere else."""
         del mode
@@ -162,84 +215,89 @@ class SpikingNetwork(nn.Module):
         with fitting(self._named_signature, frame):
             return self.network(*frame.values())
 
-    def _advance(self, frame: Mapping[str, Any], state: SpikingState, rest: bool) -> tuple[Any, SpikingState]:
+    def _advance(
+        self, frame: Mapping[str, Any], state: SpikingState, rest: bool, reuse: bool = False
+    ) -> tuple[Any, SpikingState]:
         """One timestep; with ``rest`` the operators begin anew and only the output's mean goes on."""
-        before = SpikingState() if rest else state
-        walk = _Advance(self.network, before)
-        with fitting(self._named_signature, frame):
-            output = walk.run(*frame.values())
+        before = WalkState() if rest else state.walk
         timestep = state.timestep + 1
-        previous = output if state.mean is None else state.mean
-        mean = pytree.tree_map(lambda old, new: _running_mean(old, new, timestep), previous, output)
+        walk = Advance(self.network, self._timing, before, 1 if rest else timestep, reuse)
+        with fitting(self._named_signature, frame):
+            mean = walk.run(*frame.values())
+        if rest:  # the answers to single frames are averaged here; else the walk carries the output as its mean
+            mean = to_mean(mean, state.mean, timestep, "the output")
+        self._report(before, walk.neurons, timestep)
+        return mean, SpikingState(timestep, walk.state(), mean)
+
+    def drain(self, inputs: Inputs, state: SpikingState) -> tuple[Any, SpikingState]:
+        """Let go what capped neurons hold back: steps without input, until nothing waits anywhere.
+
+        Then codes and answer are those of the network without a cap. A network without a cap holds nothing back.
+
+        Args:
+            inputs: any frame of the stream, for shapes and what is constant.
+            state: what :meth:`step` returned after the last input.
+
+        Returns:
+            The running mean of the output, and the state, whose ``drained`` counts the steps.
+        """
+        args, kwargs = as_call(inputs)
+        return self._drain(bind(self._arguments, args, kwargs), state)
+
+    def _drain(self, frame: Mapping[str, Any], state: SpikingState) -> tuple[Any, SpikingState]:
+        sites = {name: site for name, site in self.sites().items() if isinstance(site, CappedNeuron)}
+        rest: dict[str, Any] = {}
+        while waiting_in(sites, state.neurons, state.timestep):
+            walk = Drain(self.network, self._timing, state.walk, state.timestep, rest)
+            with fitting(self._named_signature, frame):
+                mean = walk.run(*frame.values())
+            self._report(state.walk, walk.neurons, state.timestep + state.drained + 1)
+            state = replace(state, walk=walk.state(), mean=mean, drained=state.drained + 1)
+        return state.mean, state
+
+    def _report(self, before: WalkState, after: Mapping[str, NeuronState], timestep: int) -> None:
         for site in self.sites() if self._observers else ():
-            _, codes = walk.states[site]
-            earlier = before.operators.get(site)
+            earlier = before.neurons.get(site)
+            codes = after[site].codes
             for observer in self._observers:
                 observer(site, timestep, codes if earlier is None else codes - earlier.codes)
-        return pytree.tree_map(_like, mean, output), SpikingState(timestep, walk.states, mean)
+
+    @torch.no_grad()
+    def latency(self, *inputs: Any, timesteps: int = 1, **named: Any) -> Latency:
+        """How long this batch takes until no spike waits: the steps, and what a pipeline of layers adds.
+
+        Args:
+            *inputs: as for a call; ``timesteps``, T, is how often they are given.
+            timesteps: T.
+            **named: as for a call.
+        """
+        frames = cast(list[Mapping[str, Any]], frames_of(bind(self._arguments, inputs, named), timesteps, None))
+        state = SpikingState()
+        for frame in frames:
+            _, state = self._advance(frame, state, False)
+        _, state = self._drain(frames[-1], state)
+        depth = depth_of(self.network, set(self.sites()))
+        return Latency(len(frames), state.drained, depth)
 
     def _by_steps(self, frames: list[Mapping[str, Any]], rest: bool) -> Iterator[Any]:
         state = SpikingState()
+        reuse = not self._observers and not torch.is_grad_enabled()  # nobody else sees these states
         for frame in frames:
-            mean, state = self._advance(frame, state, rest)
+            mean, state = self._advance(frame, state, rest, reuse)
+            if self.spec.max_spikes_per_step is not None:
+                mean, _ = self._drain(frame, state)
             yield mean
 
     def _by_mean(self, frames: list[Mapping[str, Any]], every_step: bool) -> Iterator[Any]:
         for t, mean in enumerate(cast(Iterator[Mapping[str, Any]], running_means(frames)), start=1):
             if every_step or t == len(frames):
                 with fitting(self._named_signature, mean):
-                    yield _Settle(self.network, t).run(*mean.values())
-
-
-class _Advance(fx.Interpreter):
-    """Walk the graph for one timestep; temporal operators get their state and leave the next one in ``states``."""
-
-    def __init__(self, network: fx.GraphModule, state: SpikingState) -> None:
-        super().__init__(network)
-        self.before = state
-        self.states: dict[str, Any] = {}
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
-        if not isinstance(module, TemporalOperator):
-            return super().call_module(target, args, kwargs)
-        (x,) = args
-        y, self.states[target] = module.advance(x, self.before.operators.get(target), self.before.timestep + 1)
-        return y
-
-
-class _Settle(fx.Interpreter):
-    """Walk the graph once in the mean domain: the mean answer after T timesteps."""
-
-    def __init__(self, network: fx.GraphModule, timesteps: int) -> None:
-        super().__init__(network)
-        self.timesteps = timesteps
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        module = self.fetch_attr(target)
-        if isinstance(module, TemporalOperator):
-            (mean,) = args
-            return module.settle(mean, self.timesteps)
-        return super().call_module(target, args, kwargs)
-
-
-def _running_mean(old: Any, new: Any, timestep: int) -> Any:
-    """``M += (x - M) / t`` in at least float32, which is exact for a constant sequence."""
-    if not isinstance(new, Tensor) or not new.is_floating_point():
-        return new
-    if timestep == 1:
-        return ops.widen(new)
-    return old + (new - old) / timestep
+                    yield Settle(self.network, t).run(*mean.values())
 
 
 def _stack(*steps: Any) -> Any:
     """The answers of all steps in front; what is no tensor is the same at every step."""
     return torch.stack(steps) if isinstance(steps[0], Tensor) else steps[-1]
-
-
-def _like(mean: Any, output: Any) -> Any:
-    """The mean in the type of the output, as the first timestep returns it."""
-    return mean.to(output.dtype) if isinstance(output, Tensor) else mean
 
 
 def _copied(value: Any) -> Any:

@@ -1,35 +1,105 @@
-"""Operators in time: what each operator must do at every step so that running means come out right.
+"""Operators in time: what each must do at every step so that running means come out right.
 
-The running-mean contract: the mean over steps 1..T of an operator's output equals the operator applied to the mean of
-its inputs. Affine operators keep it as they are. Any other operator becomes a :class:`TemporalOperator`, which carries
-an explicit state from step to step and keeps none itself.
+The running-mean contract: the mean over steps 1..T of an operator's output must equal the operator applied to the mean of
+its inputs. A signal x can be carried in two ways, and each follows from the other with the mean of the step before as state:
+
+    step   x[t]                    M[t] = M[t-1] + (x[t] - M[t-1]) / t
+    mean   M[t]                    x[t] = M[t] + (t-1) (M[t] - M[t-1])  =  t M[t] - (t-1) M[t-1]
+
+Affine operators keep the contract on steps as well as on means. Any other operator f, of one or several inputs, is applied
+to means; on steps that is y[t] = t f(M[t]) - (t-1) f(M[t-1]). A positively homogeneous f (max pooling: f(a x) = a f(x) for
+a >= 0) is applied to sums instead: y[t] = f(S[t]) - f(S[t-1]), S[t] = t M[t]; the same numbers without a division, so that
+integer multiples of a step stay integer multiples of it.
+
+At t = 1 all of these are f itself. For a repeated input both conversions are exact, so nothing drifts. The state is
+explicit, a value that is never altered.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from polarspike import ops
 from polarspike.errors import InputError
 
 
-class TemporalOperator(nn.Module):
-    """An operator with three readings: the first step, a later step, and the whole of T steps at once."""
+class SumState(NamedTuple):
+    """What a homogeneous operator carries: the sum of its input so far, and its response to it."""
 
-    @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """The output at the first timestep, from rest."""
+    total: Tensor
+    response: Any
 
-    @abstractmethod
-    def advance(self, x: Tensor, state: Any, timestep: int) -> tuple[Tensor, Any]:
-        """The output at ``timestep`` (1, 2, ...) and the next state; ``state`` is None at the first and never altered."""
 
-    @abstractmethod
-    def settle(self, mean: Tensor, timesteps: int) -> Tensor:
-        """The mean output after ``timesteps`` steps whose inputs had this mean."""
+def to_mean(step: Any, before: Any, timestep: int, place: str, masked: bool = False) -> Any:
+    """M[t] from x[t] and M[t-1], in at least float32; pytrees leaf by leaf, what is no real tensor as it is.
+
+    Args:
+        step: x[t].
+        before: M[t-1]; None at t = 1.
+        timestep: t.
+        place: for a message.
+        masked: values may stand at minus infinity (the mask of an attention), and stay there: minus infinity less
+            minus infinity is no number.
+
+    Raises:
+        InputError: another shape than that of the step before.
+    """
+    if before is None:
+        return _map(ops.widen, step)
+
+    def move(mean: Tensor, x: Tensor) -> Tensor:
+        require_same_shape(x, mean, place)
+        moved = torch.lerp(mean, x.to(mean.dtype), 1.0 / timestep)
+        return torch.where(mean == x, mean, moved) if masked else moved
+
+    return _map(move, before, step)
+
+
+def to_step(mean: Any, before: Any, timestep: int) -> Any:
+    """x[t] from M[t] and M[t-1]; None at t = 1."""
+    if before is None:
+        return mean
+    return _map(lambda old, new: torch.lerp(old, new.to(old.dtype), float(timestep)), before, mean)
+
+
+def change_of(mean: Any, before: Any, timestep: int) -> Any:
+    """What the sum of a signal moved by without a new step: ``t (M' - M)``."""
+    return _map(lambda old, new: (new - old) * timestep, before, mean)
+
+
+def moved_by(change: Any, before: Any, timestep: int) -> Any:
+    """The mean after a change of the sum without a new step: ``M + dS / t``."""
+    return _map(lambda old, x: old + x.to(old.dtype) / timestep, before, change)
+
+
+def widened(value: Any) -> Any:
+    """The real tensors of a value in at least float32."""
+    return _map(ops.widen, value)
+
+
+def typed_as(like: Any, value: Any) -> Any:
+    """The real tensors of a value in the types of another one."""
+    return _map(lambda old, new: new.to(old.dtype), like, value)
+
+
+def advance_homogeneous(
+    function: Callable[[Tensor], Any], x: Tensor, state: SumState | None, place: str
+) -> tuple[Any, SumState]:
+    """One step (or change) of a positively homogeneous operator, by the difference on sums.
+
+    Raises:
+        InputError: another shape than that of the step before.
+    """
+    require_same_shape(x, None if state is None else state.total, place)
+    total = ops.widen(x) if state is None else state.total + x
+    response = function(total)
+    change = response if state is None else _map(lambda old, new: new - old, state.response, response)
+    return _map(lambda leaf: leaf.to(x.dtype), change), SumState(total, response)
 
 
 def require_same_shape(x: Tensor, total: Tensor | None, place: str) -> None:
@@ -45,43 +115,13 @@ def require_same_shape(x: Tensor, total: Tensor | None, place: str) -> None:
         )
 
 
-class PoolState(NamedTuple):
-    """The sum of all inputs so far, and the operator's response to it; both the shape of one step."""
+def _map(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """A function over the real tensors of one or several like pytrees; other leaves are taken from the last tree."""
 
-    total: Tensor
-    response: Tensor
+    def one(*leaves: Any) -> Any:
+        last = leaves[-1]
+        return function(*leaves) if isinstance(last, Tensor) and last.is_floating_point() else last
 
-
-class HomogeneousDifference(TemporalOperator):
-    """A positively homogeneous operator f (max pooling) over time, on sums.
-
-        S[t] = S[t-1] + x[t],    y[t] = f(S[t]) - f(S[t-1])
-
-    Because f(a x) = a f(x) for a >= 0, the mean of y over t steps is f(S[t]) / t = f(mean of x). Working on sums instead
-    of means needs no division, and integer multiples of a step stay integer multiples of it.
-
-    Args:
-        operator: f, a module with one tensor in and one out.
-    """
-
-    def __init__(self, operator: nn.Module) -> None:
-        super().__init__()
-        self.operator = operator
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.operator(x)
-        return result
-
-    def advance(self, x: Tensor, state: PoolState | None, timestep: int) -> tuple[Tensor, PoolState]:
-        require_same_shape(x, None if state is None else state.total, type(self.operator).__name__)
-        wide = ops.widen(x)  # sums in bfloat16 would drift
-        if state is None:
-            response = self.operator(wide)
-            return response.to(x.dtype), PoolState(wide, response)
-        total = state.total + wide
-        response = self.operator(total)
-        return (response - state.response).to(x.dtype), PoolState(total, response)
-
-    def settle(self, mean: Tensor, timesteps: int) -> Tensor:
-        result: Tensor = self.operator(mean)
-        return result
+    if all(isinstance(tree, Tensor) for tree in trees):
+        return one(*trees)
+    return pytree.tree_map(one, *trees)

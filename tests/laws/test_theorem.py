@@ -68,7 +68,7 @@ def test_codes_equal_those_of_the_refined_network_without_verify(name: str, spec
     assert state is not None
     assert list(seen) == list(snn.sites())
     for site, codes in seen.items():
-        assert torch.equal(codes, state.operators[site].codes), site
+        assert torch.equal(codes, state.neurons[site].codes), site
     torch.testing.assert_close(mean, expected, rtol=1e-10, atol=1e-12)
 
 

@@ -18,8 +18,10 @@ import tyro
 from polarspike import __version__
 from polarspike.cli.command import Command, show, tell
 from polarspike.cli.convert import Convert
+from polarspike.cli.diagnose import Diagnose
 from polarspike.cli.evaluate import Evaluate
 from polarspike.cli.experiments import Demo, Train
+from polarspike.cli.inspect import Inspect
 from polarspike.cli.options import RefusedError, registry
 from polarspike.cli.verify import Verify
 from polarspike.errors import PolarspikeError
@@ -62,7 +64,9 @@ def parse(arguments: Sequence[str]) -> Command:
     commands: dict[str, Any] = {
         "demo": Demo(),
         "train": Train.starting(arguments if arguments[:1] == ["train"] else []),
+        "inspect": Inspect,
         "convert": Convert,
+        "diagnose": Diagnose,
         "evaluate": Evaluate,
         "verify": Verify,
     }

@@ -1,40 +1,186 @@
-"""``polarspike convert``: the file of a quantized network -> the file of a spiking network."""
+"""``polarspike convert``: somebody's float network, or the file of a quantized one -> the file of a spiking network."""
 
 from __future__ import annotations
 
+import os
+import textwrap
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
-from polarspike.cli.command import Command, show, tell
+from polarspike.cli.command import show, tell
 from polarspike.cli.files import load_quantized
+from polarspike.cli.network import Network, NetworkCommand
+from polarspike.cli.refinement import Likeness, equalized, improved
 from polarspike.conversion import convert
-from polarspike.errors import CheckpointError
+from polarspike.equivalence import verify
+from polarspike.errors import CalibrationError, CheckpointError, SpecError
+from polarspike.plan import Plan
+from polarspike.proof import Proof
+from polarspike.quantization import inspect, quantize
+from polarspike.quantized import QuantizedNetwork
+
+_ROWS, _WIDTH = 6, 120
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert(Command):
-    """Convert a quantized network to a spiking network, and print what became what.
+class Convert(NetworkCommand):
+    """Convert a trained network to a spiking network: calibrate it on images, prove it, and write it; no training.
+
+    With the file of a quantized network alone, convert that. The exit code is 1 if a proof fails.
 
     Args:
-        qann: the file of the quantized network.
         snn: the file to write.
-        force: replace the file if it exists.
+        qann: write the quantized network, too.
+        timesteps: numbers T to prove and to compare with the float network; T = 1 is always among them.
+        equalize: balance channels across layers before calibration.
+        correct_bias: shift biases after calibration, so that every mean is what it was.
+        reconstruct: fit weights and steps layer by layer after calibration, without labels.
+        force: replace files that exist.
     """
 
-    qann: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="QANN.safetensors")]
     snn: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SNN.safetensors")]
+    qann: Path | None = None
+    timesteps: tuple[int, ...] = (1,)
+    equalize: bool = False
+    correct_bias: bool = False
+    reconstruct: bool = False
     force: bool = False
 
     def execute(self) -> int:
-        if self.snn.exists() and (not self.force or self.snn.samefile(self.qann)):
-            repair = "give another name" if self.force else "give another name, or --force to replace it"
-            raise CheckpointError(f"{self.snn}: expected a file to create, it exists already; {repair}")
-        snn = convert(load_quantized(self.qann))
+        self._require_places()
+        if self.names_a_file:
+            return self._convert_file()
+        if any(t < 1 for t in self.timesteps):
+            raise SpecError(f"--timesteps: expected numbers of at least 1, got {' '.join(map(str, self.timesteps))}")
+        if self.images is None and (self.correct_bias or self.reconstruct):
+            raise SpecError("--correct-bias and --reconstruct: expected --images, on which they compare two networks")
+        network = self.prepare()
+        qann = self._quantized(network)
+        snn = convert(qann)
+        failed: list[int] = []
+        if network.batches is not None:
+            for t in sorted({1, *self.timesteps}):
+                proof = verify(qann, snn, network.batches, t, scope=False)
+                failed += [] if proof.exact or (t > 1 and proof.within_rounding) else [t]
+                show(in_short_proof(proof))
+                show(Likeness.measure(network.model, snn, network.batches, t))
+        if self.qann is not None:
+            save(qann, self.qann)
+            tell(f"written: {self.qann}")
+        save(snn, self.snn)
+        tell(f"written: {self.snn}")
+        if failed:
+            tell(f"not exact at T = {', '.join(map(str, failed))}: this is a defect of polarspike, please report it")
+        return 1 if failed else 0
+
+    def _quantized(self, network: Network) -> QuantizedNetwork:
+        """Quantized, calibrated, and improved as asked for; what it decides is shown."""
+        model = network.model
+        if self.equalize:
+            model = equalized(model, network.example, network.batches)
+        show(in_short(inspect(model, self.quant, network.example)))
+        qann = quantize(model, self.quant, example=network.example)
+        qann.notes = dict(network.notes)
+        try:
+            rows = calibrate(qann, network.batches)
+        except CalibrationError as error:
+            if network.batches is not None:
+                raise
+            raise CalibrationError(
+                f"{error}. Without --images only the laws that batch norms promise are known"
+            ) from error
+        show(f"calibrated ({self.quant.init}) on {self._images_in_words(network)}:")
+        for row in rows[:_ROWS]:
+            show(f"  {row}")
+        if len(rows) > _ROWS:
+            show(f"  ... and {len(rows) - _ROWS} more sites (all of them: polarspike diagnose)")
+        if network.batches is not None:
+            improved(qann, network.batches, reconstruction=self.reconstruct, bias_correction=self.correct_bias)
+        return qann
+
+    def _images_in_words(self, network: Network) -> str:
+        if network.batches is None:
+            return "the laws of the batch norms"
+        shape = "x".join(map(str, network.preprocessing.shape or ()))
+        return f"{sum(map(len, network.batches))} images of {shape} ({self.images})"
+
+    def _convert_file(self) -> int:
+        asked = [
+            name for name in ("images", "qann", "shape", "normalize", "weights") if getattr(self, name) is not None
+        ]
+        asked += [name for name in ("equalize", "correct_bias", "reconstruct", "random_weights") if getattr(self, name)]
+        try:
+            qann = load_quantized(Path(self.model))
+        except CheckpointError as error:
+            if Path(self.model).exists() or Path(self.model).suffix:
+                raise
+            raise CheckpointError(
+                f"{error}; where it is the name of a network, give --weights FILE, or --random-weights to try it out"
+            ) from error
+        if asked:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
+            raise SpecError(f"{self.model}: a quantized network is calibrated already; leave {flags} out")
+        snn = convert(qann)
         save(snn, self.snn)
         show(snn.report)
         tell(f"written: {self.snn}")
         return 0
+
+    def _require_places(self) -> None:
+        """Refuse places that cannot be written, before any work.
+
+        Raises:
+            CheckpointError: a file is there already, two names are the same, or a folder is missing or not writable.
+        """
+        places = [self.snn] if self.qann is None else [self.snn, self.qann]
+        read = [Path(self.model), *([self.weights] if self.weights else [])]
+        if len({place.resolve() for place in places}) < len(places):
+            raise CheckpointError(
+                f"{self.qann}: expected two files to create, --qann names the spiking network's; rename it"
+            )
+        for place in places:
+            is_read = place.exists() and any(other.exists() and place.samefile(other) for other in read)
+            if place.exists() and (not self.force or is_read):
+                repair = "give another name" if self.force else "give another name, or --force to replace it"
+                raise CheckpointError(f"{place}: expected a file to create, it exists already; {repair}")
+            folder = place.parent
+            if not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise CheckpointError(
+                    f"{place}: cannot be written: expected a folder that exists and is writable, got {folder}; create it"
+                )
+
+
+def in_short(plan: Plan) -> str:
+    """Three lines on a plan."""
+    levels = Counter(site.spec.levels for site in plan.sites)
+    notes = Counter(row.note for row in plan.analog)
+    spiking = ", ".join(f"{count} with levels {pair}" for pair, count in levels.most_common())
+    analog = ", ".join(f"{count} {note}" for note, count in notes.most_common(3)) or "none"
+    return "\n".join(
+        [
+            textwrap.shorten(f"captured by torch.{plan.route}", _WIDTH, placeholder=" ..."),
+            f"{len(plan.sites)} sites become spiking: {spiking}",
+            f"{len(plan.analog)} operators stay analog at some T: {analog}",
+            f"accumulate-only: {plan.accumulate_share(1):.1%} of the multiplications at T = 1, "
+            f"{plan.accumulate_share(2):.1%} at T > 1 (all of it: polarspike inspect)",
+        ]
+    )
+
+
+def in_short_proof(proof: Proof) -> str:
+    """One line on a proof."""
+    verdict = (
+        "EXACT"
+        if proof.exact
+        else "NOT EXACT"
+        if proof.timesteps == 1 or not proof.within_rounding
+        else (f"equal to rounding (at most {proof.worst_margin:.1e} steps from a boundary)")
+    )
+    void = f"; VOID at {len(proof.void)} sites: too few different codes, or events" if proof.void else ""
+    return f"T={proof.timesteps}: {proof.compared} codes compared, {proof.different} different: {verdict}{void}"

@@ -1,18 +1,13 @@
 """Operations of a spiking network on a batch, counted in integers, edge exact, by name; joules come from ``energy``.
 
-``connections`` knows which pairs of input and output exist, ``streams`` what travels along each edge, ``counts`` what a row
-holds and how rows are summed, and ``tally`` walks the network.
+``connections`` and ``products`` know which pairs of input and output exist, ``streams`` what travels along an edge, and
+``propagation`` how operators pass it on, over a ``recording`` of one run. ``rows`` say what is counted, ``subtotals`` are
+rows in the making, ``counts`` sums them, ``tally`` makes them step by step, and ``measurement`` runs the network.
 """
 
-from polarspike.counting.counts import (
-    ElementwiseCounts,
-    MemoryCounts,
-    MessageUnit,
-    OperationCounts,
-    SiteCounts,
-    SynapseCounts,
-)
-from polarspike.counting.tally import count_operations
+from polarspike.counting.counts import MessageUnit, OperationCounts
+from polarspike.counting.measurement import count_operations
+from polarspike.counting.rows import ElementwiseCounts, MemoryCounts, SiteCounts, SynapseCounts
 
 __all__ = [
     "ElementwiseCounts",

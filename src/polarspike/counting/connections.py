@@ -57,6 +57,28 @@ class Connections:
         return self.factor * channels * math.prod(int(reach.sum()) for reach in self.reach)
 
 
+@dataclass(frozen=True)
+class ThroughOperator:
+    """Connections that an operator tells itself, if all of its weights are one: ``count(x) = sum(run(x))``.
+
+    Args:
+        run: linear, with weights one; float64, so that integers below 2^53 are exact.
+    """
+
+    run: Callable[[Tensor], Tensor]
+
+    def count(self, arriving: Tensor) -> int:
+        """The sum over all elements of ``arriving * fan_out``."""
+        return int(self.run(arriving.double()).sum())
+
+    def everywhere(self, shape: Sequence[int]) -> int:
+        """All connections of an input of this shape."""
+        return self.count(torch.ones(tuple(shape)))
+
+
+Links = Connections | ThroughOperator
+
+
 def of_convolution(settings: Any, source: Sequence[int], target: Sequence[int]) -> Connections:
     """The connections of a convolution or a transposed convolution.
 

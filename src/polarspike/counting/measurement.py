@@ -1,0 +1,74 @@
+"""Run a spiking network on a batch and count what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from polarspike.counting.counts import OperationCounts
+from polarspike.counting.recording import Recording
+from polarspike.counting.tally import Tally
+from polarspike.errors import InputError, SpecError
+from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, tensors_of
+from polarspike.neurons import NeuronState
+from polarspike.quantized import parameters_of
+from polarspike.spiking import SpikingNetwork, SpikingState
+
+
+@torch.no_grad()
+def count_operations(snn: SpikingNetwork, batch: Any, timesteps: int = 1) -> OperationCounts:
+    """Count what a spiking network does with a batch in T timesteps, and what the float network would do.
+
+    The batch is run once, with the same input at every step, and every spike is followed to every connection that it
+    crosses. What is counted how: :class:`~polarspike.counting.OperationCounts`.
+
+    Args:
+        snn: what :func:`polarspike.convert` made.
+        batch: inputs, or (inputs, target).
+        timesteps: T.
+
+    Raises:
+        SpecError: not a spiking network, one of capped neurons, or T is not a positive integer.
+        InputError: the batch does not fit the network, is empty, or holds NaN or Inf.
+        OperatorError: an operator has no count.
+    """
+    if not isinstance(snn, SpikingNetwork):
+        raise SpecError(f"count_operations: expected what polarspike.convert returns, got {type(snn).__name__}")
+    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
+        raise SpecError(f"timesteps: expected a positive integer, got {timesteps!r}")
+    if snn.spec.max_spikes_per_step is not None:
+        raise SpecError(
+            f"count_operations: max_spikes_per_step={snn.spec.max_spikes_per_step} spreads spikes over steps without input, "
+            "which have no count; convert without the cap, whose codes are the same once nothing waits (snn.latency tells "
+            "how long that takes)"
+        )
+    inputs, _ = next(iter(batches_of([batch])))
+    _check(inputs)
+    period = 1 if snn.spec.reading == "frames" else snn.spec.window or timesteps  # steps until all starts from rest
+    later = timesteps - -(-timesteps // period)
+    state: SpikingState | None = None
+    tally: Tally | None = None
+    for step in range(timesteps):
+        before: Mapping[str, NeuronState] = {} if state is None or step % period == 0 else state.neurons
+        _, state = snn.step(inputs, state)  # checks the inputs first
+        if tally is None:
+            recording = Recording(snn.network, _in_order(snn.network, inputs))
+            tally = Tally(recording, timesteps, later, batch_size(inputs))
+        tally.step(before, state.neurons)
+    assert tally is not None  # timesteps >= 1
+    return tally.result()
+
+
+def _check(inputs: Inputs) -> None:
+    if batch_size(inputs) == 0:
+        raise InputError("count_operations: expected at least one image, got an empty batch")
+    for name, tensor in tensors_of(inputs):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(f"count_operations: input {name!r}: expected finite values, got NaN or Inf")
+
+
+def _in_order(network: fx.GraphModule, inputs: Inputs) -> list[Any]:
+    return list(bind(parameters_of(network), *as_call(inputs)).values())

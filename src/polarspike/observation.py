@@ -1,0 +1,123 @@
+"""What the sites of a quantized network see while it runs as the float network: histograms of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from polarspike.errors import CalibrationError, InputError
+from polarspike.inputs import batches_of, to_device
+from polarspike.modules import apply, device_of, evaluating
+from polarspike.operator_table import Meaning
+from polarspike.operators import meaning_of
+from polarspike.quantized import QuantizedNetwork
+from polarspike.statistics import BINS_OF_CHANNEL, StreamingHistogram
+
+# Bins of a site's channels together, as long as each has the least: 2 MB a site, beside its histogram by step.
+_CELLS = 1 << 18
+_LEAST_BINS = 256
+
+
+@dataclass
+class Observed:
+    """The inputs of one site over all batches.
+
+    Attributes:
+        by_step: one group per step of the site: one, or a group per channel.
+        by_channel: one group per channel, coarser at a wide site; None where it was not asked for, where a signal has no
+            channels (an operand of a product of two signals), and where their number differs between batches.
+        batches: how many were seen.
+    """
+
+    by_step: StreamingHistogram
+    by_channel: StreamingHistogram | None = None
+    batches: int = 0
+
+
+def observe(
+    qann: QuantizedNetwork, batches: Iterable[Any] | Tensor, *, by_channel: bool = False
+) -> dict[str, Observed]:
+    """Run the float network once over the batches and keep the histogram of every site's input.
+
+    Every site behaves as the activation that it replaced. The memory does not grow with the number of batches.
+
+    Args:
+        qann: any quantized network, calibrated or not; evaluation mode is used and the former mode restored.
+        batches: an iterable of inputs or (inputs, target), or one tensor.
+        by_channel: also keep the channels of sites with one step apart.
+
+    Raises:
+        CalibrationError: no batch came; NaN or Inf, with site and batch.
+    """
+    sites = qann.sites()
+    seen = {name: Observed(StreamingHistogram(max(1, site.spec.channels))) for name, site in sites.items()}
+    dims = {name: channel_dim(qann, name) for name in sites}
+    device = device_of(qann)
+    position = -1
+
+    def watch(name: str, x: Tensor) -> None:
+        try:
+            _update(seen[name], x, dims[name], sites[name].spec.channels > 0, by_channel)
+        except InputError as error:
+            raise CalibrationError(
+                f"site {name!r}, batch {position}: {error}. Look for NaN or Inf in this batch, or in the weights before "
+                "this site"
+            ) from error
+
+    handles = [
+        site.register_forward_pre_hook(lambda module, inputs, name=name: watch(name, inputs[0]))
+        for name, site in sites.items()
+    ]
+    try:
+        with evaluating(qann), qann.float_activations():
+            for inputs, _ in batches_of(batches):
+                position += 1
+                apply(qann, to_device(inputs, device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if position < 0:
+        raise CalibrationError(
+            "calibration batches: expected at least one batch, got an empty loader; check the dataset's size against "
+            "batch_size and drop_last (an iterator that was read before is empty, too)"
+        )
+    return seen
+
+
+def channel_dim(qann: QuantizedNetwork, name: str) -> int | None:
+    """The dimension of a site's channels: the one place that knows it.
+
+    Where each channel has a step it is the spec's. A site with one step has its channels where a step each would stand:
+    in the last dimension in front of a linear layer, in none in front of a product of two signals, else in dimension 1.
+    """
+    site = qann.sites()[name]
+    if site.spec.channels:
+        return site.spec.channel_dim
+    nodes = (node for node in qann.network.graph.nodes if node.op == "call_module" and node.target == name)
+    readers = [meaning_of(qann.network, user) for node in nodes for user in node.users]
+    known = (_CHANNEL_DIMS[meaning] for meaning in readers if meaning in _CHANNEL_DIMS)
+    return next(known, 1)
+
+
+_CHANNEL_DIMS: dict[Meaning | None, int | None] = {Meaning.CONVOLUTION: 1, Meaning.LINEAR: -1, Meaning.MATMUL: None}
+
+
+def _update(seen: Observed, x: Tensor, dim: int | None, apart: bool, by_channel: bool) -> None:
+    """Count one input; ``apart`` says that each channel has its own step."""
+    first, seen.batches = seen.batches == 0, seen.batches + 1
+    if dim is not None and x.dim() > 1:
+        x = x.movedim(dim, 1)
+    seen.by_step.update(x)
+    if apart:
+        seen.by_channel = seen.by_step
+        return
+    if by_channel and first and dim is not None and x.dim() > 1:
+        bins = max(_LEAST_BINS, min(BINS_OF_CHANNEL, _CELLS // (1 << (x.shape[1] - 1).bit_length())))
+        seen.by_channel = StreamingHistogram(x.shape[1], bins)
+    if seen.by_channel is not None and x.shape[1] != seen.by_channel.groups:
+        seen.by_channel = None
+    if seen.by_channel is not None:
+        seen.by_channel.update(x)

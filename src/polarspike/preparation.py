@@ -1,0 +1,116 @@
+"""Make a model ready to be captured: check it and its example, copy it, fix what is computed anew at every call."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+from torch.utils import _pytree as pytree
+
+from polarspike.errors import CaptureError, InputError
+from polarspike.inputs import Inputs, as_call, batch_size, tensors_of
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what is no module, has no values yet, or holds NaN or Inf."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    buffers = {name for name, _ in model.named_buffers()}
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(value):
+            raise CaptureError(f"{name!r} has no values yet (a lazy module); call the model once on an example first")
+        if name in buffers and value.is_floating_point() and not bool(torch.isnan(value).any()):
+            continue  # a mask of attention holds minus infinity
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            kind = "buffer" if name in buffers else "parameter"
+            count = int((~torch.isfinite(value)).sum())
+            raise CaptureError(
+                f"{kind} {name!r}: expected finite values, got {count} NaN or Inf of {value.numel()}; "
+                "load a sound checkpoint or train again with a lower learning rate"
+            )
+
+
+def check_example(model: nn.Module, example: Inputs) -> Any:
+    """Refuse an example that the model cannot take; return what the model answers to it."""
+    if batch_size(example) == 0:
+        raise InputError(
+            "expected an example of at least one sample, got an empty batch; nothing could be checked on it"
+        )
+    for name, tensor in tensors_of(example):
+        if tensor.is_complex():
+            raise InputError(f"example input {name!r}: expected real numbers, got {tensor.dtype}")
+        if tensor.layout is not torch.strided:
+            raise InputError(f"example input {name!r}: expected a dense tensor, got {tensor.layout}; call x.to_dense()")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"example input {name!r}: expected finite values, got NaN or Inf")
+    args, kwargs = as_call(clone_tensors(example))
+    reference = copy_model(model).eval()
+    try:
+        with torch.no_grad():
+            return reference(*args, **kwargs)
+    except Exception as error:
+        shapes = ", ".join(f"{name!r}: {tuple(tensor.shape)}" for name, tensor in tensors_of(example))
+        raise InputError(f"{type(model).__name__} itself fails on the example input ({shapes}): {error}") from error
+
+
+def clone_tensors(value: Any) -> Any:
+    """Copies of all tensors, so that in-place operators of a model cannot alter its caller's inputs."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy, also of modules that hold a computed tensor (old weight norm, pruning), which torch refuses to copy."""
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        return copy.deepcopy(model, dict(computed))
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied: {error}. Keep open files, locks and computed tensors out of its "
+            "attributes"
+        ) from error
+
+
+@torch.no_grad()
+def freeze(model: nn.Module, hooks: bool = False) -> nn.Module:
+    """Computed weights (weight norm, spectral norm, pruning) replaced by their present values, and hooks removed.
+
+    Hooks are no part of a traced graph; if one changes an output, the capture check finds it. torch.export sees through
+    them, so there they stay (``hooks=True``). The model is altered in place.
+    """
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            _fix_parametrized(module)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+        if not hooks:
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+    return model
+
+
+def _fix_parametrized(module: nn.Module) -> None:
+    # Not parametrize.remove_parametrizations: it edits the module's class, which a deep copy shares with its original.
+    parametrizations = dict(cast(nn.ModuleDict, module.parametrizations))
+    values = {name: getattr(module, name).detach().clone() for name in parametrizations}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        if any(True for _ in parametrizations[name].parameters(recurse=False)):
+            module.register_parameter(name, nn.Parameter(value))
+        else:
+            module.register_buffer(name, value)

@@ -1,0 +1,22 @@
+"""Networks and images that somebody already has: by name, from weights, from a Python factory, from an exported program.
+
+Nothing is ever downloaded, and no file but a factory that the user names is executed.
+"""
+
+from polarspike.sources.exported import load_exported
+from polarspike.sources.images import images
+from polarspike.sources.models import WEIGHT_FILES, build, preprocessing
+from polarspike.sources.preprocessing import Preprocessing
+from polarspike.sources.weights import fit_weights, read_weights, sha256
+
+__all__ = [
+    "WEIGHT_FILES",
+    "Preprocessing",
+    "build",
+    "fit_weights",
+    "images",
+    "load_exported",
+    "preprocessing",
+    "read_weights",
+    "sha256",
+]

@@ -1,0 +1,188 @@
+"""Calibration images: from a folder of pictures, a file of tensors, or a dataset, as the network wants them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from polarspike import data
+from polarspike.data import Normalization
+from polarspike.errors import DataError, MissingExtraError
+from polarspike.sources.preprocessing import Preprocessing, for_channels
+
+_PICTURES = (".png", ".jpg", ".jpeg")
+_TENSORS = (".npy", ".safetensors")
+
+
+def images(
+    source: str,
+    preprocessing: Preprocessing,
+    count: int = 256,
+    *,
+    floats: Normalization | None = None,
+    root: Path | None = None,
+) -> tuple[Tensor, Preprocessing]:
+    """Inputs (N, C, H, W) float32 and how they were made; the same call gives the same images.
+
+    Args:
+        source: a folder with ``.png`` and ``.jpg`` files at any depth; a ``.npy`` or ``.safetensors`` file of one tensor
+            (N, C, H, W), bytes or floats; or a dataset of :mod:`polarspike.data`, whose training images are taken.
+        preprocessing: the wanted shape and scaling; what it leaves open, the source decides where it can.
+        count: at most this many, evenly spread over the source, so that one sorted by class is sampled fairly.
+        floats: the scaling of a file of floats, which are then in 0..1; None takes them as they are.
+        root: the folder of the dataset's files, where it is not the usual one.
+
+    Raises:
+        DataError: there is no such source, it holds no image, one cannot be read, or shape or scaling are not known.
+        MissingExtraError: a folder of pictures needs Pillow.
+    """
+    if count < 1:
+        raise DataError(f"images: expected a count of at least 1, got {count}")
+    path = Path(source)
+    if path.is_dir():
+        pixels = _pictures(path, preprocessing, count)
+    elif path.suffix.lower() in _TENSORS:
+        values = _spread(_tensor(path), count)
+        if values.is_floating_point():
+            return _floats(path, values.float(), preprocessing, floats)
+        pixels = _fitted(values, preprocessing.shape, preprocessing.crop)
+    elif path.is_file():
+        raise DataError(f"{source}: expected a folder of pictures, or a {' or '.join(_TENSORS)} file, got another file")
+    else:
+        dataset = _dataset(source, root)
+        pixels = _fitted(_spread(dataset.train.images, count), preprocessing.shape, preprocessing.crop)
+        if preprocessing.normalization is None and pixels.shape[1] == dataset.in_channels:
+            preprocessing = dataclasses.replace(preprocessing, normalization=dataset.normalization)
+    normalization = preprocessing.normalization
+    if normalization is None:
+        raise DataError(
+            f"{source}: expected the scaling that the network was trained with, which nothing says: give --normalize "
+            "imagenet, none (pixels in 0..1) or 'MEAN;STD'"
+        )
+    normalization = for_channels(normalization, pixels.shape[1])
+    return normalization(pixels), _made(pixels, normalization, preprocessing.crop)
+
+
+def _made(images: Tensor, normalization: Normalization | None, crop: float) -> Preprocessing:
+    _, channels, height, width = images.shape
+    return Preprocessing((channels, height, width), normalization, crop)
+
+
+def _floats(
+    path: Path, values: Tensor, preprocessing: Preprocessing, normalization: Normalization | None
+) -> tuple[Tensor, Preprocessing]:
+    """Floats as they are, or scaled from 0..1."""
+    if not bool(values.isfinite().all()):
+        raise DataError(f"{path}: holds NaN or Inf; expected finite images")
+    if preprocessing.shape not in (None, tuple(values.shape[1:])):
+        raise DataError(
+            f"{path}: expected images of shape {preprocessing.shape}, got {tuple(values.shape[1:])}; floats are not "
+            "resized: write the file in that shape, or give another --shape"
+        )
+    if normalization is not None:
+        if float(values.min()) < 0 or float(values.max()) > 1:
+            raise DataError(
+                f"{path}: a normalization is for values in 0..1, got {float(values.min()):.3g}..{float(values.max()):.3g}; "
+                "if they are normalized already, leave --normalize out"
+            )
+        normalization = for_channels(normalization, values.shape[1])
+        mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (normalization.mean, normalization.std))
+        values = (values - mean) / std
+    return values, _made(values, normalization or preprocessing.normalization, preprocessing.crop)
+
+
+def _pictures(folder: Path, preprocessing: Preprocessing, count: int) -> Tensor:
+    """Bytes (N, C, H, W) of pictures in a folder, each scaled and cut."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "vision") from error
+    if preprocessing.shape is None:
+        raise DataError(
+            f"{folder}: expected the shape of the network's input, which nothing says: give --shape 3,224,224"
+        )
+    channels = preprocessing.shape[0]
+    if channels not in (1, 3):
+        raise DataError(
+            f"{folder}: pictures have 1 or 3 channels, the network's input has {channels}; give a tensor file"
+        )
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES and path.is_file())
+    if not found:
+        raise DataError(f"{folder}: expected pictures ({', '.join(_PICTURES)}) in this folder or below, found none")
+    pixels = []
+    for path in (found[index] for index in _places(len(found), count)):
+        try:
+            with Image.open(path) as picture:
+                raw = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+        except Exception as error:  # whatever a damaged file makes Pillow raise
+            raise DataError(f"{path}: not a picture that can be read ({type(error).__name__}: {error})") from error
+        image = torch.from_numpy(raw.copy()).view(raw.shape[0], raw.shape[1], channels).permute(2, 0, 1)
+        pixels.append(_fitted(image[None], preprocessing.shape, preprocessing.crop))
+    return torch.cat(pixels)
+
+
+def _fitted(pixels: Tensor, shape: tuple[int, int, int] | None, crop: float) -> Tensor:
+    """Bytes (N, C, H, W) as (N, *shape): scaled to cover ``side / crop``, cut in the middle; exact fits stay as they are."""
+    if shape is None or tuple(pixels.shape[1:]) == shape:
+        return pixels
+    channels, height, width = shape
+    if pixels.shape[1] not in (1, channels):
+        raise DataError(f"expected images of {channels} channels, got {pixels.shape[1]}; give another --shape")
+    pixels = pixels.expand(-1, channels, -1, -1)  # grey for every color
+    if tuple(pixels.shape[2:]) != (height, width):
+        ratio = max(height / pixels.shape[2], width / pixels.shape[3]) / crop
+        size = [max(side, round(old * ratio)) for side, old in zip((height, width), pixels.shape[2:], strict=True)]
+        scaled = functional.interpolate(pixels.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+        pixels = scaled.round().clamp(0, 255).byte()
+    top, left = (pixels.shape[2] - height) // 2, (pixels.shape[3] - width) // 2
+    return pixels[:, :, top : top + height, left : left + width].contiguous()
+
+
+def _tensor(path: Path) -> Tensor:
+    """The one tensor (N, C, H, W) of a file, bytes or floats."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a file of images, found {'a folder' if path.is_dir() else 'nothing'}")
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, allow_pickle=False)
+            held = {"array": torch.from_numpy(array) if array.dtype.kind in "fu" else array}
+        else:
+            held = dict(load_file(path))
+    except (OSError, ValueError, TypeError, EOFError, SafetensorError) as error:
+        raise DataError(f"{path}: not a file of one tensor that can be read without executing it ({error})") from error
+    if len(held) != 1:
+        raise DataError(f"{path}: expected one tensor of images, got {len(held)}: {', '.join(list(held)[:5])}")
+    (value,) = held.values()
+    fits = isinstance(value, Tensor) and value.dim() == 4 and value.numel() > 0
+    if not fits or not (value.is_floating_point() or value.dtype == torch.uint8):
+        raise DataError(
+            f"{path}: expected images (N, C, H, W), floats or uint8, got {value.dtype} of shape {tuple(value.shape)}"
+        )
+    return value
+
+
+def _dataset(name: str, root: Path | None) -> data.ImageDataset:
+    if name not in data.names():
+        close = difflib.get_close_matches(name, data.names(), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise DataError(
+            f"images: {name!r} is no folder, no file, and no dataset; datasets: {', '.join(data.names())}{hint}"
+        )
+    return data.load(name, root)
+
+
+def _spread(values: Tensor, count: int) -> Tensor:
+    return values[_places(len(values), count)]
+
+
+def _places(total: int, count: int) -> list[int]:
+    """At most ``count`` of ``total`` places, evenly spread."""
+    return list(range(total)) if count >= total else [index * total // count for index in range(count)]
