@@ -596,6 +596,7 @@ def test_a_quantized_network_takes_no_options_of_a_float_one(call: Call, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:channels that never carry a signal")  # random weights and eight pictures
 def test_convert_a_resnet_by_name_on_pictures(call: Call, tmp_path: Path) -> None:
     models, image = pytest.importorskip("torchvision.models"), pytest.importorskip("PIL.Image")
     (tmp_path / "pictures").mkdir()

@@ -1,4 +1,4 @@
-"""Where sites go: every operand of a synaptic operator is spiking, except the network's input.
+"""Where sites go: in front of every synaptic operator, so that its operands are spikes, except the network's input.
 
 Synaptic operators are convolutions, linear layers and products of two signals; all other operators either carry spikes
 on (reshape, concatenate, sums of spikes, max pooling, batch norm, averages over whole images) or end in graded values
@@ -165,7 +165,7 @@ def _feeds_convolution(network: fx.GraphModule, node: fx.Node) -> bool:
             meaning = meaning_of(network, user)
             if meaning is Meaning.CONVOLUTION:
                 return True
-            if user not in seen and meaning in _CARRYING:
+            if user not in seen and (meaning in _CARRYING or meaning is Meaning.MAX_POOLING):
                 seen.add(user)
                 front.append(user)
     return False
