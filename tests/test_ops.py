@@ -288,7 +288,11 @@ class TestQuantize:
 
     @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided", "expanded", "flipped", "one sample"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_pieces_change_nothing(self, layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("channel_dim", [1, -1])
+    @pytest.mark.parametrize("size", [1000, 150, 50])  # several samples, one, and a part of one
+    def test_pieces_change_nothing(
+        self, layout: str, dtype: torch.dtype, channel_dim: int, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         x = torch.randn(9, 4, 6, 6).to(dtype)
         x = {
             "contiguous": x,
@@ -299,15 +303,18 @@ class TestQuantize:
             "one sample": x[:1],
         }[layout]
         upstream = torch.ones((), dtype=dtype).expand(x.shape)  # what y.sum().backward() gives: no memory of its own
-        step, gain = torch.rand(4, 1, 1) + 0.2, torch.tensor(0.4)
+        step, gain = torch.rand((4, 1, 1) if channel_dim == 1 else (6,)) + 0.2, torch.tensor(0.4)
 
         def run() -> list[Tensor]:
             return gradients(lambda a, b, c: ops.quantize(a, b, c, (2, 3)), x, step, gain, upstream)
 
         whole = run()
-        monkeypatch.setattr(ops, "_PIECE", 150)
+        monkeypatch.setattr(ops, "_PIECE", size)
         pieces = run()
-        assert len(list(ops._pieces(x))) == (9 if x.shape[0] == 9 else 1)
+        found = [x[piece].numel() for piece, _ in ops._pieces(x, step)]
+        assert sum(found) == x.numel()
+        assert max(found) <= size
+        assert len(found) > 1 or x.numel() <= size
         assert torch.equal(whole[0], pieces[0])
         assert whole[0].stride() == pieces[0].stride()
         assert torch.equal(whole[1], pieces[1])

@@ -44,24 +44,24 @@ class PolarityNeuron(Site):
 
     def forward(self, x: Tensor) -> Tensor:
         """The output at the first timestep, from rest."""
-        if self.overwrites and not torch.is_grad_enabled() and not self._forward_hooks:
-            return ops.overwrite(x, self.broadcast_step(x), self.gain, self.levels)
-        return ops.quantize(x, self.broadcast_step(x), self.gain, self.levels)
+        return self._quantize(x, self.broadcast_step(x), self.levels)
 
     def advance(
         self, x: Tensor, state: NeuronState | None, timestep: int, *, reuse: bool = False
     ) -> tuple[Tensor, NeuronState]:
         """The output at ``timestep`` (1, 2, ...) and the next state; ``state`` is None at the first.
 
-        It is never altered, unless ``reuse`` gives its memory to the next one.
+        It is never altered, unless ``reuse`` gives its memory to the next one; that of ``x`` goes, too, where nobody else
+        reads it.
         """
         if state is None:
             after = self.integrate(x.clone() if reuse else x, state, timestep)  # x may be somebody else's
             return self.emitted(state, after).to(x.dtype), after
         require_same_shape(x, state.total, self.name)
         step = self.broadcast_step(state.total)
+        levels, take = self._reach(timestep), reuse and self.overwrites
         y, total, codes = ops.fire(
-            x, state.total, state.codes, step, self._effective_gain, self._reach(timestep), reuse=reuse
+            x, state.total, state.codes, step, self._effective_gain, levels, reuse=reuse, take=take
         )
         return y.to(x.dtype), NeuronState(total, codes)
 
@@ -93,7 +93,12 @@ class PolarityNeuron(Site):
     def settle(self, mean: Tensor, timesteps: int) -> Tensor:
         """The mean output after ``timesteps`` steps whose inputs had this mean."""
         # The same numbers as the refined quantizer's: step s / T, levels (N T, P T).
-        return ops.quantize(mean, self.broadcast_step(mean) / timesteps, self.gain, self._reach(timesteps))
+        return self._quantize(mean, self.broadcast_step(mean) / timesteps, self._reach(timesteps))
+
+    def _quantize(self, x: Tensor, step: Tensor, levels: tuple[int, int]) -> Tensor:
+        if self.overwrites and not torch.is_grad_enabled() and not self._forward_hooks:
+            return ops.overwrite(x, step, self.gain, levels)
+        return ops.quantize(x, step, self.gain, levels)
 
     @property
     def _effective_gain(self) -> Tensor | float:

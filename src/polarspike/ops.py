@@ -11,7 +11,6 @@ mapping (docs/theory.md).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,11 +118,11 @@ def overwrite(x: Tensor, step: Tensor, gain: Tensor | float, levels: tuple[int, 
 
 def _quantize_into(out: Tensor, x: Tensor, step: Tensor, gain: Tensor | float, levels: tuple[int, int]) -> None:
     plain = isinstance(gain, float) and gain == 1.0 and x.dtype == _wide_dtype(x)
-    for piece in _pieces(x):
+    for piece, at in _pieces(x, step):
         if plain:  # every pass in the output's own memory
-            encode(x[piece], step, *levels, out=out[piece]).mul_(step.to(x.dtype))
+            encode(x[piece], step[at], *levels, out=out[piece]).mul_(step[at].to(x.dtype))
         else:
-            out[piece] = decode(encode(x[piece], step, *levels), step, gain)
+            out[piece] = decode(encode(x[piece], step[at], *levels), step[at], gain)
 
 
 class _Quantize(torch.autograd.Function):
@@ -150,23 +149,23 @@ class _Quantize(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         grad_step = torch.zeros_like(wide_step)
         grad_gain = torch.zeros((), dtype=wide_step.dtype, device=x.device)
-        for piece in _pieces(x):
-            upstream = widen(grad[piece])
+        for piece, at in _pieces(x, wide_step):
+            upstream, part = widen(grad[piece]), wide_step[at]
             # Clipped one level further out than codes, which changes neither: x / s may overflow, and 0 * inf is NaN.
-            scaled = (widen(x[piece]) / wide_step).clamp_(-negative - 1, positive + 1)
+            scaled = (widen(x[piece]) / part).clamp_(-negative - 1, positive + 1)
             unclipped = (scaled + 0.5).floor_()
             codes = unclipped.clamp(-negative, positive)
             # Masks are floats, 0 or 1: comparing into a float tensor and multiplying is vectorized, selecting is not.
             inside = unclipped.eq_(codes)
             if polar:
                 if ctx.needs_input_grad[2]:
-                    grad_gain += codes.clamp(max=0).mul_(upstream).mul_(wide_step).sum()
+                    grad_gain += codes.clamp(max=0).mul_(upstream).mul_(part).sum()
                 below = torch.lt(scaled, 0.0, out=torch.empty_like(scaled))
                 upstream = below.mul_(gain - 1.0).add_(1.0).mul_(upstream)
             grad_x[piece] = upstream * inside
             if ctx.needs_input_grad[1]:
                 slope = codes.sub_(scaled.mul_(inside)).mul_(upstream)
-                grad_step += slope.sum_to_size(wide_step.shape)
+                grad_step[at] += slope.sum_to_size(part.shape)
         return (
             grad_x,
             (grad_step * ctx.gradient_scale).to(step.dtype) if ctx.needs_input_grad[1] else None,
@@ -194,9 +193,9 @@ def integrate(x: Tensor, total: Tensor, step: Tensor, levels: tuple[int, int]) -
         total = total + x
         return total, encode(total, step, *levels)
     new_total, codes = torch.empty_like(total), torch.empty_like(total)
-    for piece in _pieces(total):
+    for piece, at in _pieces(total, step):
         part = torch.add(total[piece], x[piece], out=new_total[piece])
-        encode(part, step, *levels, out=codes[piece])
+        encode(part, step[at], *levels, out=codes[piece])
     return new_total, codes
 
 
@@ -209,20 +208,27 @@ def fire(
     levels: tuple[int, int],
     *,
     reuse: bool = False,
+    take: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`integrate` and :func:`emit` of one step in one walk; returns ``(y, A', C')``.
 
-    With ``reuse`` the new sum and code take the memory of the old ones, which spares a long run the cost of new pages.
+    A long run is spared the cost of new pages: with ``reuse`` the new sum and code take the memory of the old ones; with
+    ``take``, too, x is given up, C' takes its memory, and y that of the old code.
     """
     if _is_watched(x, total, step, *((gain,) if isinstance(gain, Tensor) else ())):
         new_total, after = integrate(x, total, step, levels)
         return emit(codes, after, step, gain), new_total, after
+    if reuse and take and x.dtype == total.dtype and x.stride() == codes.stride():
+        for piece, at in _pieces(total, step):
+            encode(total[piece].add_(x[piece]), step[at], *levels, out=x[piece])
+            _emit_into(codes[piece], codes[piece], x[piece], step[at], gain)
+        return codes, total, x
     y = torch.empty_like(total)
     new_total, after = (total, codes) if reuse else (torch.empty_like(total), torch.empty_like(codes))
-    for piece in _pieces(total):
+    for piece, at in _pieces(total, step):
         part = torch.add(total[piece], x[piece], out=new_total[piece])
-        part_codes = encode(part, step, *levels)
-        _emit_into(y[piece], codes[piece], part_codes, step, gain)
+        part_codes = encode(part, step[at], *levels)
+        _emit_into(y[piece], codes[piece], part_codes, step[at], gain)
         after[piece] = part_codes
     return y, new_total, after
 
@@ -240,8 +246,8 @@ def emit(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> T
     if _is_watched(step, *((gain,) if isinstance(gain, Tensor) else ())):
         return decode(after, step, gain) - decode(before, step, gain) if polar else (after - before) * step
     y = torch.empty_like(after)
-    for piece in _pieces(after):
-        _emit_into(y[piece], before[piece], after[piece], step, gain)
+    for piece, at in _pieces(after, step):
+        _emit_into(y[piece], before[piece], after[piece], step[at], gain)
     return y
 
 
@@ -320,11 +326,32 @@ def widen(x: Tensor) -> Tensor:
     return x.to(_wide_dtype(x))
 
 
-def _pieces(x: Tensor) -> Iterator[slice | tuple[()]]:
-    """Slices of dimension 0 with about ``_PIECE`` elements each; everything at once where pieces do not pay."""
+_Index = tuple[slice, ...]
+
+
+def _pieces(x: Tensor, step: Tensor) -> Iterator[tuple[_Index, _Index]]:
+    """Indices of pieces of ``x`` with about ``_PIECE`` elements, and of the part of a step that broadcasts against each.
+
+    Dimension 0 is cut, and where a single sample is larger than a piece also the dimension that is outermost in its
+    memory; everything comes at once where pieces do not pay.
+    """
     if x.device.type != "cpu" or x.dim() == 0 or x.numel() <= _PIECE or torch.compiler.is_compiling():
-        yield slice(None) if x.dim() else ()
+        yield (), ()
         return
-    rows = max(1, math.floor(_PIECE * x.shape[0] / x.numel()))
-    for first in range(0, x.shape[0], rows):
-        yield slice(first, first + rows)
+    sample = x.numel() // x.shape[0]
+    if sample <= _PIECE or x.dim() == 1:
+        for part in _parts(x.shape[0], _PIECE // sample):
+            yield (part,), ()
+        return
+    outermost = max(range(1, x.dim()), key=x.stride)
+    before = (slice(None),) * (outermost - 1)
+    axis = outermost - x.dim() + step.dim()  # of the step, if it has one there
+    shared = axis < 0 or step.shape[axis] == 1
+    for row in _parts(x.shape[0], 1):
+        for part in _parts(x.shape[outermost], _PIECE * x.shape[outermost] // sample):
+            yield (row, *before, part), () if shared else (*(slice(None),) * axis, part)
+
+
+def _parts(length: int, size: int) -> Iterator[slice]:
+    size = max(1, size)
+    return (slice(first, first + size) for first in range(0, length, size))

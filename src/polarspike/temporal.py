@@ -88,15 +88,22 @@ def typed_as(like: Any, value: Any) -> Any:
 
 
 def advance_homogeneous(
-    function: Callable[[Tensor], Any], x: Tensor, state: SumState | None, place: str
+    function: Callable[[Tensor], Any], x: Tensor, state: SumState | None, place: str, *, reuse: bool = False
 ) -> tuple[Any, SumState]:
     """One step (or change) of a positively homogeneous operator, by the difference on sums.
+
+    With ``reuse`` the new sum takes the memory of the old one.
 
     Raises:
         InputError: another shape than that of the step before.
     """
     require_same_shape(x, None if state is None else state.total, place)
-    total = ops.widen(x) if state is None else state.total + x
+    if state is None:
+        total = ops.widen(x.clone() if reuse else x)  # x may be somebody else's
+    elif reuse:
+        total = state.total.add_(x)
+    else:
+        total = state.total + x
     response = function(total)
     change = response if state is None else _map(lambda old, new: new - old, state.response, response)
     return _map(lambda leaf: leaf.to(x.dtype), change), SumState(total, response)

@@ -284,7 +284,11 @@ class Advance(fx.Interpreter):
         x = self._carried(parent, False)
         with torch.autocast(x.device.type, enabled=False):  # sums grow, and half precision has no digits for them
             y, self.sums[node.name] = advance_homogeneous(
-                lambda total: self._call(node, {parent: total}), x, self.before.sums.get(node.name), timing.place
+                lambda total: self._call(node, {parent: total}),
+                x,
+                self.before.sums.get(node.name),
+                timing.place,
+                reuse=self.reuse,
             )
         return y
 
