@@ -500,7 +500,14 @@ def test_convert_on_a_dataset_lets_evaluate_and_verify_find_it(call: Call, tmp_p
 
 
 @pytest.mark.parametrize(
-    "flags", ["--correct-bias", "--equalize", "--reconstruct", "--equalize --reconstruct --correct-bias"]
+    "flags",
+    [
+        "--correct-bias",
+        "--equalize",
+        "--reconstruct",
+        "--distill 20",
+        "--equalize --reconstruct --correct-bias --distill 20",
+    ],
 )
 def test_improvements_change_the_network_and_keep_the_proof(
     call: Call, tmp_path: Path, own: list[str], flags: str
@@ -513,6 +520,7 @@ def test_improvements_change_the_network_and_keep_the_proof(
         ("bias", "correcting biases"),
         ("equalize", "equalizing"),
         ("reconstruct", "reconstructing layer"),
+        ("distill", "distilling from the float network in 20 steps"),
     ):
         assert (flag in flags) == (says in err)
     assert (tmp_path / "better").read_bytes() != (tmp_path / "plain").read_bytes()

@@ -10,6 +10,7 @@ from polarspike.conversion import convert
 from polarspike.correction import correct_bias
 from polarspike.counting import OperationCounts, count_operations
 from polarspike.diagnosis import Diagnosis, diagnose
+from polarspike.distillation import Distillation, distill
 from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
 from polarspike.equalization import equalize
 from polarspike.equivalence import verify
@@ -32,6 +33,7 @@ __all__ = [
     "ConvertSpec",
     "CostTable",
     "Diagnosis",
+    "Distillation",
     "EnergyEstimate",
     "Evaluation",
     "History",
@@ -54,6 +56,7 @@ __all__ = [
     "count_operations",
     "data",
     "diagnose",
+    "distill",
     "entropy",
     "equalize",
     "estimate_energy",

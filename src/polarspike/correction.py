@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import batches_of, to_device
 from polarspike.modules import apply, device_of, evaluating
-from polarspike.quantized import QuantizedNetwork
+from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
 from polarspike.synaptic import (
     SynapticLayer,
     add_bias,
@@ -255,11 +255,7 @@ def _describe(layer: SynapticLayer, rows: dict[str, _Row]) -> CorrectedLayer:
 
 
 def _check_arguments(qann: object, batches: object, reference: QuantizedNetwork | None, passes: int | None) -> None:
-    if not isinstance(qann, QuantizedNetwork):
-        raise SpecError(f"correct_bias: expected what polarspike.quantize returns, got {type(qann).__name__}")
-    for name, site in qann.sites().items():
-        if not site.calibrated:
-            raise CalibrationError(f"correct_bias: site {name!r} has no step yet; call polarspike.calibrate first")
+    network = require_calibrated("correct_bias", qann)
     if passes is not None and (isinstance(passes, bool) or not isinstance(passes, int) or passes < 1):
         raise SpecError(f"correct_bias: passes: expected a positive integer or None, got {passes!r}")
     if passes != 1 and isinstance(batches, Iterator):
@@ -267,12 +263,5 @@ def _check_arguments(qann: object, batches: object, reference: QuantizedNetwork 
             "correct_bias: expected batches that can be read more than once, got an iterator; give a list or a loader, or "
             "passes=1"
         )
-    require_goal("correct_bias", qann.notes, given=reference is not None)
-    if reference is not None:
-        names = [
-            [layer.name for layer in synaptic_layers(part.network)]
-            for part in (qann, reference)
-            if isinstance(part, QuantizedNetwork)
-        ]
-        if len(names) != 2 or names[0] != names[1]:
-            raise SpecError("correct_bias: reference: expected a copy of the quantized network, got another network")
+    require_goal("correct_bias", network.notes, given=reference is not None)
+    require_same_graph("correct_bias", network, reference)

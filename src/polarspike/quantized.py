@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from polarspike import passes
-from polarspike.errors import InputError, SpecError
+from polarspike.errors import CalibrationError, InputError, SpecError
 from polarspike.graph import finish, modules_of
 from polarspike.inputs import Signature, bind, tensors_of
 from polarspike.modules import evaluating
@@ -152,6 +152,38 @@ def _layers_of_vectors(qann: QuantizedNetwork) -> set[str]:
     return found
 
 
-def _require_quantized(verb: str, qann: object) -> None:
+def require_calibrated(verb: str, qann: object) -> QuantizedNetwork:
+    """Refuse what is no quantized network, or has a site without a step.
+
+    Raises:
+        SpecError: not what :func:`polarspike.quantize` returns.
+        CalibrationError: a site has no step.
+    """
+    network = _require_quantized(verb, qann)
+    for name, site in network.sites().items():
+        if not site.calibrated:
+            raise CalibrationError(f"{verb}: site {name!r} has no step yet; call polarspike.calibrate first")
+    return network
+
+
+def require_same_graph(verb: str, qann: QuantizedNetwork, reference: object) -> None:
+    """Refuse a reference that is no copy of a network; None is none.
+
+    Raises:
+        SpecError: it has another graph.
+    """
+    if reference is None:
+        return
+    graphs = [
+        [(node.op, node.name, str(node.target)) for node in part.network.graph.nodes]
+        for part in (qann, reference)
+        if isinstance(part, QuantizedNetwork)
+    ]
+    if len(graphs) != 2 or graphs[0] != graphs[1]:
+        raise SpecError(f"{verb}: reference: expected a copy of the quantized network, got another network")
+
+
+def _require_quantized(verb: str, qann: object) -> QuantizedNetwork:
     if not isinstance(qann, QuantizedNetwork):
         raise SpecError(f"{verb}: expected what polarspike.quantize returns, got {type(qann).__name__}")
+    return qann

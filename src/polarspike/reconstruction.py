@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import Inputs, as_call, batches_of, bind, to_device
 from polarspike.modules import device_of, evaluating
-from polarspike.quantized import QuantizedNetwork, parameters_of
+from polarspike.quantized import QuantizedNetwork, parameters_of, require_calibrated, require_same_graph
 from polarspike.regression import Sums, regress
 from polarspike.synaptic import SynapticLayer, add_bias, mark_changed, require_goal, synaptic_layers
 
@@ -260,20 +260,8 @@ def _rows(module: Any, x: Tensor, residual: Tensor, most: int, generator: torch.
 
 
 def _check_arguments(qann: object, reference: object, memory: int) -> None:
-    if not isinstance(qann, QuantizedNetwork):
-        raise SpecError(f"reconstruct: expected what polarspike.quantize returns, got {type(qann).__name__}")
-    for name, site in qann.sites().items():
-        if not site.calibrated:
-            raise CalibrationError(f"reconstruct: site {name!r} has no step yet; call polarspike.calibrate first")
+    network = require_calibrated("reconstruct", qann)
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise SpecError(f"reconstruct: memory: expected a positive number of bytes, got {memory!r}")
-    require_goal("reconstruct", qann.notes, given=reference is not None)
-    if reference is None:
-        return
-    graphs = [
-        [(node.op, node.name, str(node.target)) for node in part.network.graph.nodes]
-        for part in (qann, reference)
-        if isinstance(part, QuantizedNetwork)
-    ]
-    if len(graphs) != 2 or graphs[0] != graphs[1]:
-        raise SpecError("reconstruct: reference: expected a copy of the quantized network, got another network")
+    require_goal("reconstruct", network.notes, given=reference is not None)
+    require_same_graph("reconstruct", network, reference)

@@ -30,7 +30,7 @@ _ROWS, _WIDTH = 6, 120
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(NetworkCommand):
-    """Convert a trained network to a spiking network: calibrate it on images, prove it, and write it; no training.
+    """Convert a trained network to a spiking network: calibrate it on images, prove it, and write it; no labels.
 
     With the file of a quantized network alone, convert that. The exit code is 1 if a proof fails.
 
@@ -41,6 +41,8 @@ class Convert(NetworkCommand):
         equalize: balance channels across layers before calibration.
         correct_bias: shift biases after calibration, so that every mean is what it was.
         reconstruct: fit weights and steps layer by layer after calibration, without labels.
+        distill: optimizer steps of distillation from the float network on the images, last of all and without labels; 0 for
+            none. The more images, the better (--images-count).
         force: replace files that exist.
     """
 
@@ -50,6 +52,7 @@ class Convert(NetworkCommand):
     equalize: bool = False
     correct_bias: bool = False
     reconstruct: bool = False
+    distill: int = 0
     force: bool = False
 
     def execute(self) -> int:
@@ -58,8 +61,12 @@ class Convert(NetworkCommand):
             return self._convert_file()
         if any(t < 1 for t in self.timesteps):
             raise SpecError(f"--timesteps: expected numbers of at least 1, got {' '.join(map(str, self.timesteps))}")
-        if self.images is None and (self.correct_bias or self.reconstruct):
-            raise SpecError("--correct-bias and --reconstruct: expected --images, on which they compare two networks")
+        if self.distill < 0:
+            raise SpecError(f"--distill: expected a number of steps of at least 0, got {self.distill}")
+        if self.images is None and (self.correct_bias or self.reconstruct or self.distill):
+            raise SpecError(
+                "--correct-bias, --reconstruct and --distill: expected --images, on which they compare two networks"
+            )
         network = self.prepare()
         qann = self._quantized(network)
         snn = convert(qann)
@@ -101,7 +108,13 @@ class Convert(NetworkCommand):
         if len(rows) > _ROWS:
             show(f"  ... and {len(rows) - _ROWS} more sites (all of them: polarspike diagnose)")
         if network.batches is not None:
-            improved(qann, network.batches, reconstruction=self.reconstruct, bias_correction=self.correct_bias)
+            improved(
+                qann,
+                network.batches,
+                reconstruction=self.reconstruct,
+                bias_correction=self.correct_bias,
+                distillation=self.distill,
+            )
         return qann
 
     def _images_in_words(self, network: Network) -> str:
@@ -114,7 +127,8 @@ class Convert(NetworkCommand):
         asked = [
             name for name in ("images", "qann", "shape", "normalize", "weights") if getattr(self, name) is not None
         ]
-        asked += [name for name in ("equalize", "correct_bias", "reconstruct", "random_weights") if getattr(self, name)]
+        switches = ("equalize", "correct_bias", "reconstruct", "distill", "random_weights")
+        asked += [name for name in switches if getattr(self, name)]
         try:
             qann = load_quantized(Path(self.model))
         except CheckpointError as error:

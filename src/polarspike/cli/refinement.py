@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from polarspike.cli.command import tell
+from polarspike.cli.command import show, tell
 from polarspike.modules import evaluating
 from polarspike.quantized import QuantizedNetwork
 from polarspike.spiking import SpikingNetwork
@@ -26,10 +26,15 @@ def equalized(model: nn.Module, example: Tensor, batches: Sequence[Tensor] | Non
 
 
 def improved(
-    qann: QuantizedNetwork, batches: Sequence[Tensor], *, reconstruction: bool = False, bias_correction: bool = False
+    qann: QuantizedNetwork,
+    batches: Sequence[Tensor],
+    *,
+    reconstruction: bool = False,
+    bias_correction: bool = False,
+    distillation: int = 0,
 ) -> None:
-    """Improve a calibrated network in place, without labels, as asked for."""
-    reference = copy.deepcopy(qann) if reconstruction else None  # whose float activations stay the goal
+    """Improve a calibrated network in place, without labels, as asked for; ``distillation`` is its number of steps."""
+    reference = copy.deepcopy(qann)  # whose float activations stay the goal
     if reconstruction:
         from polarspike.reconstruction import reconstruct
 
@@ -40,6 +45,11 @@ def improved(
 
         tell("correcting biases")
         correct_bias(qann, batches, reference=reference)
+    if distillation:
+        from polarspike.distillation import distill
+
+        tell(f"distilling from the float network in {distillation} steps")
+        show(str(distill(qann, batches, reference=reference, steps=distillation)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,208 @@
+"""Distillation without labels: move weights and steps of a quantized network until it answers as its float network."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from polarspike.errors import CalibrationError, SpecError
+from polarspike.inputs import Inputs, batches_of, to_device
+from polarspike.modules import apply, device_of, evaluating
+from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
+from polarspike.sites import Site
+from polarspike.synaptic import mark_changed, require_goal
+
+# Every fourth batch is held out, where there are as many.
+_FOLD = 4
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a distillation did.
+
+    Attributes:
+        before: root mean square of (output - float output), as a part of the float output's, on the batches that were
+            held out; on all of them where there are fewer than four.
+        after: the same at the end.
+        steps: optimizer steps.
+        kept: whether the new weights are kept: the error fell.
+        held_out: whether the error was measured on batches that nothing was fitted to.
+    """
+
+    before: float
+    after: float
+    steps: int
+    kept: bool
+    held_out: bool
+
+    def __str__(self) -> str:
+        where = "held-out batches" if self.held_out else "the batches themselves"
+        verdict = "" if self.kept else "; no better, so the network is left as it was"
+        return f"{self.steps} steps: error of the output {self.before:.2%} -> {self.after:.2%} on {where}{verdict}"
+
+
+def distill(
+    qann: QuantizedNetwork,
+    batches: Iterable[Any] | Tensor,
+    *,
+    reference: QuantizedNetwork | None = None,
+    steps: int = 1000,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+) -> Distillation:
+    """Fit all weights, steps and learned gains, in place and without labels, to the float network's answers.
+
+        min over weights, s, g:   sum over images |z - z_float|^2 / sum |z_float|^2
+
+    z is the output (all its float tensors), behind the quantizers with their straight-through gradients. Adam walks the
+    batches in random order, with a cosine from ``learning_rate`` to 0; a step s moves by parts of its start, so that the
+    same rate fits every site. Batch norms keep their statistics and dropout is off: the network is the one that will be
+    converted. Every fourth batch is held out, and what is found is kept only if the error there falls.
+
+    It is training, though without labels: gradients through the whole network, a few passes over the calibration images.
+    It reaches further than :func:`polarspike.reconstruct` where few levels meet many sites, and comes best after it. The
+    more images the better: with a thousand, a network learns them rather than its float network.
+
+    Args:
+        qann: calibrated; evaluation mode is used and the former mode restored. Its float activations compute something
+            else afterwards, and its notes say so.
+        batches: an iterable of inputs or (inputs, target), or one tensor; read once and kept, with the float answers. A
+            batch is one optimizer step, as it is.
+        reference: the network whose float activations are the goal: a copy of ``qann`` from before the first change, which
+            is required after a reconstruction or a correction; default: ``qann`` as it is now.
+        steps: of the optimizer.
+        learning_rate: the rate at the start.
+        seed: of the order of the batches, from a generator of its own.
+
+    Raises:
+        CalibrationError: no step has been set, no batch came, or the error became NaN or infinite; then the network is as
+            it was.
+        SpecError: not a quantized network, another network as reference, or none where one is required.
+
+    Source: knowledge distillation (Hinton, Vinyals, Dean, 2015) on the outputs before any softmax, with learned steps
+    (Esser et al., 2020); held-out batches and relative steps are this project's own.
+    """
+    _check_arguments(qann, reference, steps, learning_rate)
+    goal = copy.deepcopy(qann) if reference is None else reference
+    former = copy.deepcopy(qann.state_dict())
+    with evaluating(qann, goal):
+        pairs = _answered(goal, batches, device_of(qann))
+        held = pairs[_FOLD - 1 :: _FOLD]
+        fitted = [pair for index, pair in enumerate(pairs) if index % _FOLD != _FOLD - 1] if held else pairs
+        before = _error(qann, held or fitted)
+        try:
+            _descend(qann, fitted, steps, learning_rate, seed)
+            after = _error(qann, held or fitted)
+            kept = after < before
+        except BaseException:
+            qann.load_state_dict(former)
+            raise
+    if kept:
+        mark_changed("distill", qann.notes)
+    else:
+        qann.load_state_dict(former)
+    return Distillation(before, after, steps, kept, bool(held))
+
+
+# The inputs of one batch and the float leaves that the float network answers.
+_Pair = tuple[Inputs, list[Tensor]]
+
+
+@torch.no_grad()
+def _answered(goal: QuantizedNetwork, batches: Iterable[Any] | Tensor, device: torch.device) -> list[_Pair]:
+    pairs: list[_Pair] = []
+    with goal.float_activations():
+        for inputs, _ in batches_of(batches):
+            inputs = to_device(inputs, device)
+            pairs.append((inputs, [leaf.clone() for leaf in _floats(apply(goal, inputs))]))
+            if not all(bool(leaf.isfinite().all()) for leaf in pairs[-1][1]):
+                raise CalibrationError(
+                    f"distill, batch {len(pairs) - 1}: the float network answers NaN or Inf; look for it in this batch, "
+                    "or in the weights"
+                )
+    if not pairs:
+        raise CalibrationError(
+            "distill: expected at least one batch, got an empty loader; check the dataset's size against batch_size and "
+            "drop_last (an iterator that was read before is empty, too)"
+        )
+    return pairs
+
+
+def _descend(qann: QuantizedNetwork, pairs: list[_Pair], steps: int, rate: float, seed: int) -> None:
+    optimizer = torch.optim.Adam(list(_groups(qann, rate)))
+    power = sum(_power(wanted) for _, wanted in pairs) / len(pairs)
+    order = _endless(len(pairs), seed)
+    with torch.enable_grad():
+        for index in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * 0.5 * (1.0 + math.cos(math.pi * index / steps))
+            inputs, wanted = pairs[next(order)]
+            loss = _distance(_floats(apply(qann, inputs)), wanted) / max(power, 1e-30)
+            if not bool(loss.isfinite()):
+                raise CalibrationError(
+                    f"distill, step {index}: the error became {float(loss.detach())}; lower learning_rate (the network is "
+                    "as it was before)"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _groups(qann: QuantizedNetwork, rate: float) -> Iterator[dict[str, Any]]:
+    """Parameter groups: every site's step with a rate in parts of its start, all else with the rate itself."""
+    offsets: set[int] = set()
+    for site in (module for module in qann.modules() if isinstance(module, Site)):
+        if site.offset.requires_grad:
+            offsets.add(id(site.offset))
+            yield {"params": [site.offset], "peak": rate * float(site.step.detach().mean()), "lr": rate}
+    rest = [value for value in qann.parameters() if value.requires_grad and id(value) not in offsets]
+    if rest:
+        yield {"params": rest, "peak": rate, "lr": rate}
+
+
+def _endless(count: int, seed: int) -> Iterator[int]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
+
+
+@torch.no_grad()
+def _error(qann: QuantizedNetwork, pairs: list[_Pair]) -> float:
+    distance = sum(float(_distance(_floats(apply(qann, inputs)), wanted)) for inputs, wanted in pairs)
+    return math.sqrt(distance / max(sum(_power(wanted) for _, wanted in pairs), 1e-30))
+
+
+def _distance(got: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    return torch.stack([(a.float() - b.float()).square().sum() for a, b in zip(got, wanted, strict=True)]).sum()
+
+
+def _power(wanted: list[Tensor]) -> float:
+    return sum(float(leaf.double().square().sum()) for leaf in wanted)
+
+
+def _floats(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _check_arguments(qann: object, reference: object, steps: object, learning_rate: object) -> None:
+    network = require_calibrated("distill", qann)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise SpecError(f"distill: steps: expected a positive integer, got {steps!r}")
+    if (
+        isinstance(learning_rate, bool)
+        or not isinstance(learning_rate, int | float)
+        or not 0 < learning_rate < math.inf
+    ):
+        raise SpecError(f"distill: learning_rate: expected a positive number, got {learning_rate!r}")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise SpecError("distill: no parameter requires a gradient; thaw what may change: network.requires_grad_(True)")
+    require_goal("distill", network.notes, given=reference is not None)
+    require_same_graph("distill", network, reference)
