@@ -69,6 +69,29 @@ def test_unseen_images_are_answered_nearer_to_the_float_network() -> None:
     assert "200 steps: error of the output" in str(found) and "held-out" in str(found)
 
 
+def test_classes_count_by_their_probabilities_alone() -> None:
+    qann = calibrated()
+    goal = copy.deepcopy(qann)
+
+    @torch.no_grad()
+    def divergence(network: QuantizedNetwork, images: list[Tensor]) -> float:
+        total, count = 0.0, 0
+        for x in images:
+            with goal.float_activations():
+                wanted = goal(x)
+            for name, value in network(x).items():
+                p, q = wanted[name].double().softmax(1), value.double().softmax(1)
+                total, count = total + float((p * (p / q).log()).sum()), count + len(x)
+        return total / count
+
+    found = ps.distill(qann, batches(16), answers="classes", steps=200, learning_rate=3e-3)
+    assert found.kept
+    assert found.before == pytest.approx(divergence(goal, batches(16)[3::4]), rel=1e-3)
+    assert found.after == pytest.approx(divergence(qann, batches(16)[3::4]), rel=1e-3)
+    assert divergence(qann, batches(8, seed=9)) < 0.8 * divergence(goal, batches(8, seed=9))
+    assert "divergence of the classes" in str(found)
+
+
 def test_steps_gains_and_weights_move_but_no_statistics() -> None:
     qann = calibrated()
     before = copy.deepcopy(qann.state_dict())
@@ -138,6 +161,8 @@ def test_what_cannot_be_distilled_is_refused() -> None:
     qann = calibrated()
     with pytest.raises(CalibrationError, match="empty loader"):
         ps.distill(qann, [])
+    with pytest.raises(SpecError, match="answers: expected 'values' or 'classes', got 'logits'"):
+        ps.distill(qann, batches(1), answers="logits")  # type: ignore[arg-type]
     for wrong in (0, True, 1.5):
         with pytest.raises(SpecError, match="steps: expected a positive integer"):
             ps.distill(qann, batches(1), steps=wrong)  # type: ignore[arg-type]

@@ -6,10 +6,11 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from polarspike.errors import CalibrationError, SpecError
@@ -18,6 +19,9 @@ from polarspike.modules import apply, device_of, evaluating
 from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
 from polarspike.sites import Site
 from polarspike.synaptic import mark_changed, require_goal
+
+#: What a network answers: any numbers, or scores of classes in dimension 1 (batch, classes, ...).
+Answers = Literal["values", "classes"]
 
 # Every fourth batch is held out, where there are as many.
 _FOLD = 4
@@ -28,9 +32,11 @@ class Distillation:
     """What a distillation did.
 
     Attributes:
-        before: root mean square of (output - float output), as a part of the float output's, on the batches that were
-            held out; on all of them where there are fewer than four.
+        before: the distance to the float network's answers, on the batches that were held out; on all of them where there
+            are fewer than four. For values: the root mean square of the difference, as a part of the float output's; for
+            classes: the mean Kullback-Leibler divergence, in nats.
         after: the same at the end.
+        answers: what was compared.
         steps: optimizer steps.
         kept: whether the new weights are kept: the error fell.
         held_out: whether the error was measured on batches that nothing was fitted to.
@@ -38,6 +44,7 @@ class Distillation:
 
     before: float
     after: float
+    answers: Answers
     steps: int
     kept: bool
     held_out: bool
@@ -45,7 +52,12 @@ class Distillation:
     def __str__(self) -> str:
         where = "held-out batches" if self.held_out else "the batches themselves"
         verdict = "" if self.kept else "; no better, so the network is left as it was"
-        return f"{self.steps} steps: error of the output {self.before:.2%} -> {self.after:.2%} on {where}{verdict}"
+        change = (
+            f"error of the output {self.before:.2%} -> {self.after:.2%}"
+            if self.answers == "values"
+            else f"divergence of the classes {self.before:.4f} -> {self.after:.4f} nats"
+        )
+        return f"{self.steps} steps: {change} on {where}{verdict}"
 
 
 def distill(
@@ -53,13 +65,15 @@ def distill(
     batches: Iterable[Any] | Tensor,
     *,
     reference: QuantizedNetwork | None = None,
+    answers: Answers = "values",
     steps: int = 1000,
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> Distillation:
     """Fit all weights, steps and learned gains, in place and without labels, to the float network's answers.
 
-        min over weights, s, g:   sum over images |z - z_float|^2 / sum |z_float|^2
+        values    min over weights, s, g:   sum over images |z - z_float|^2 / sum |z_float|^2
+        classes   min over weights, s, g:   mean over images KL(softmax(z_float) || softmax(z))
 
     z is the output (all its float tensors), behind the quantizers with their straight-through gradients. Adam walks the
     batches in random order, with a cosine from ``learning_rate`` to 0; a step s moves by parts of its start, so that the
@@ -77,6 +91,8 @@ def distill(
             batch is one optimizer step, as it is.
         reference: the network whose float activations are the goal: a copy of ``qann`` from before the first change, which
             is required after a reconstruction or a correction; default: ``qann`` as it is now.
+        answers: ``"classes"`` where every output holds scores of classes (logits) in dimension 1: then only what changes a
+            decision counts, which is worth up to half a point of accuracy; ``"values"`` for anything else.
         steps: of the optimizer.
         learning_rate: the rate at the start.
         seed: of the order of the batches, from a generator of its own.
@@ -89,17 +105,17 @@ def distill(
     Source: knowledge distillation (Hinton, Vinyals, Dean, 2015) on the outputs before any softmax, with learned steps
     (Esser et al., 2020); held-out batches and relative steps are this project's own.
     """
-    _check_arguments(qann, reference, steps, learning_rate)
+    _check_arguments(qann, reference, answers, steps, learning_rate)
     goal = copy.deepcopy(qann) if reference is None else reference
     former = copy.deepcopy(qann.state_dict())
     with evaluating(qann, goal):
-        pairs = _answered(goal, batches, device_of(qann))
+        pairs = _answered(goal, batches, device_of(qann), answers)
         held = pairs[_FOLD - 1 :: _FOLD]
         fitted = [pair for index, pair in enumerate(pairs) if index % _FOLD != _FOLD - 1] if held else pairs
-        before = _error(qann, held or fitted)
+        before = _error(qann, held or fitted, answers)
         try:
-            _descend(qann, fitted, steps, learning_rate, seed)
-            after = _error(qann, held or fitted)
+            _descend(qann, fitted, answers, steps, learning_rate, seed)
+            after = _error(qann, held or fitted, answers)
             kept = after < before
         except BaseException:
             qann.load_state_dict(former)
@@ -108,7 +124,7 @@ def distill(
         mark_changed("distill", qann.notes)
     else:
         qann.load_state_dict(former)
-    return Distillation(before, after, steps, kept, bool(held))
+    return Distillation(before, after, answers, steps, kept, bool(held))
 
 
 # The inputs of one batch and the float leaves that the float network answers.
@@ -116,7 +132,9 @@ _Pair = tuple[Inputs, list[Tensor]]
 
 
 @torch.no_grad()
-def _answered(goal: QuantizedNetwork, batches: Iterable[Any] | Tensor, device: torch.device) -> list[_Pair]:
+def _answered(
+    goal: QuantizedNetwork, batches: Iterable[Any] | Tensor, device: torch.device, answers: Answers
+) -> list[_Pair]:
     pairs: list[_Pair] = []
     with goal.float_activations():
         for inputs, _ in batches_of(batches):
@@ -127,6 +145,11 @@ def _answered(goal: QuantizedNetwork, batches: Iterable[Any] | Tensor, device: t
                     f"distill, batch {len(pairs) - 1}: the float network answers NaN or Inf; look for it in this batch, "
                     "or in the weights"
                 )
+            if answers == "classes" and any(leaf.dim() < 2 for leaf in pairs[-1][1]):
+                raise SpecError(
+                    "distill: answers='classes': expected outputs (batch, classes, ...), got one of shape "
+                    f"{[tuple(leaf.shape) for leaf in pairs[-1][1]]}; take answers='values'"
+                )
     if not pairs:
         raise CalibrationError(
             "distill: expected at least one batch, got an empty loader; check the dataset's size against batch_size and "
@@ -135,16 +158,16 @@ def _answered(goal: QuantizedNetwork, batches: Iterable[Any] | Tensor, device: t
     return pairs
 
 
-def _descend(qann: QuantizedNetwork, pairs: list[_Pair], steps: int, rate: float, seed: int) -> None:
+def _descend(qann: QuantizedNetwork, pairs: list[_Pair], answers: Answers, steps: int, rate: float, seed: int) -> None:
     optimizer = torch.optim.Adam(list(_groups(qann, rate)))
-    power = sum(_power(wanted) for _, wanted in pairs) / len(pairs)
+    scale = _scale(pairs, answers) / len(pairs)
     order = _endless(len(pairs), seed)
     with torch.enable_grad():
         for index in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * 0.5 * (1.0 + math.cos(math.pi * index / steps))
             inputs, wanted = pairs[next(order)]
-            loss = _distance(_floats(apply(qann, inputs)), wanted) / max(power, 1e-30)
+            loss = _distance(_floats(apply(qann, inputs)), wanted, answers) / scale
             if not bool(loss.isfinite()):
                 raise CalibrationError(
                     f"distill, step {index}: the error became {float(loss.detach())}; lower learning_rate (the network is "
@@ -175,25 +198,37 @@ def _endless(count: int, seed: int) -> Iterator[int]:
 
 
 @torch.no_grad()
-def _error(qann: QuantizedNetwork, pairs: list[_Pair]) -> float:
-    distance = sum(float(_distance(_floats(apply(qann, inputs)), wanted)) for inputs, wanted in pairs)
-    return math.sqrt(distance / max(sum(_power(wanted) for _, wanted in pairs), 1e-30))
+def _error(qann: QuantizedNetwork, pairs: list[_Pair], answers: Answers) -> float:
+    distance = sum(float(_distance(_floats(apply(qann, inputs)), wanted, answers)) for inputs, wanted in pairs)
+    ratio = distance / _scale(pairs, answers)
+    return math.sqrt(ratio) if answers == "values" else ratio
 
 
-def _distance(got: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    return torch.stack([(a.float() - b.float()).square().sum() for a, b in zip(got, wanted, strict=True)]).sum()
+def _distance(got: list[Tensor], wanted: list[Tensor], answers: Answers) -> Tensor:
+    """Summed over the samples of a batch (and positions), all outputs together."""
+    pairs = [(a.float(), b.float()) for a, b in zip(got, wanted, strict=True)]
+    if answers == "values":
+        return torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
+    logs = [(functional.log_softmax(a, 1), functional.log_softmax(b, 1)) for a, b in pairs]
+    return torch.stack([functional.kl_div(a, b, reduction="sum", log_target=True) for a, b in logs]).sum()
 
 
-def _power(wanted: list[Tensor]) -> float:
-    return sum(float(leaf.double().square().sum()) for leaf in wanted)
+def _scale(pairs: list[_Pair], answers: Answers) -> float:
+    """What a summed distance is a part of: the power of the float answers, or their number."""
+    leaves = [leaf for _, wanted in pairs for leaf in wanted]
+    if answers == "values":
+        return max(sum(float(leaf.double().square().sum()) for leaf in leaves), 1e-30)
+    return float(sum(leaf.numel() // leaf.shape[1] for leaf in leaves))
 
 
 def _floats(output: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _check_arguments(qann: object, reference: object, steps: object, learning_rate: object) -> None:
+def _check_arguments(qann: object, reference: object, answers: object, steps: object, learning_rate: object) -> None:
     network = require_calibrated("distill", qann)
+    if answers not in get_args(Answers):
+        raise SpecError(f"distill: answers: expected 'values' or 'classes', got {answers!r}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise SpecError(f"distill: steps: expected a positive integer, got {steps!r}")
     if (

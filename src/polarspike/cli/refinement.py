@@ -46,10 +46,16 @@ def improved(
         tell("correcting biases")
         correct_bias(qann, batches, reference=reference)
     if distillation:
-        from polarspike.distillation import distill
+        from polarspike.distillation import Answers, distill
 
         tell(f"distilling from the float network in {distillation} steps")
-        show(str(distill(qann, batches, reference=reference, steps=distillation)))
+        with torch.no_grad():
+            answer = qann(batches[0])
+        # What answers (batch, classes) is taken for a classifier, as in Likeness.
+        kind: Answers = (
+            "classes" if isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] > 1 else "values"
+        )
+        show(str(distill(qann, batches, reference=reference, answers=kind, steps=distillation)))
 
 
 @dataclass(frozen=True)
