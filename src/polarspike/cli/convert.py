@@ -42,7 +42,7 @@ class Convert(NetworkCommand):
         correct_bias: shift biases after calibration, so that every mean is what it was.
         reconstruct: fit weights and steps layer by layer after calibration, without labels.
         distill: optimizer steps of distillation from the float network on the images, last of all and without labels; 0 for
-            none. The more images, the better (--images-count).
+            none. Outputs (batch, classes) are read as scores of classes. The more images, the better (--images-count).
         force: replace files that exist.
     """
 
