@@ -1,6 +1,7 @@
 """Distillation: nearer to the float network on images it has not seen, deterministic, and no trace of what failed."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -134,6 +135,18 @@ def test_a_broken_run_leaves_the_network_as_it_was() -> None:
         ps.distill(qann, batches(8), steps=50, learning_rate=1e30)
     assert same(qann.state_dict(), before)
     assert not qann.notes
+    assert all(value.grad is None for value in qann.parameters())
+
+
+def test_a_buffer_that_is_filled_again_is_no_trap() -> None:
+    def refilled() -> Iterator[Tensor]:
+        buffer = torch.empty(32, 6)
+        for batch in batches(8):
+            yield buffer.copy_(batch)
+
+    one, other = calibrated(), calibrated()
+    assert ps.distill(one, refilled(), steps=20) == ps.distill(other, batches(8), steps=20)
+    assert same(one.state_dict(), other.state_dict())
 
 
 def test_after_a_reconstruction_the_goal_is_the_reference() -> None:
@@ -163,6 +176,11 @@ def test_what_cannot_be_distilled_is_refused() -> None:
         ps.distill(qann, [])
     with pytest.raises(SpecError, match="answers: expected 'values' or 'classes', got 'logits'"):
         ps.distill(qann, batches(1), answers="logits")  # type: ignore[arg-type]
+    single = nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 1))
+    with pytest.raises(SpecError, match="two classes at least"):
+        ps.distill(calibrated(single), batches(1), answers="classes")
+    with torch.inference_mode(), pytest.raises(SpecError, match="outside of torch"):
+        ps.distill(qann, batches(1))
     for wrong in (0, True, 1.5):
         with pytest.raises(SpecError, match="steps: expected a positive integer"):
             ps.distill(qann, batches(1), steps=wrong)  # type: ignore[arg-type]

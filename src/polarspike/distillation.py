@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import Inputs, batches_of, to_device
+from polarspike.inputs import Inputs, batches_of, map_inputs, to_device
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
 from polarspike.sites import Site
@@ -76,9 +76,9 @@ def distill(
         classes   min over weights, s, g:   mean over images KL(softmax(z_float) || softmax(z))
 
     z is the output (all its float tensors), behind the quantizers with their straight-through gradients. Adam walks the
-    batches in random order, with a cosine from ``learning_rate`` to 0; a step s moves by parts of its start, so that the
-    same rate fits every site. Batch norms keep their statistics and dropout is off: the network is the one that will be
-    converted. Every fourth batch is held out, and what is found is kept only if the error there falls.
+    batches in random order, with a cosine from ``learning_rate`` to 0; a site's steps move by parts of their mean, so
+    that the same rate fits every site. Batch norms keep their statistics and dropout is off: the network is the one that
+    will be converted. Every fourth batch is held out, and what is found is kept only if the error there falls.
 
     It is training, though without labels: gradients through the whole network, a few passes over the calibration images.
     It reaches further than :func:`polarspike.reconstruct` where few levels meet many sites, and comes best after it. The
@@ -120,6 +120,8 @@ def distill(
         except BaseException:
             qann.load_state_dict(former)
             raise
+        finally:
+            qann.zero_grad(set_to_none=True)
     if kept:
         mark_changed("distill", qann.notes)
     else:
@@ -139,15 +141,16 @@ def _answered(
     with goal.float_activations():
         for inputs, _ in batches_of(batches):
             inputs = to_device(inputs, device)
+            inputs = map_inputs(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
             pairs.append((inputs, [leaf.clone() for leaf in _floats(apply(goal, inputs))]))
             if not all(bool(leaf.isfinite().all()) for leaf in pairs[-1][1]):
                 raise CalibrationError(
                     f"distill, batch {len(pairs) - 1}: the float network answers NaN or Inf; look for it in this batch, "
                     "or in the weights"
                 )
-            if answers == "classes" and any(leaf.dim() < 2 for leaf in pairs[-1][1]):
+            if answers == "classes" and any(leaf.dim() < 2 or leaf.shape[1] < 2 for leaf in pairs[-1][1]):
                 raise SpecError(
-                    "distill: answers='classes': expected outputs (batch, classes, ...), got one of shape "
+                    "distill: answers='classes': expected outputs (batch, classes, ...) with two classes at least, got "
                     f"{[tuple(leaf.shape) for leaf in pairs[-1][1]]}; take answers='values'"
                 )
     if not pairs:
@@ -176,11 +179,10 @@ def _descend(qann: QuantizedNetwork, pairs: list[_Pair], answers: Answers, steps
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _groups(qann: QuantizedNetwork, rate: float) -> Iterator[dict[str, Any]]:
-    """Parameter groups: every site's step with a rate in parts of its start, all else with the rate itself."""
+    """Parameter groups: every site's steps with a rate in parts of their mean, all else with the rate itself."""
     offsets: set[int] = set()
     for site in (module for module in qann.modules() if isinstance(module, Site)):
         if site.offset.requires_grad:
@@ -227,6 +229,10 @@ def _floats(output: Any) -> list[Tensor]:
 
 def _check_arguments(qann: object, reference: object, answers: object, steps: object, learning_rate: object) -> None:
     network = require_calibrated("distill", qann)
+    if torch.is_inference_mode_enabled():
+        raise SpecError(
+            "distill: expected to be called outside of torch.inference_mode(), in which nothing can be trained"
+        )
     if answers not in get_args(Answers):
         raise SpecError(f"distill: answers: expected 'values' or 'classes', got {answers!r}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:

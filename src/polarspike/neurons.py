@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polarspike import ops
 from polarspike.sites import Site
@@ -41,6 +41,8 @@ class PolarityNeuron(Site):
 
     #: Nobody else reads the input, and it is no view: the first timestep may write its answer there.
     overwrites: bool = False
+    #: The modules that make the input: where a hook looks at one of them, its answer is left alone.
+    makers: tuple[nn.Module, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """The output at the first timestep, from rest."""
@@ -59,7 +61,7 @@ class PolarityNeuron(Site):
             return self.emitted(state, after).to(x.dtype), after
         require_same_shape(x, state.total, self.name)
         step = self.broadcast_step(state.total)
-        levels, take = self._reach(timestep), reuse and self.overwrites
+        levels, take = self._reach(timestep), reuse and self._may_overwrite
         y, total, codes = ops.fire(
             x, state.total, state.codes, step, self._effective_gain, levels, reuse=reuse, take=take
         )
@@ -95,8 +97,14 @@ class PolarityNeuron(Site):
         # The same numbers as the refined quantizer's: step s / T, levels (N T, P T).
         return self._quantize(mean, self.broadcast_step(mean) / timesteps, self._reach(timesteps))
 
+    @property
+    def _may_overwrite(self) -> bool:
+        """Whether the input's memory is free: nobody else reads it in the graph, and no hook has seen it."""
+        watched = self._forward_hooks or self._forward_pre_hooks or any(made._forward_hooks for made in self.makers)
+        return self.overwrites and not watched
+
     def _quantize(self, x: Tensor, step: Tensor, levels: tuple[int, int]) -> Tensor:
-        if self.overwrites and not torch.is_grad_enabled() and not self._forward_hooks:
+        if self._may_overwrite and not torch.is_grad_enabled():
             return ops.overwrite(x, step, self.gain, levels)
         return ops.quantize(x, step, self.gain, levels)
 

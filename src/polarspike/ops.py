@@ -333,7 +333,7 @@ def _pieces(x: Tensor, step: Tensor) -> Iterator[tuple[_Index, _Index]]:
     """Indices of pieces of ``x`` with about ``_PIECE`` elements, and of the part of a step that broadcasts against each.
 
     Dimension 0 is cut, and where a single sample is larger than a piece also the dimension that is outermost in its
-    memory; everything comes at once where pieces do not pay.
+    memory (pieces are larger where that is short); everything comes at once where pieces do not pay.
     """
     if x.device.type != "cpu" or x.dim() == 0 or x.numel() <= _PIECE or torch.compiler.is_compiling():
         yield (), ()
@@ -343,7 +343,7 @@ def _pieces(x: Tensor, step: Tensor) -> Iterator[tuple[_Index, _Index]]:
         for part in _parts(x.shape[0], _PIECE // sample):
             yield (part,), ()
         return
-    outermost = max(range(1, x.dim()), key=x.stride)
+    outermost = max(range(1, x.dim()), key=lambda dim: (x.shape[dim] > 1, x.stride(dim)))
     before = (slice(None),) * (outermost - 1)
     axis = outermost - x.dim() + step.dim()  # of the step, if it has one there
     shared = axis < 0 or step.shape[axis] == 1

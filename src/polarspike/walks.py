@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from polarspike.contract import Rule, rules_of
@@ -148,15 +148,16 @@ def let_overwrite(network: fx.GraphModule) -> None:
             (parent,) = node.all_input_nodes
             site: PolarityNeuron = network.get_submodule(str(node.target))  # type: ignore[assignment]
             site.overwrites = _is_owned(network, parent)
+            site.makers = _makers(network, parent) if site.overwrites else ()
 
 
 def _is_owned(network: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the memory of a signal is seen by its only reader alone."""
     if len(node.users) != 1:
         return False
-    if meaning_of(network, node) in _FRESH:
-        return True
     name = describe_target(network, node).rpartition(".")[2] if node.op.startswith("call") else ""
+    if meaning_of(network, node) in _FRESH:
+        return name != "einsum"  # with one operand it answers with a view
     if name not in _VIEWS:
         return False
     source = node.all_input_nodes[0]
@@ -164,11 +165,23 @@ def _is_owned(network: fx.GraphModule, node: fx.Node) -> bool:
         if describe_target(network, source).rpartition(".")[2] not in _SPLITS:
             return False
         places = [user.args[1] for user in source.users if user.target is operator.getitem]
-        apart = len(places) == len(source.users) and all(isinstance(place, int) for place in places)
+        # Counted from the front alone: 0 and -2 of two parts are the same.
+        apart = len(places) == len(source.users) and all(isinstance(place, int) and place >= 0 for place in places)
         if not apart or len(set(places)) < len(places):
             return False
         source = source.all_input_nodes[0]
     return _is_owned(network, source)
+
+
+def _makers(network: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, ...]:
+    """The modules that hand on the memory of an owned signal: the one that makes it, and the views behind it."""
+    found: list[nn.Module] = []
+    while True:
+        if node.op == "call_module":
+            found.append(network.get_submodule(str(node.target)))
+        if meaning_of(network, node) in _FRESH:
+            return tuple(found)
+        node = node.all_input_nodes[0]
 
 
 def _is_site(network: fx.GraphModule, node: fx.Node) -> bool:

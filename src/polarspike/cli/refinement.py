@@ -1,4 +1,4 @@
-"""Training-free improvements that ``polarspike convert`` offers, and how near its result is to the float network."""
+"""Label-free improvements that ``polarspike convert`` offers, and how near its result is to the float network."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ def improved(
     distillation: int = 0,
 ) -> None:
     """Improve a calibrated network in place, without labels, as asked for; ``distillation`` is its number of steps."""
+    if not (reconstruction or bias_correction or distillation):
+        return
     reference = copy.deepcopy(qann)  # whose float activations stay the goal
     if reconstruction:
         from polarspike.reconstruction import reconstruct
