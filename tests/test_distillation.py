@@ -103,6 +103,18 @@ def test_steps_gains_and_weights_move_but_no_statistics() -> None:
     assert not any(value.grad is not None for value in qann.parameters())
 
 
+def test_every_step_moves_by_parts_of_itself() -> None:
+    spec = QuantSpec(negative=1, positive=2, granularity="channel", init="mse")
+    torch.manual_seed(0)
+    qann = ps.quantize(Net().eval(), spec, example=batches(1)[0])
+    for site in qann.sites().values():
+        site.set_step(torch.logspace(-3, 0, site.step.numel()))
+    before = {name: site.step.detach().clone() for name, site in qann.sites().items()}
+    assert ps.distill(qann, batches(1), steps=1, learning_rate=1e-2).kept
+    moved = torch.cat([(site.step.detach() / before[name] - 1.0).abs() for name, site in qann.sites().items()])
+    assert 0.009 < float(moved.max()) < 0.011  # Adam's first move is the rate, whatever the gradient
+
+
 def test_it_depends_on_its_seed_alone_and_leaves_the_global_generator() -> None:
     found = []
     for noise, seed in ((3, 0), (4, 0), (5, 1)):

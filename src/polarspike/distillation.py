@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
@@ -76,8 +76,8 @@ def distill(
         classes   min over weights, s, g:   mean over images KL(softmax(z_float) || softmax(z))
 
     z is the output (all its float tensors), behind the quantizers with their straight-through gradients. Adam walks the
-    batches in random order, with a cosine from ``learning_rate`` to 0; a site's steps move by parts of their mean, so
-    that the same rate fits every site. Batch norms keep their statistics and dropout is off: the network is the one that
+    batches in random order, with a cosine from ``learning_rate`` to 0; every step moves by parts of its start, so
+    that the same rate fits all of them. Batch norms keep their statistics and dropout is off: the network is the one that
     will be converted. Every fourth batch is held out, and what is found is kept only if the error there falls.
 
     It is training, though without labels: gradients through the whole network, a few passes over the calibration images.
@@ -162,13 +162,15 @@ def _answered(
 
 
 def _descend(qann: QuantizedNetwork, pairs: list[_Pair], answers: Answers, steps: int, rate: float, seed: int) -> None:
-    optimizer = torch.optim.Adam(list(_groups(qann, rate)))
+    offsets = _offsets(qann)
+    rest = [value for value in qann.parameters() if value.requires_grad and all(value is not one for one in offsets)]
+    optimizer = torch.optim.Adam([*offsets, *rest], lr=rate)
     scale = _scale(pairs, answers) / len(pairs)
     order = _endless(len(pairs), seed)
     with torch.enable_grad():
         for index in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * 0.5 * (1.0 + math.cos(math.pi * index / steps))
+                group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * index / steps))
             inputs, wanted = pairs[next(order)]
             loss = _distance(_floats(apply(qann, inputs)), wanted, answers) / scale
             if not bool(loss.isfinite()):
@@ -178,19 +180,18 @@ def _descend(qann: QuantizedNetwork, pairs: list[_Pair], answers: Answers, steps
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            before = [offset.detach().clone() for offset in offsets]
             optimizer.step()
+            # Adam's moves do not depend on the size of a parameter; as parts of each step they fit steps of every size.
+            with torch.no_grad():
+                for offset, old, step in zip(offsets, before, offsets.values(), strict=True):
+                    offset.copy_(old + (offset - old) * step)
 
 
-def _groups(qann: QuantizedNetwork, rate: float) -> Iterator[dict[str, Any]]:
-    """Parameter groups: every site's steps with a rate in parts of their mean, all else with the rate itself."""
-    offsets: set[int] = set()
-    for site in (module for module in qann.modules() if isinstance(module, Site)):
-        if site.offset.requires_grad:
-            offsets.add(id(site.offset))
-            yield {"params": [site.offset], "peak": rate * float(site.step.detach().mean()), "lr": rate}
-    rest = [value for value in qann.parameters() if value.requires_grad and id(value) not in offsets]
-    if rest:
-        yield {"params": rest, "peak": rate, "lr": rate}
+def _offsets(qann: QuantizedNetwork) -> dict[nn.Parameter, Tensor]:
+    """The learned offset of every site, and the steps where it starts."""
+    sites = [module for module in qann.modules() if isinstance(module, Site)]
+    return {site.offset: site.step.detach().clone() for site in sites if site.offset.requires_grad}
 
 
 def _endless(count: int, seed: int) -> Iterator[int]:
