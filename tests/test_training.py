@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import math
+import dataclasses
 import os
 import random
 import subprocess
@@ -20,19 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+import polarspike as ps
 from polarspike import training
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.randomness import epoch_seed
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
-from polarspike.training import (
-    build_optimizer,
-    decayed_parameters,
-    fit,
-    learning_rate,
-    training_loss,
-)
+from polarspike.training import fit, learning_rate, training_loss
 
+X = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
 SPEC = TrainSpec(epochs=4, learning_rate=0.05, warmup_epochs=0.5, label_smoothing=0.1)
 
 
@@ -110,17 +105,6 @@ def test_one_step_of_sgd_is_what_the_formula_says() -> None:
     assert "-" in str(history).splitlines()[1].split()
 
 
-def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
-    spec = TrainSpec(epochs=10, learning_rate=0.4, warmup_epochs=0.5)
-    rates = [learning_rate(spec, step, 8) for step in range(80)]
-    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
-    assert rates[42] == pytest.approx(0.2)  # half way between step 4 and step 80
-    assert all(a >= b > 0 for a, b in itertools.pairwise(rates[3:]))
-    assert rates[-1] == pytest.approx(0.4 * (1 - math.cos(math.pi / 76)) / 2)
-    only_warmup = TrainSpec(epochs=1, learning_rate=0.4, warmup_epochs=1.0)
-    assert [learning_rate(only_warmup, step, 4) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
-
-
 def test_the_loss_mixes_labels_and_teacher() -> None:
     logits, teacher = torch.randn(5, 4), torch.randn(5, 4)
     target = torch.tensor([0, 1, 2, 3, 0])
@@ -130,28 +114,6 @@ def test_the_loss_mixes_labels_and_teacher() -> None:
     labels = -logits.softmax(1).log()[torch.arange(5), target].mean()
     torch.testing.assert_close(training_loss(logits, target, spec, teacher), 0.7 * labels + 0.3 * 4 * divergence)
     assert training_loss(logits.bfloat16(), target, spec).dtype == torch.float32
-
-
-def test_only_weights_decay() -> None:
-    class Step(nn.Module):
-        no_weight_decay = True
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.step = nn.Parameter(torch.ones(1, 4, 1, 1))
-
-    class HasMethod(nn.Linear):
-        def no_weight_decay(self) -> set[str]:  # another library's convention, not ours
-            return set()
-
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Step(), nn.Conv2d(4, 4, 1), HasMethod(2, 2))
-    model[3].weight.requires_grad_(False)
-    assert decayed_parameters(model) == ["0.weight", "4.weight"]
-    for kind in ("sgd", "adamw"):
-        optimizer = build_optimizer(model, TrainSpec(optimizer=kind, weight_decay=0.3))
-        decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-        assert decays[id(model[0].weight)] == 0.3 and decays[id(model[2].step)] == decays[id(model[0].bias)] == 0.0
-        assert id(model[3].weight) not in decays
 
 
 def test_the_teacher_guides_and_stays_as_it_is() -> None:
@@ -277,11 +239,37 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path: Path, optimizer: Any
     assert run.records()[-1]["loss"] == reference.last.loss
     assert set(run.records()[0]) == {
         "epoch", "loss", "learning_rate", "train_accuracy", "validation_accuracy", "seconds", "images_per_second",
+        "spikes_per_neuron",
     }  # fmt: skip
     # A finished run is loaded, not trained again.
     finished = network(seed=78)
     more = fit(finished, blobs(stop_after=0), spec, teacher=network(3), run=run, resume=True)
     assert equal(finished, unbroken) and more == history and not finished.training
+
+
+@pytest.mark.parametrize("images", [0, 30, 130])
+def test_average_and_optimizer_of_steps_continue_too(tmp_path: Path, images: int) -> None:
+    spec = TrainSpec(epochs=4, learning_rate=0.02, step_rate=0.01, averaging=0.8, activity=0.1, seed=9)
+    start = ps.quantize(network().eval(), ps.QuantSpec(negative=1, positive=3, signed="all", gain="learned"), example=X)
+    ps.calibrate(start, [X])
+    unbroken = copy.deepcopy(start)
+    validation = list(DataLoader(Blobs(), batch_size=16))
+    reference = fit(unbroken, blobs(), spec, validate=validation)
+    # What is validated is what is left: the average, and not the weights of the last step.
+    assert reference.last.validation_accuracy == ps.evaluate(unbroken, validation).accuracy[1]
+    plain = copy.deepcopy(start)
+    fit(plain, blobs(), dataclasses.replace(spec, averaging=0.0))
+    assert not equal(plain, unbroken)
+    again = copy.deepcopy(start)
+    with pytest.raises(KeyboardInterrupt):
+        fit(again, blobs(stop_after=images), spec, validate=validation, run=RunDirectory(tmp_path / "run"))
+    again = copy.deepcopy(start)
+    run = RunDirectory(tmp_path / "run", resume=True)
+    history = fit(again, blobs(), spec, validate=validation, run=run, resume=True)
+    assert equal(again, unbroken) and without_times(history) == without_times(reference)
+    finished = copy.deepcopy(start)
+    fit(finished, blobs(stop_after=0), spec, run=run, resume=True)
+    assert equal(finished, unbroken)
 
 
 def test_a_stop_between_log_and_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,6 +175,56 @@ class _Quantize(torch.autograd.Function):
         )
 
 
+def count_spikes(x: Tensor, step: Tensor, levels: tuple[int, int]) -> Tensor:
+    """Number of unit spikes ``sum |k|`` of ``k = encode(x)``, with straight-through gradients.
+
+        d|k|/dx = sign(k) / s,   d|k|/ds = -|x| / s^2      for -(N + 1/2) s <= x < (P + 1/2) s, else 0
+
+    A gradient of ``|k|`` at ``k = 0`` is 0: where nothing fires there is nothing to lower.
+
+    Args:
+        x: any shape; dimension 0 is walked in pieces on a CPU.
+        step: s > 0, 0-d or broadcastable against ``x`` without a batch dimension.
+        levels: (N, P).
+
+    Returns:
+        0-d, in at least float32.
+    """
+    result: Tensor = _CountSpikes.apply(x, step, levels)
+    return result
+
+
+class _CountSpikes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, levels: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, step)
+        ctx.levels = levels
+        # float64 on the way: float32 stops counting at 2^24.
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        for piece, at in _pieces(x, step):
+            total += encode(x[piece], step[at], *levels).abs_().sum()
+        return total.to(_wide_dtype(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, step = ctx.saved_tensors
+        negative, positive = ctx.levels
+        wide_step = step.to(_wide_dtype(x))
+        grad_x = torch.empty_like(x)
+        grad_step = torch.zeros_like(wide_step)
+        for piece, at in _pieces(x, wide_step):
+            part = wide_step[at]
+            scaled = (widen(x[piece]) / part).clamp_(-negative - 1, positive + 1)
+            unclipped = (scaled + 0.5).floor_()
+            inside = unclipped.eq(unclipped.clamp(-negative, positive))
+            slope = unclipped.sign_().mul_(inside).div_(part)
+            grad_x[piece] = slope
+            if ctx.needs_input_grad[1]:
+                grad_step[at] -= slope.mul_(scaled).sum_to_size(part.shape)
+        return grad_x.mul_(grad), (grad_step * grad).to(step.dtype) if ctx.needs_input_grad[1] else None, None
+
+
 def integrate(x: Tensor, total: Tensor, step: Tensor, levels: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The neuron's sum and code: ``A' = A + x``, ``C' = encode(A')`` within ``levels``.
 

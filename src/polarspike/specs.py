@@ -299,6 +299,12 @@ class TrainSpec(Spec):
         distillation: weight of the teacher's term in [0, 1]; the labels keep ``1 - distillation``. None is 0.5 with a
             teacher and 0 without; a number above 0 needs a teacher.
         temperature: softens both sides of the distillation term.
+        step_rate: the rate at which the steps and learned gains of sites move, as parts of themselves, under Adam and the
+            same schedule; 0 leaves them to the optimizer of the weights, with the gradient of learned-step-size
+            quantization as it is.
+        averaging: decay of a running average of weights, steps and buffers over the optimizer's steps, in [0, 1); the
+            average is what is validated, and what training leaves. 0 for none.
+        activity: weight in the loss of the mean number of spikes per neuron and image; needs a quantized network.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
         seed: of the order of the data, the augmentation and dropout; epoch e draws from (seed, e) alone.
 
@@ -315,6 +321,9 @@ class TrainSpec(Spec):
     label_smoothing: float = 0.0
     distillation: float | None = None
     temperature: float = 1.0
+    step_rate: float = 0.0
+    averaging: float = 0.0
+    activity: float = 0.0
     precision: Precision = "fp32"
     seed: int = 0
 
@@ -340,6 +349,9 @@ class TrainSpec(Spec):
             "a number in [0, 1], or None",
         )
         self._require("temperature", _is_positive(self.temperature), "a positive number")
+        self._require("step_rate", _is_within(self.step_rate, 0.0, 1.0) and self.step_rate < 1.0, "a number in [0, 1)")
+        self._require("averaging", _is_within(self.averaging, 0.0, 1.0) and self.averaging < 1.0, "a number in [0, 1)")
+        self._require("activity", _is_within(self.activity, 0.0, sys.float_info.max), "a number of at least 0")
         self._require("seed", _is_int(self.seed) and 0 <= self.seed < 2**31, "an integer in 0..2^31-1")
 
 

@@ -1,18 +1,20 @@
 """A plain training loop for float and quantized networks that survives a kill: a resumed run equals an unbroken one.
 
-Step ``i`` of ``n`` (counted over all epochs), with ``w`` warm-up steps, peak ``r`` and distillation weight ``d``::
+With distillation weight ``d``, activity weight ``c`` and ``a`` spikes per neuron (:mod:`polarspike.activity`)::
 
-    rate_i = r (i + 1) / w                                 for i < w
-    rate_i = r (1 + cos(pi (i - w) / (n - w))) / 2         for i >= w
-    loss   = (1 - d) cross_entropy(z, target) + d t^2 KL(softmax(z_teacher / t) || softmax(z / t))
+    loss = (1 - d) cross_entropy(z, target) + d t^2 KL(softmax(z_teacher / t) || softmax(z / t)) + c a
+
+What moves the weights, and how fast, is in :mod:`polarspike.optimization`.
 
 Nothing random crosses the border between two epochs: epoch ``e`` starts from ``epoch_seed(seed, e)``, and the
-rate depends on ``i`` alone. So weights, buffers and optimizer state are all that a checkpoint has to hold.
+rate depends on the step's number alone. So weights, buffers, their average and the optimizers' states are all that a
+checkpoint has to hold.
 Distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -25,10 +27,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from polarspike.activity import Activity, counted
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
 from polarspike.inputs import Inputs, tensors_of
 from polarspike.modules import apply, device_of, evaluating
+from polarspike.optimization import (
+    Average,
+    build_optimizers,
+    decayed_parameters,
+    learning_rate,
+    set_rate,
+    trainable,
+)
 from polarspike.randomness import epoch_seed, randomness_kept, seed_everything
 from polarspike.runs import RunDirectory, differences
 from polarspike.specs import TrainSpec
@@ -49,6 +60,7 @@ class Epoch:
     validation_accuracy: float | None  # fraction, after the epoch; None without a validation loader
     seconds: float
     images_per_second: float
+    spikes_per_neuron: float | None = None  # and image, while the weights moved; None where nothing lowers them
 
 
 @dataclass(frozen=True)
@@ -111,7 +123,7 @@ def fit(
     spec = (spec or TrainSpec()).distilling(teacher is not None)
     steps = _steps_per_epoch(train_loader)
     _check_arguments(model, spec, teacher, run, resume)
-    optimizer = build_optimizer(model, spec)
+    course = _Course(model, spec)
     history: list[Epoch] = []
     identity: dict[str, Any] = {}
     if run is not None:
@@ -123,65 +135,36 @@ def fit(
         identity = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "steps_per_epoch": steps}
         identity["model"] = _table(model)
         if resume and run.checkpoint_path.exists():
-            history = _restore(run, model, optimizer, identity)
+            history = _restore(run, course, identity)
         run.configure(train=spec)
         done = len(history)
         run.keep_records(lambda record: record.get("epoch", 0) <= done)
     try:
-        with randomness_kept(train_loader), evaluating(*([] if teacher is None else [teacher])):
+        with (
+            randomness_kept(train_loader),
+            evaluating(*([] if teacher is None else [teacher])),
+            counted(model) if spec.activity else contextlib.nullcontext() as activity,
+        ):
             for epoch in range(len(history) + 1, spec.epochs + 1):
                 seed_everything(epoch_seed(spec.seed, epoch), train_loader, epoch)
-                passed = _train_epoch(model, train_loader, optimizer, spec, epoch, steps, teacher, progress)
+                passed = _train_epoch(course, train_loader, spec, epoch, steps, teacher, activity, progress)
                 _check_weights(model, epoch)
                 if validate is not None:
-                    held_out = evaluate(model, validate, progress=progress).accuracy[1]
+                    with course.shown():
+                        held_out = evaluate(model, validate, progress=progress).accuracy[1]
                     passed = dataclasses.replace(passed, validation_accuracy=held_out)
                 history.append(passed)
                 if run is not None:
                     # The log first: a kill in between leaves a record too many, which the next start drops.
                     run.append(dataclasses.asdict(passed))
                     records = [dataclasses.asdict(record) for record in history]
-                    _save(run, model, optimizer, {**identity, "epoch": epoch, "history": records})
+                    _save(run, course, {**identity, "epoch": epoch, "history": records})
+        if course.average is not None:
+            course.average.give(model)
     finally:
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         model.eval()
     return History(tuple(history))
-
-
-def learning_rate(spec: TrainSpec, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of optimizer step ``step`` (from 0, over all epochs)."""
-    warmup = round(spec.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return spec.learning_rate * (step + 1) / warmup
-    total = spec.epochs * steps_per_epoch
-    return spec.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
-
-
-def decayed_parameters(model: nn.Module) -> list[str]:
-    """The names of the trainable parameters that weight decay may shrink.
-
-    Those with two or more dimensions, unless a module that holds them says ``no_weight_decay = True``: a quantizer
-    does, whose step per channel may have many dimensions of size 1.
-    """
-    exempt = {
-        id(parameter)
-        for module in model.modules()
-        if getattr(module, "no_weight_decay", False) is True
-        for parameter in module.parameters()
-    }
-    return [name for name, p in _trainable(model).items() if p.ndim >= 2 and id(p) not in exempt]
-
-
-def build_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum or AdamW over the trainable parameters, decaying :func:`decayed_parameters` alone."""
-    decayed = decayed_parameters(model)
-    groups = [
-        {"params": [p for name, p in _trainable(model).items() if (name in decayed) == decays], "weight_decay": decay}
-        for decays, decay in ((True, spec.weight_decay), (False, 0.0))
-    ]
-    if spec.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=spec.learning_rate)
-    return torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.momentum > 0)
 
 
 def training_loss(logits: Tensor, target: Tensor, spec: TrainSpec, teacher_logits: Tensor | None = None) -> Tensor:
@@ -198,18 +181,41 @@ def training_loss(logits: Tensor, target: Tensor, spec: TrainSpec, teacher_logit
     return (1 - weight) * loss + weight * distance
 
 
+class _Course:
+    """What moves while a model is trained: itself, its optimizers and its average."""
+
+    def __init__(self, model: nn.Module, spec: TrainSpec) -> None:
+        self.model = model
+        self.optimizers = build_optimizers(model, spec)
+        self.average = Average(model, spec.averaging) if spec.averaging else None
+
+    def move(self, loss: Tensor, index: int) -> None:
+        """Optimizer step ``index`` (from 1, over all epochs) down the gradient of ``loss``."""
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model, index)
+
+    def shown(self) -> contextlib.AbstractContextManager[None]:
+        """Within this context the model is what training would leave if it ended now."""
+        return contextlib.nullcontext() if self.average is None else self.average.shown(self.model)
+
+
 def _train_epoch(
-    model: nn.Module,
+    course: _Course,
     loader: Iterable[Any],
-    optimizer: torch.optim.Optimizer,
     spec: TrainSpec,
     epoch: int,
     steps: int,
     teacher: nn.Module | None,
+    activity: Activity | None,
     progress: bool,
 ) -> Epoch:
+    model = course.model
     device = device_of(model)
-    total_loss, images, step, rate = 0.0, 0, 0, 0.0
+    total_loss, total_spikes, images, step, rate = 0.0, 0.0, 0, 0, 0.0
     correct = torch.zeros((), dtype=torch.int64, device=device)
     model.train()
     start = time.perf_counter()
@@ -220,40 +226,43 @@ def _train_epoch(
         if step > steps:
             raise InputError(f"{where}: the loader has length {steps} but gives more batches; repair its __len__")
         inputs, target = read_batch(batch, device, where)
-        rate = learning_rate(spec, (epoch - 1) * steps + step - 1, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        index = (epoch - 1) * steps + step
+        rate = learning_rate(spec, index - 1, steps)
+        set_rate(course.optimizers, spec, rate)
         guide: Tensor | None = None
         if teacher is not None:
             # An autocast region of its own: weights cast without gradients must not be reused by the student.
             with torch.no_grad(), _autocast(spec, device):
                 guide = apply(teacher, inputs)
             check_answer(guide, target, f"{where}, teacher")
+        if activity is not None:
+            activity.clear()
         with _autocast(spec, device):
             logits = apply(model, inputs)
         check_answer(logits, target, where)
         loss = training_loss(logits, target, spec, guide)
+        if activity is not None:
+            spikes = activity.mean()
+            loss = loss + spec.activity * spikes
+            total_spikes += spikes.item() * len(target)
         value = loss.item()
         if not math.isfinite(value):
             _refuse_loss(model, inputs, where, value)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        course.move(loss, index)
         total_loss += value * len(target)
         correct += (logits.argmax(dim=1) == target).sum()
         images += len(target)
     if step < steps:
         raise InputError(f"fit, epoch {epoch}: the loader has length {steps} but gave {step} batches")
     seconds = time.perf_counter() - start
-    return Epoch(epoch, total_loss / images, rate, int(correct) / images, None, seconds, images / seconds)
+    spikes_per_neuron = None if activity is None else total_spikes / images
+    return Epoch(
+        epoch, total_loss / images, rate, int(correct) / images, None, seconds, images / seconds, spikes_per_neuron
+    )
 
 
 def _autocast(spec: TrainSpec, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16")
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _steps_per_epoch(loader: Iterable[Any]) -> int:
@@ -270,7 +279,7 @@ def _steps_per_epoch(loader: Iterable[Any]) -> int:
 def _check_arguments(
     model: nn.Module, spec: TrainSpec, teacher: nn.Module | None, run: RunDirectory | None, resume: bool
 ) -> None:
-    if not _trainable(model):
+    if not trainable(model):
         raise SpecError(f"fit: no parameter of this {type(model).__name__} requires a gradient; nothing can be trained")
     if bool(spec.distillation) != (teacher is not None):
         raise SpecError(
@@ -290,7 +299,7 @@ def _check_arguments(
 
 def _check_weights(model: nn.Module, epoch: int) -> None:
     # The loss of the last step came before its update, and a checkpoint must not keep a broken network.
-    for name, parameter in _trainable(model).items():
+    for name, parameter in trainable(model).items():
         if not parameter.isfinite().all():
             raise RunError(f"fit, epoch {epoch}: the parameter {name} became NaN or infinite; {_REPAIR}")
 
@@ -305,7 +314,7 @@ def _refuse_loss(model: nn.Module, inputs: Inputs, where: str, value: float) -> 
 
 def _table(model: nn.Module) -> dict[str, str]:
     """What each tensor of the model is, as far as training depends on it."""
-    trainable, decayed = _trainable(model), set(decayed_parameters(model))
+    trained, decayed = trainable(model), set(decayed_parameters(model))
     table = {}
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
@@ -313,24 +322,25 @@ def _table(model: nn.Module) -> dict[str, str]:
                 f"fit: the model keeps state that is not a tensor ({name}: {type(value).__name__}), which a checkpoint "
                 "cannot hold; return a tensor from get_extra_state, or train without run"
             )
-        role = "decayed" if name in decayed else "trained" if name in trainable else "kept"
+        role = "decayed" if name in decayed else "trained" if name in trained else "kept"
         table[name] = f"{value.dtype} {tuple(value.shape)} {role}"
     return table
 
 
-def _save(run: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, metadata: dict[str, Any]) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in _trainable(model).items():
-        for key, value in optimizer.state[parameter].items():
-            if isinstance(value, Tensor):  # SGD without momentum keeps None
-                tensors[f"optimizer.{key}.{name}"] = value
+def _save(run: RunDirectory, course: _Course, metadata: dict[str, Any]) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in course.model.state_dict().items()}
+    for name, parameter in trainable(course.model).items():
+        for optimizer in course.optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):  # SGD without momentum keeps None
+                    tensors[f"optimizer.{key}.{name}"] = value
+    if course.average is not None:
+        tensors |= {f"average.{name}": value for name, value in course.average.values.items()}
     run.write_checkpoint(tensors, metadata)
 
 
-def _restore(
-    run: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, expected: dict[str, Any]
-) -> list[Epoch]:
-    """Load the checkpoint of ``run`` into model and optimizer if it is of the same training, and return its history."""
+def _restore(run: RunDirectory, course: _Course, expected: dict[str, Any]) -> list[Epoch]:
+    """Load the checkpoint of ``run`` into ``course`` if it is of the same training, and return its history."""
     tensors, metadata = run.read_checkpoint()
     if changed := [line for key in expected for line in differences(metadata.get(key), expected[key], key)]:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -338,19 +348,32 @@ def _restore(
             f"{run.checkpoint_path}: cannot resume, this is another training: {'; '.join(changed[:5])}{more}; "
             "resume with the same arguments, or give a new directory"
         )
-    trainable = _trainable(model)
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
     try:
         history = [Epoch(**record) for record in metadata["history"]]
-        model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name[:6] == "model."})
         for place, value in tensors.items():
-            if place.startswith("optimizer."):
-                _, key, name = place.split(".", 2)
-                parameter = trainable[name]
-                # Keep the parameter's device and strides; the step count stays on the CPU, where the optimizer put it.
-                optimizer.state[parameter][key] = value if key == "step" else torch.empty_like(parameter).copy_(value)
+            part, name = place.split(".", 1)
+            parts[part][name] = value
+        course.model.load_state_dict(parts["model"])
+        _restore_optimizers(course, parts["optimizer"])
+        if course.average is not None:
+            for name, value in course.average.values.items():
+                value.copy_(parts["average"][name])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{run.checkpoint_path}: its tensors and its description do not fit together ({error}); "
             "remove the file to train this stage from its start"
         ) from error
     return history
+
+
+def _restore_optimizers(course: _Course, states: dict[str, Tensor]) -> None:
+    parameters = trainable(course.model)
+    owners = {id(p): one for one in course.optimizers for group in one.param_groups for p in group["params"]}
+    for place, value in states.items():
+        key, name = place.split(".", 1)
+        parameter = parameters[name]
+        # Keep the parameter's device and strides; the step count stays on the CPU, where the optimizer put it.
+        owners[id(parameter)].state[parameter][key] = (
+            value if key == "step" else torch.empty_like(parameter).copy_(value)
+        )

@@ -1,0 +1,165 @@
+"""What moves the weights of a training run: its schedule, its optimizers, and the running average of what they find.
+
+Step ``i`` of ``n`` (counted over all epochs), with ``w`` warm-up steps and peak ``r``::
+
+    rate_i = r (i + 1) / w                                 for i < w
+    rate_i = r (1 + cos(pi (i - w) / (n - w))) / 2         for i >= w
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from polarspike.sites import Site
+from polarspike.specs import TrainSpec
+
+
+def learning_rate(spec: TrainSpec, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of optimizer step ``step`` (from 0, over all epochs)."""
+    warmup = round(spec.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return spec.learning_rate * (step + 1) / warmup
+    total = spec.epochs * steps_per_epoch
+    return spec.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name; shared ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def decayed_parameters(model: nn.Module) -> list[str]:
+    """The names of the trainable parameters that weight decay may shrink.
+
+    Those with two or more dimensions, unless a module that holds them says ``no_weight_decay = True``: a quantizer
+    does, whose step per channel may have many dimensions of size 1.
+    """
+    exempt = {
+        id(parameter)
+        for module in model.modules()
+        if getattr(module, "no_weight_decay", False) is True
+        for parameter in module.parameters()
+    }
+    return [name for name, p in trainable(model).items() if p.ndim >= 2 and id(p) not in exempt]
+
+
+class StepAdam(torch.optim.Adam):
+    """Adam on the logarithm of the steps of sites, and on their learned gains.
+
+        ds = -rate s m / sqrt(v)     m, v: Adam's running moments of s dL/ds
+
+    So one rate fits steps of every size, and a start that is wrong by a factor f can be repaired in ln(f) / rate updates,
+    whatever the scale of the gradient.
+
+    Args:
+        sites: whose offsets and learned gains move; those that require no gradient stay.
+        lr: the rate: the part of itself by which a step moves in one update, at most.
+    """
+
+    def __init__(self, sites: Iterable[Site], lr: float) -> None:
+        self._moved = {id(site.offset): site for site in sites if site.offset.requires_grad}.values()
+        gains = {id(gain): gain for site in sites if (gain := site.raw_gain) is not None and gain.requires_grad}
+        # An epsilon below every gradient of a step, whose scale falls with the number of elements that share it.
+        super().__init__([*(site.offset for site in self._moved), *gains.values()], lr=lr, eps=1e-12)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        # Above its start a step is start + offset; below, offset / start is the logarithm of step / start.
+        former = [(site, site.offset.clone(), torch.maximum(site.step, site.start)) for site in self._moved]
+        for site, _, scale in former:
+            if site.offset.grad is not None:
+                site.offset.grad.mul_(scale)  # dL / d ln s
+        loss = super().step(closure)
+        for site, offset, scale in former:
+            site.offset.copy_(offset + (site.offset - offset) * scale)
+        return loss
+
+
+def build_optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Optimizer]:
+    """SGD with Nesterov momentum or AdamW over the trainable parameters, and :class:`StepAdam` over those of sites.
+
+    Weight decay shrinks :func:`decayed_parameters` alone. With ``spec.step_rate = 0`` the first moves the sites', too.
+    """
+    found: list[torch.optim.Optimizer] = []
+    sites = [module for module in model.modules() if isinstance(module, Site)] if spec.step_rate else []
+    apart = {id(p) for site in sites for p in site.parameters()}
+    decayed = decayed_parameters(model)
+    rest = {name: p for name, p in trainable(model).items() if id(p) not in apart}
+    groups = [
+        {"params": [p for name, p in rest.items() if (name in decayed) == decays], "weight_decay": decay}
+        for decays, decay in ((True, spec.weight_decay), (False, 0.0))
+    ]
+    if rest and spec.optimizer == "adamw":
+        found.append(torch.optim.AdamW(groups, lr=spec.learning_rate))
+    elif rest:
+        found.append(torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.momentum > 0))
+    if any(p.requires_grad for site in sites for p in site.parameters()):
+        found.append(StepAdam(sites, spec.step_rate))
+    return found
+
+
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], spec: TrainSpec, rate: float) -> None:
+    """Give every optimizer the rate of this step; that of the steps keeps its ratio to that of the weights."""
+    for optimizer in optimizers:
+        own = spec.step_rate * rate / spec.learning_rate if isinstance(optimizer, StepAdam) else rate
+        for group in optimizer.param_groups:
+            group["lr"] = own
+
+
+class Average:
+    """The exponential running average of a model's parameters and buffers.
+
+        a_i = d_i a_(i-1) + (1 - d_i) w_i,    d_i = min(d, (1 + i) / (10 + i))
+
+    The decay grows to ``d``, so that the start is soon forgotten. What holds no floats (counters) is copied. A step is
+    averaged through its offset.
+
+    Args:
+        model: what is averaged; its state now is where the average starts.
+        decay: d, in [0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in _state(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, index: int) -> None:
+        """Take in the model after optimizer step ``index`` (from 1)."""
+        decay = min(self.decay, (1 + index) / (10 + index))
+        for name, value in _state(model).items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1.0 - decay)
+            else:
+                self.values[name].copy_(value)
+
+    @contextlib.contextmanager
+    def shown(self, model: nn.Module) -> Iterator[None]:
+        """Within this context the model holds the average."""
+        kept = {name: value.detach().clone() for name, value in _state(model).items()}
+        self.give(model)
+        try:
+            yield
+        finally:
+            _copy(kept, model)
+
+    def give(self, model: nn.Module) -> None:
+        """Leave the average in the model."""
+        _copy(self.values, model)
+
+
+@torch.no_grad()
+def _copy(values: dict[str, Tensor], model: nn.Module) -> None:
+    for name, value in _state(model).items():
+        value.copy_(values[name])
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    # Parameters and buffers, also those that a state_dict leaves out: they move in training, too.
+    return cast(dict[str, Tensor], {**dict(model.named_parameters()), **dict(model.named_buffers())})

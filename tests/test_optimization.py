@@ -1,0 +1,144 @@
+"""Schedule, optimizers and running average: the arithmetic that moves weights and steps."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from polarspike import ops
+from polarspike.optimization import Average, StepAdam, build_optimizers, decayed_parameters, learning_rate, set_rate
+from polarspike.quantizers import PolarityQuantizer
+from polarspike.specs import SiteSpec, TrainSpec
+
+
+def site(step: float | torch.Tensor = 0.5, channels: int = 0, learned_gain: bool = False) -> PolarityQuantizer:
+    quantizer = PolarityQuantizer(SiteSpec(1, 3, gain=0.5, learned_gain=learned_gain, channels=channels))
+    quantizer.set_step(step)
+    return quantizer
+
+
+def test_the_rate_warms_up_and_falls_as_a_cosine() -> None:
+    spec = TrainSpec(epochs=10, learning_rate=0.4, warmup_epochs=0.5)
+    rates = [learning_rate(spec, step, 8) for step in range(80)]
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+    assert rates[42] == pytest.approx(0.2)  # half way between step 4 and step 80
+    assert all(a >= b > 0 for a, b in itertools.pairwise(rates[3:]))
+    assert rates[-1] == pytest.approx(0.4 * (1 - math.cos(math.pi / 76)) / 2)
+    only_warmup = TrainSpec(epochs=1, learning_rate=0.4, warmup_epochs=1.0)
+    assert [learning_rate(only_warmup, step, 4) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+def test_only_weights_decay() -> None:
+    class Step(nn.Module):
+        no_weight_decay = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.step = nn.Parameter(torch.ones(1, 4, 1, 1))
+
+    class HasMethod(nn.Linear):
+        def no_weight_decay(self) -> set[str]:  # another library's convention, not ours
+            return set()
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Step(), nn.Conv2d(4, 4, 1), HasMethod(2, 2))
+    model[3].weight.requires_grad_(False)
+    assert decayed_parameters(model) == ["0.weight", "4.weight"]
+    for kind in ("sgd", "adamw"):
+        (optimizer,) = build_optimizers(model, TrainSpec(optimizer=kind, weight_decay=0.3))
+        decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+        assert decays[id(model[0].weight)] == 0.3 and decays[id(model[2].step)] == decays[id(model[0].bias)] == 0.0
+        assert id(model[3].weight) not in decays
+
+
+def test_a_step_moves_by_parts_of_itself_whatever_its_size_and_direction() -> None:
+    for start in (1e-3, 7.0):
+        for direction, factor in ((-1.0, 1.01**100), (1.0, math.exp(-1.0))):
+            one = site(start)
+            optimizer = StepAdam([one], lr=0.01)
+            for _ in range(100):
+                # Adam divides a constant gradient by its own size: every move is the rate itself.
+                (direction * one.step.log()).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            assert float(one.step.detach()) == pytest.approx(start * factor, rel=1e-4)
+
+
+def test_a_channel_moves_by_parts_of_its_own_step() -> None:
+    one = site(torch.tensor([0.1, 10.0]), channels=2)
+    optimizer = StepAdam([one], lr=0.02)
+    (-one.step).sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(one.step.detach(), torch.tensor([0.102, 10.2]), rtol=1e-5, atol=0.0)
+
+
+def test_a_wrong_start_is_repaired() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4096, 1).relu()
+    found = []
+    for factor in (0.25, 1.0, 4.0):
+        one = site(0.6 * factor)
+        optimizer = StepAdam([one], lr=0.01)
+        for _ in range(400):
+            (one(x) - x).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(float((one(x) - x).square().mean().detach()))
+    assert max(found) < 1.05 * min(found)
+
+
+def test_steps_and_gains_leave_the_optimizer_of_the_weights() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), site(learned_gain=True), nn.Linear(3, 2))
+    weights, steps = build_optimizers(model, TrainSpec(step_rate=0.01, learning_rate=0.5))
+    ids = [{id(p) for group in one.param_groups for p in group["params"]} for one in (weights, steps)]
+    assert ids[1] == {id(model[1].offset), id(model[1].raw_gain)} and not ids[0] & ids[1]
+    assert len(ids[0]) == 4
+    set_rate([weights, steps], TrainSpec(step_rate=0.01, learning_rate=0.5), 0.25)
+    assert [one.param_groups[0]["lr"] for one in (weights, steps)] == [0.25, 0.005]
+    (only,) = build_optimizers(model, TrainSpec(step_rate=0.0))
+    assert len([p for group in only.param_groups for p in group["params"]]) == 6
+    model[1].requires_grad_(False)
+    assert len(build_optimizers(model, TrainSpec(step_rate=0.01))) == 1
+    model.requires_grad_(False)
+    model[1].requires_grad_(True)
+    (only,) = build_optimizers(model, TrainSpec(step_rate=0.01))
+    assert isinstance(only, StepAdam)
+
+
+def test_the_average_is_what_the_formula_says() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    average = Average(model, 0.5)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    for index in range(1, 20):
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                value.add_(1)
+        decay = min(0.5, (1 + index) / (10 + index))
+        for name, value in model.state_dict().items():
+            expected[name] = (
+                decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value.clone()
+            )
+        average.update(model, index)
+    last = copy.deepcopy(model.state_dict())
+    with average.shown(model):
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(value, expected[name])
+    assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
+    average.give(model)
+    torch.testing.assert_close(model.state_dict(), expected)
+    assert int(model[1].num_batches_tracked) == 19 and not torch.equal(model[0].bias, last["0.bias"])
+
+
+def test_an_averaged_step_is_a_step() -> None:
+    model = nn.Sequential(site(0.5))
+    average = Average(model, 0.9)
+    with torch.no_grad():
+        model[0].offset.fill_(-3.0)
+    average.update(model, 1)
+    average.give(model)
+    assert 0.0 < float(model[0].step.detach()) < 0.5
+    assert torch.equal(model[0].step, ops.step_from_offset(model[0].start, model[0].offset))
