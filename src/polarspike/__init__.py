@@ -4,6 +4,7 @@ quantize -> calibrate -> (fit) -> convert -> verify -> evaluate -> save
 """
 
 from polarspike import data, models
+from polarspike.allocation import Allocation, allocate
 from polarspike.calibration import CalibratedSite, calibrate
 from polarspike.checkpoint import load, save
 from polarspike.conversion import convert
@@ -19,6 +20,7 @@ from polarspike.evaluation import Evaluation, evaluate
 from polarspike.information import best_step, entropy
 from polarspike.plan import Plan
 from polarspike.proof import Proof
+from polarspike.pruning import prune
 from polarspike.quantization import inspect, quantize
 from polarspike.quantized import QuantizedNetwork, fold_batch_norm, refine
 from polarspike.reconstruction import reconstruct
@@ -29,6 +31,7 @@ from polarspike.training import History, fit
 __version__ = "0.1.0"
 
 __all__ = [
+    "Allocation",
     "CalibratedSite",
     "ConvertSpec",
     "CostTable",
@@ -49,6 +52,7 @@ __all__ = [
     "SpikingState",
     "TrainSpec",
     "__version__",
+    "allocate",
     "best_step",
     "calibrate",
     "convert",
@@ -66,6 +70,7 @@ __all__ = [
     "inspect",
     "load",
     "models",
+    "prune",
     "quantize",
     "reconstruct",
     "refine",

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,9 @@ from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import Inputs, batches_of, map_inputs, to_device
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
+from polarspike.sensitivity import Answers
 from polarspike.sites import Site
 from polarspike.synaptic import mark_changed, require_goal
-
-#: What a network answers: any numbers, or scores of classes in dimension 1 (batch, classes, ...).
-Answers = Literal["values", "classes"]
 
 # Every fourth batch is held out, where there are as many.
 _FOLD = 4

@@ -9,7 +9,7 @@ from inspect import Parameter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from polarspike import passes
 from polarspike.errors import CalibrationError, InputError, SpecError
@@ -17,7 +17,7 @@ from polarspike.graph import finish, modules_of
 from polarspike.inputs import Signature, bind, tensors_of
 from polarspike.modules import evaluating
 from polarspike.quantizers import PolarityQuantizer
-from polarspike.specs import QuantSpec
+from polarspike.specs import QuantSpec, SiteSpec
 
 
 class QuantizedNetwork(nn.Module):
@@ -187,3 +187,13 @@ def _require_quantized(verb: str, qann: object) -> QuantizedNetwork:
     if not isinstance(qann, QuantizedNetwork):
         raise SpecError(f"{verb}: expected what polarspike.quantize returns, got {type(qann).__name__}")
     return qann
+
+
+def respecify(qann: QuantizedNetwork, name: str, spec: SiteSpec, step: Tensor) -> None:
+    """Give one site other levels, gain and step, in place; what was learned there is forgotten."""
+    former = qann.network.get_submodule(name)
+    site = PolarityQuantizer(spec, name).to(qann.sites()[name].start.device)
+    site.set_step(step)
+    site.requires_grad_(all(parameter.requires_grad for parameter in former.parameters()))
+    site.train(former.training)
+    qann.network.set_submodule(name, site)

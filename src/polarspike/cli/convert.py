@@ -11,12 +11,13 @@ from typing import Annotated
 
 import tyro
 
+from polarspike.allocation import Resource
 from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
 from polarspike.cli.command import show, tell
 from polarspike.cli.files import load_quantized
 from polarspike.cli.network import Network, NetworkCommand
-from polarspike.cli.refinement import Likeness, equalized, improved
+from polarspike.cli.refinement import Likeness, equalized, improved, within_budget
 from polarspike.conversion import convert
 from polarspike.equivalence import verify
 from polarspike.errors import CalibrationError, CheckpointError, SpecError
@@ -41,6 +42,9 @@ class Convert(NetworkCommand):
         equalize: balance channels across layers before calibration.
         correct_bias: shift biases after calibration, so that every mean is what it was.
         reconstruct: fit weights and steps layer by layer after calibration, without labels.
+        budget: the most that an image may cost at T = 1, in units of --resource: each site then gets its own levels, at most
+            those of --quant, and its own step. 0 for none.
+        resource: what the budget limits: events, unit spikes, joules (convention b, int8) or bits.
         distill: optimizer steps of distillation from the float network on the images, last of all and without labels; 0 for
             none. Outputs (batch, classes) are read as scores of classes. The more images, the better (--images-count).
         force: replace files that exist.
@@ -52,6 +56,8 @@ class Convert(NetworkCommand):
     equalize: bool = False
     correct_bias: bool = False
     reconstruct: bool = False
+    budget: float = 0.0
+    resource: Resource = "spikes"
     distill: int = 0
     force: bool = False
 
@@ -63,9 +69,12 @@ class Convert(NetworkCommand):
             raise SpecError(f"--timesteps: expected numbers of at least 1, got {' '.join(map(str, self.timesteps))}")
         if self.distill < 0:
             raise SpecError(f"--distill: expected a number of steps of at least 0, got {self.distill}")
-        if self.images is None and (self.correct_bias or self.reconstruct or self.distill):
+        if self.budget < 0:
+            raise SpecError(f"--budget: expected a number of at least 0, got {self.budget:g}")
+        if self.images is None and (self.correct_bias or self.reconstruct or self.budget or self.distill):
             raise SpecError(
-                "--correct-bias, --reconstruct and --distill: expected --images, on which they compare two networks"
+                "--correct-bias, --reconstruct, --budget and --distill: expected --images, on which they compare two "
+                "networks"
             )
         network = self.prepare()
         qann = self._quantized(network)
@@ -107,6 +116,8 @@ class Convert(NetworkCommand):
             show(f"  {row}")
         if len(rows) > _ROWS:
             show(f"  ... and {len(rows) - _ROWS} more sites (all of them: polarspike diagnose)")
+        if network.batches is not None and self.budget:
+            show(within_budget(qann, network.batches, self.budget, self.resource))
         if network.batches is not None:
             improved(
                 qann,
@@ -127,7 +138,7 @@ class Convert(NetworkCommand):
         asked = [
             name for name in ("images", "qann", "shape", "normalize", "weights") if getattr(self, name) is not None
         ]
-        switches = ("equalize", "correct_bias", "reconstruct", "distill", "random_weights")
+        switches = ("equalize", "correct_bias", "reconstruct", "budget", "distill", "random_weights")
         asked += [name for name in switches if getattr(self, name)]
         try:
             qann = load_quantized(Path(self.model))

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from polarspike.allocation import Allocation, Resource, allocate
 from polarspike.cli.command import show, tell
 from polarspike.modules import evaluating
 from polarspike.quantized import QuantizedNetwork
+from polarspike.sensitivity import Answers
 from polarspike.spiking import SpikingNetwork
 
 
@@ -48,16 +50,24 @@ def improved(
         tell("correcting biases")
         correct_bias(qann, batches, reference=reference)
     if distillation:
-        from polarspike.distillation import Answers, distill
+        from polarspike.distillation import distill
 
         tell(f"distilling from the float network in {distillation} steps")
-        with torch.no_grad():
-            answer = qann(batches[0])
-        # What answers (batch, classes) is taken for a classifier, as in Likeness.
-        kind: Answers = (
-            "classes" if isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] > 1 else "values"
-        )
-        show(str(distill(qann, batches, reference=reference, answers=kind, steps=distillation)))
+        answers = _answers(qann, batches)
+        show(str(distill(qann, batches, reference=reference, answers=answers, steps=distillation)))
+
+
+def within_budget(qann: QuantizedNetwork, batches: Sequence[Tensor], budget: float, resource: Resource) -> Allocation:
+    """Give every site of a calibrated network levels and a step under one budget, in place."""
+    tell(f"choosing levels for at most {budget:g} {resource} per image")
+    return allocate(qann, batches, budget, resource, answers=_answers(qann, batches))
+
+
+@torch.no_grad()
+def _answers(qann: QuantizedNetwork, batches: Sequence[Tensor]) -> Answers:
+    """What answers (batch, classes) is taken for a classifier, as in Likeness."""
+    answer = qann(batches[0])
+    return "classes" if isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] > 1 else "values"
 
 
 @dataclass(frozen=True)

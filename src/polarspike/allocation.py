@@ -1,0 +1,412 @@
+"""Levels, step and gain of every site under one budget: events, spikes, joules or bits per inference.
+
+Every site has candidates c = (N, P, s, g), each with a loss and a cost that follow from the law of its input::
+
+    minimize   sum_i L_i(c_i)     L_i = w_i E (q_c(x) - r(x))^2     w: :mod:`polarspike.sensitivity`
+    such that  sum_i C_i(c_i) <= B,    C_i = neurons E[k != 0] (events) | neurons E|k| (spikes)
+                                           | spikes x fan-out x price of an accumulate (joules) | neurons H(k) (bits)
+
+For a price lambda of the budget every site takes its own minimum of ``L_i + lambda C_i``; bisection finds the smallest
+lambda that the budget allows (Everett's generalized Lagrange multipliers, 1963), and single exchanges spend what it leaves.
+A coarser step is a candidate, too: it fires less at the same levels. What is spent is then measured, with every site
+quantized, and the budget tightened until the measurement keeps it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from polarspike.conversion import convert
+from polarspike.counting import OperationCounts, count_operations
+from polarspike.distortion import distortion
+from polarspike.energy import CostTable, estimate_energy
+from polarspike.errors import CalibrationError, SpecError
+from polarspike.information import best_step, code_probabilities
+from polarspike.inputs import Inputs, batch_size, batches_of, to_device
+from polarspike.laws import Law
+from polarspike.modules import apply, device_of, evaluating
+from polarspike.observation import observe
+from polarspike.quantized import QuantizedNetwork, require_calibrated, respecify
+from polarspike.quantizers import PolarityQuantizer
+from polarspike.sensitivity import Answers, sensitivities
+from polarspike.specs import SiteSpec
+from polarspike.tables import aligned
+
+#: What a budget limits.
+Resource = Literal["events", "spikes", "joules", "bits"]
+
+_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 24, 31, 48, 63, 96, 127, 255)
+_STRETCHES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.8, 2.0, 2.3, 2.7, 3.2)  # of the step of least square error
+_ROUNDS = 10
+_CLOSE = 0.98  # of the budget
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class AllocatedSite:
+    """What one site was given.
+
+    Attributes:
+        name: of the site.
+        former: its levels before.
+        levels: ``(N, P)`` now. gain: of negative spikes, if there are any.
+        smallest: the smallest step. largest: the largest one.
+        events: measured, per image. spikes likewise.
+        bits: entropy of the codes of all its neurons, per image, measured.
+        loss: predicted loss of the answer through this site.
+    """
+
+    name: str
+    former: tuple[int, int]
+    levels: tuple[int, int]
+    gain: float
+    smallest: float
+    largest: float
+    events: float
+    spikes: float
+    bits: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What :func:`allocate` did; ``str`` is a table.
+
+    Attributes:
+        resource: what the budget limits.
+        budget: the most of it per image.
+        before: what the network needed before, measured. spent: what it needs now, measured.
+        sites: by name, in the order in which a signal meets them.
+    """
+
+    resource: Resource
+    budget: float
+    before: float
+    spent: float
+    sites: Mapping[str, AllocatedSite]
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("site", "levels", "were", "gain", "step", "events", "spikes", "bits", "loss")]
+        for site in self.sites.values():
+            steps = f"{site.smallest:.3g}"
+            if site.largest != site.smallest:
+                steps += f"..{site.largest:.3g}"
+            pairs = [f"({low},{high})" for low, high in (site.levels, site.former)]
+            gain = f"{site.gain:.2g}" if site.levels[0] else "-"
+            counts = [f"{value:,.0f}" for value in (site.events, site.spikes, site.bits)]
+            rows.append((site.name, *pairs, gain, steps, *counts, f"{site.loss:.2g}"))
+        head = f"{self.resource} per image: {self.before:,.4g} before, {self.spent:,.4g} now, of at most {self.budget:,.4g}"
+        return "\n".join([head, *aligned(rows, _WIDTH)])
+
+
+def allocate(
+    qann: QuantizedNetwork,
+    batches: Iterable[Any] | Tensor,
+    budget: float,
+    resource: Resource = "spikes",
+    *,
+    answers: Answers = "values",
+    table: CostTable | None = None,
+) -> Allocation:
+    """Choose levels, step and gain of every site, in place, so that an inference at T = 1 needs at most ``budget``.
+
+    The levels that a site has are the most it may get: quantize with many. Where it has negative ones, they keep their
+    ratio to the positive ones, or go altogether where they do not pay for themselves. Calibrate first; train afterwards,
+    if at all: the choice follows from the float network.
+
+    Args:
+        qann: calibrated; evaluation mode is used and the former mode restored. On an error it is as it was.
+        batches: an iterable of inputs or (inputs, target), or one tensor; read once and kept.
+        budget: events, unit spikes, joules or bits per image (mean over the batches). Joules are the arithmetic of
+            convention (b) of :mod:`polarspike.energy` at int8, counted on the first batch, with all that does not spike.
+        resource: what the budget limits.
+        answers: ``"classes"`` where the outputs hold scores of classes, see :mod:`polarspike.sensitivity`.
+        table: prices for joules; 45 nm CMOS unless given.
+
+    Raises:
+        SpecError: not a quantized network, an argument is out of range, or no choice of levels keeps the budget: the least
+            that is possible is named.
+        CalibrationError: a site has no step, no batch came, or NaN or Inf, with site and batch.
+    """
+    require_calibrated("allocate", qann)
+    _check(budget, resource, answers)
+    kept = [inputs for inputs, _ in batches_of(batches)]
+    if not kept:
+        raise CalibrationError("allocate: expected at least one batch, got an empty loader; check the dataset's size")
+    former = {
+        name: (site.spec, site.start.clone(), site.offset.detach().clone()) for name, site in qann.sites().items()
+    }
+    laws = {name: seen.by_step.law() for name, seen in observe(qann, kept).items()}
+    weights = sensitivities(qann, kept, answers)
+    meter = _Meter(qann, kept, resource, table)
+    before = meter.measure()
+    options = {
+        name: _options(site, laws[name], weights[name], meter.units(name, site), resource)
+        for name, site in qann.sites().items()
+    }
+    try:
+        chosen, spent = _settle(qann, options, meter, budget, resource)
+    except BaseException:
+        for name, (spec, start, offset) in former.items():
+            respecify(qann, name, spec, start)
+            qann.sites()[name].offset.data.copy_(offset)
+        raise
+    return Allocation(resource, budget, before, spent, _rows(qann, former, chosen, meter))
+
+
+def _settle(
+    qann: QuantizedNetwork, options: Mapping[str, list[_Option]], meter: _Meter, budget: float, resource: Resource
+) -> tuple[dict[str, _Option], float]:
+    """Apply the choice whose measured cost comes closest to the budget from below; the laws only predict it."""
+    best: tuple[dict[str, _Option], float] | None = None
+    allowed, highest = budget - meter.fixed, math.inf
+    for _ in range(_ROUNDS):
+        chosen = _within(options, allowed, budget, meter.fixed, resource)
+        _apply(qann, chosen)
+        spent = meter.measure()
+        if spent <= budget and (best is None or spent > best[1]):
+            best = chosen, spent
+        if _CLOSE * budget <= spent <= budget or (spent <= budget and chosen == _least_loss(options)):
+            break
+        highest = min(highest, allowed) if spent > budget else highest
+        # A measurement that is off by a factor suggests one; between a value too high and one too low, their middle.
+        suggested = allowed * (budget - meter.fixed) / max(spent - meter.fixed, 1e-300) * 0.995
+        allowed = suggested if suggested < highest else (allowed + highest) / 2.0
+    if best is None:
+        raise SpecError(
+            f"allocate: {resource}={budget:g} cannot be kept: the measured {spent:.4g} exceeds what the laws of the "
+            "sites predict; give a larger budget, or more calibration images"
+        )
+    _apply(qann, best[0])
+    meter.codes = meter._codes()
+    return best
+
+
+def _apply(qann: QuantizedNetwork, chosen: Mapping[str, _Option]) -> None:
+    for name, option in chosen.items():
+        respecify(qann, name, option.spec, option.step)
+
+
+@dataclass(frozen=True)
+class _Option:
+    spec: SiteSpec
+    step: Tensor
+    loss: float
+    cost: float
+
+
+@torch.no_grad()
+def _options(site: PolarityQuantizer, law: Law, weight: Tensor, units: float, resource: Resource) -> list[_Option]:
+    """Every candidate of one site; ``units`` is the cost per neuron's event, spike or bit, over all its neurons."""
+    spec, gain = site.spec, float(site.gain)
+    # A learned gain is what the site stands for now; a fixed one stands beside the slope of the operator.
+    slope = gain if spec.learned_gain else spec.slope
+    found = []
+    for negative, positive in _levels(spec):
+        kept_gain = gain if negative else 1.0
+        candidate = dataclasses.replace(spec, negative=negative, positive=positive, learned_gain=False, gain=kept_gain)
+        if negative and spec.learned_gain:
+            candidate = dataclasses.replace(candidate, learned_gain=True)
+        best = best_step((negative, positive), "mse", law, kept_gain if negative else 1.0)
+        best = torch.where(best > 0, best, best[best > 0].median() if bool((best > 0).any()) else 1.0)
+        for stretch in _STRETCHES:
+            step = best * stretch
+            if spec.ceiling is not None:
+                step = step.clamp(max=spec.ceiling / positive)
+            error = distortion(law, (negative, positive), step, kept_gain, slope, spec.ceiling).error
+            codes = code_probabilities(law, (negative, positive), step)
+            found.append(
+                _Option(
+                    candidate,
+                    (step if spec.channels else step[0]).float(),
+                    float((error.cpu() * weight).sum()),
+                    units * float(_amount(codes, negative, resource).mean()),
+                )
+            )
+    return found
+
+
+def _amount(codes: Tensor, negative: int, resource: Resource) -> Tensor:
+    """Events, spikes or bits per neuron from the probabilities of its codes, (G, N + P + 1) -> (G,)."""
+    if resource == "events":
+        return 1.0 - codes[:, negative]
+    if resource == "bits":
+        bits: Tensor = -torch.special.xlogy(codes, codes).sum(1) / math.log(2.0)
+        return bits
+    sizes = (torch.arange(codes.shape[1], dtype=codes.dtype, device=codes.device) - negative).abs()
+    spikes: Tensor = (codes * sizes).sum(1)
+    return spikes
+
+
+def _levels(spec: SiteSpec) -> list[tuple[int, int]]:
+    """The levels a site may get: not more than it has, negative ones in the same ratio or none."""
+    found = []
+    for positive in sorted({size for size in _SIZES if size < spec.positive} | {spec.positive}):
+        if spec.negative:
+            found.append((max(1, round(spec.negative * positive / spec.positive)), positive))
+        if spec.negative == 0 or spec.slope < 1.0:
+            found.append((0, positive))
+    return found
+
+
+def _least_loss(options: Mapping[str, list[_Option]], price: float = 0.0) -> dict[str, _Option]:
+    """What every site takes if a unit of the budget costs ``price``."""
+    return {name: min(site, key=lambda o: (o.loss + price * o.cost, o.cost)) for name, site in options.items()}
+
+
+def _within(
+    options: Mapping[str, list[_Option]], allowed: float, budget: float, fixed: float, resource: Resource
+) -> dict[str, _Option]:
+    """The choice of least loss whose predicted cost is at most ``allowed``."""
+
+    def cost(choice: Mapping[str, _Option]) -> float:
+        return sum(option.cost for option in choice.values())
+
+    free = _least_loss(options)
+    if cost(free) <= allowed:
+        return free
+    least = sum(min(option.cost for option in site) for site in options.values())
+    if least > allowed:
+        raise SpecError(
+            f"allocate: {resource}={budget:g} cannot be kept: the coarsest levels of these sites need about "
+            f"{fixed + least:.4g} per image; give a larger budget, or a smaller network"
+        )
+    low, high = 0.0, 1e-12
+    while cost(_least_loss(options, high)) > allowed and high < 1e300:
+        low, high = high, high * 10.0
+    for _ in range(60):
+        middle = (low + high) / 2.0 if low == 0.0 else math.sqrt(low * high)
+        low, high = (low, middle) if cost(_least_loss(options, middle)) <= allowed else (middle, high)
+    return _filled(_least_loss(options, high), options, allowed)
+
+
+def _filled(chosen: dict[str, _Option], options: Mapping[str, list[_Option]], allowed: float) -> dict[str, _Option]:
+    """The choice with what a price leaves unspent spent, too: the best exchange at one site that fits, again and again."""
+    while True:
+        left = allowed - sum(option.cost for option in chosen.values())
+        better = [
+            ((former.loss - option.loss) / max(option.cost - former.cost, 1e-300), name, option)
+            for name, former in chosen.items()
+            for option in options[name]
+            if option.loss < former.loss and option.cost - former.cost <= left
+        ]
+        if not better:
+            return chosen
+        _, name, option = max(better, key=lambda row: row[0])
+        chosen = {**chosen, name: option}
+
+
+class _Meter:
+    """What an inference of the network really needs, and what one unit of each site costs."""
+
+    def __init__(
+        self, qann: QuantizedNetwork, batches: list[Inputs], resource: Resource, table: CostTable | None
+    ) -> None:
+        self.qann, self.batches, self.resource = qann, batches, resource
+        self.table = table or CostTable.cmos45()
+        self.fixed = 0.0
+        self._prices: dict[str, float] = {}
+        if resource == "joules":
+            counts = self._counts()
+            row = estimate_energy(counts, self.table).row("b")
+            self.fixed = (row.joules - row.spikes_pj * 1e-12) / counts.images
+            self._prices = _prices(counts, self.table.add_pj("int8") * 1e-12)
+        self.codes = self._codes()
+
+    def units(self, name: str, site: PolarityQuantizer) -> float:
+        """Cost per image of one event, spike or bit at every neuron of a site."""
+        neurons = float(self.codes[name].sum()) / self._images
+        return neurons * self._prices.get(name, 0.0) if self.resource == "joules" else neurons
+
+    def measure(self) -> float:
+        """The resource per image, with every site quantized."""
+        if self.resource == "joules":
+            counts = self._counts()
+            return estimate_energy(counts, self.table).row("b").joules / counts.images
+        self.codes = self._codes()
+        index = ("events", "spikes", "bits").index(self.resource)
+        return sum(self.of(name)[index] for name in self.codes)
+
+    def of(self, name: str) -> tuple[float, float, float]:
+        """Events, spikes and bits of one site per image, as last measured."""
+        counts = self.codes[name]
+        negative = self.qann.sites()[name].levels[0]
+        shares = (counts / counts.sum()).unsqueeze(0)
+        neurons = float(counts.sum()) / self._images
+        amounts = {kind: neurons * float(_amount(shares, negative, kind)) for kind in get_args(Resource)}
+        return amounts["events"], amounts["spikes"], amounts["bits"]
+
+    @property
+    def _images(self) -> int:
+        return sum(batch_size(inputs) for inputs in self.batches)
+
+    def _counts(self) -> OperationCounts:
+        return count_operations(convert(self.qann), to_device(self.batches[0], device_of(self.qann)))
+
+    @torch.no_grad()
+    def _codes(self) -> dict[str, Tensor]:
+        """How often each code occurs at every site, from -N to P, with every site quantized."""
+        sites = self.qann.sites()
+        found = {name: torch.zeros(sum(site.levels) + 1, dtype=torch.float64) for name, site in sites.items()}
+
+        def look(name: str, site: PolarityQuantizer, x: Tensor) -> None:
+            codes = site.encode(x).long().flatten() + site.levels[0]
+            found[name] += torch.bincount(codes, minlength=len(found[name])).double().cpu()
+
+        handles = [
+            site.register_forward_pre_hook(lambda site, inputs, name=name: look(name, site, inputs[0]))
+            for name, site in sites.items()
+        ]
+        try:
+            with evaluating(self.qann):
+                for inputs in self.batches:
+                    apply(self.qann, to_device(inputs, device_of(self.qann)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+
+def _prices(counts: OperationCounts, add: float) -> dict[str, float]:
+    """Joules of one unit spike of every site: the connections that it crosses, on average, times an accumulate."""
+    prices = {site.site: 0.0 for site in counts.sites}
+    for row in counts.synapses:
+        if row.spiking and row.spikes_in:
+            for name in row.sources:
+                prices[name] += add * row.acs_by_spike / row.spikes_in
+    return prices
+
+
+def _rows(
+    qann: QuantizedNetwork, former: Mapping[str, Any], chosen: Mapping[str, _Option], meter: _Meter
+) -> dict[str, AllocatedSite]:
+    rows = {}
+    for name, site in qann.sites().items():
+        step = site.step.detach()
+        rows[name] = AllocatedSite(
+            name,
+            former[name][0].levels,
+            site.levels,
+            float(site.gain),
+            float(step.min()),
+            float(step.max()),
+            *meter.of(name),
+            chosen[name].loss,
+        )
+    return rows
+
+
+def _check(budget: object, resource: object, answers: object) -> None:
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise SpecError(f"allocate: budget: expected a positive number, got {budget!r}")
+    if resource not in get_args(Resource):
+        raise SpecError(f"allocate: resource: expected one of {', '.join(get_args(Resource))}, got {resource!r}")
+    if answers not in get_args(Answers):
+        raise SpecError(f"allocate: answers: expected 'values' or 'classes', got {answers!r}")

@@ -1,0 +1,149 @@
+"""Levels under a budget: it is kept as measured, spent where it helps, and a refusal changes nothing."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polarspike as ps
+from polarspike.errors import CalibrationError, SpecError
+
+
+class Net(nn.Module):
+    """A site that matters (``sharp``) beside one that hardly does (``dull``), and a signed one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharp, self.dull = nn.Linear(8, 32), nn.Linear(8, 32)
+        self.relu1, self.relu2, self.gelu = nn.ReLU(), nn.ReLU(), nn.GELU()
+        self.mix, self.faint, self.head = nn.Linear(32, 16), nn.Linear(32, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gelu(self.mix(self.relu1(self.sharp(x))) + 0.01 * self.faint(self.relu2(self.dull(x)))))
+
+
+def network(**options: object) -> tuple[nn.Module, ps.QuantizedNetwork, Tensor]:
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(400, 8)
+    spec = ps.QuantSpec(**{"negative": 15, "positive": 15, "init": "mse", **options})  # type: ignore[arg-type]
+    qann = ps.quantize(model, spec, example=x[:2])
+    ps.calibrate(qann, [x])
+    return model, qann, x
+
+
+def error(qann: ps.QuantizedNetwork, model: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        return float((qann(x) - model(x)).square().sum() / model(x).square().sum())
+
+
+def fired(qann: ps.QuantizedNetwork, x: Tensor) -> dict[str, float]:
+    counts = ps.count_operations(ps.convert(qann), x)
+    joules = ps.estimate_energy(counts).row("b").joules
+    return {
+        "events": sum(site.events for site in counts.sites) / len(x),
+        "spikes": sum(site.spikes for site in counts.sites) / len(x),
+        "joules": joules / len(x),
+    }
+
+
+@pytest.mark.parametrize("resource", ["events", "spikes", "joules"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_a_budget_is_kept_and_nearly_spent(resource: str, granularity: str) -> None:
+    _, qann, x = network(granularity=granularity)
+    need = fired(qann, x)[resource]
+    fixed = 0.0
+    if resource == "joules":
+        row = ps.estimate_energy(ps.count_operations(ps.convert(qann), x)).row("b")
+        fixed = (row.joules - row.spikes_pj * 1e-12) / len(x)
+    budget = fixed + 0.5 * (need - fixed)
+    allocation = ps.allocate(qann, [x[:200], x[200:]] if resource != "joules" else [x], budget, resource)  # type: ignore[arg-type]
+    spent = fired(qann, x)[resource]
+    assert spent == pytest.approx(allocation.spent) and allocation.before == pytest.approx(need)
+    assert fixed + 0.9 * (budget - fixed) <= spent <= budget
+    assert ps.verify(qann, ps.convert(qann), [x]).different == 0
+    assert str(allocation).startswith(f"{resource} per image")
+
+
+def test_bits_are_a_budget_too() -> None:
+    _, qann, x = network()
+    allocation = ps.allocate(qann, [x], 150.0, "bits")
+    assert sum(site.bits for site in allocation.sites.values()) == pytest.approx(allocation.spent)
+    assert 130 < allocation.spent <= 150
+
+
+def test_levels_go_where_the_answer_depends_on_them() -> None:
+    model, qann, x = network()
+    uniform = {}
+    for levels in (1, 2, 3, 4):
+        _, rival, _ = network(negative=levels, positive=levels)
+        uniform[levels] = fired(rival, x)["spikes"], error(rival, model, x)
+    for spikes, loss in uniform.values():
+        one = copy.deepcopy(qann)
+        allocation = ps.allocate(one, x, spikes)
+        assert error(one, model, x) < loss
+        assert allocation.sites["relu1"].levels[1] > allocation.sites["relu2"].levels[1]
+        assert allocation.sites["relu2"].loss < 0.1 * allocation.sites["relu1"].loss
+
+
+def test_more_budget_than_needed_leaves_every_level() -> None:
+    model, qann, x = network()
+    before = error(qann, model, x)
+    allocation = ps.allocate(qann, x, 1e9)
+    assert all(site.levels == site.former for site in allocation.sites.values())
+    assert error(qann, model, x) <= 1.1 * before
+
+
+def test_negative_levels_go_where_they_do_not_pay() -> None:
+    _, qann, x = network(signed="all", gain=1.0)
+    allocation = ps.allocate(qann, x, 100.0)
+    assert allocation.sites["relu1"].levels[0] == 0  # a ReLU has nothing below zero to say
+    assert allocation.sites["head_input"].levels[0] > 0  # a GELU does
+
+
+def test_levels_survive_the_file(tmp_path: object) -> None:
+    _, qann, x = network()
+    ps.allocate(qann, x, 60.0)
+    path = f"{tmp_path}/q.safetensors"
+    ps.save(qann, path)
+    again = ps.load(path)
+    assert {n: s.levels for n, s in again.sites().items()} == {n: s.levels for n, s in qann.sites().items()}
+    assert torch.equal(again(x), qann(x))
+
+
+def test_a_ceiling_bounds_the_step() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU6(), nn.Linear(16, 3)).eval(), 9 * torch.randn(200, 4)
+    qann = ps.quantize(model, ps.QuantSpec(0, 15, init="mse"), example=x)
+    ps.calibrate(qann, [x])
+    ps.allocate(qann, x, 12.0)
+    (site,) = qann.sites().values()
+    assert float(site.step.detach()) * site.levels[1] <= 6.0 + 1e-5
+
+
+def test_an_impossible_budget_names_the_least_and_changes_nothing() -> None:
+    _, qann, x = network()
+    state = {name: value.clone() for name, value in qann.state_dict().items()}
+    with pytest.raises(SpecError, match=r"spikes=0\.001 cannot be kept.*need about [0-9.]+ per image"):
+        ps.allocate(qann, x, 1e-3)
+    assert all(torch.equal(value, state[name]) for name, value in qann.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.0,), "budget: expected a positive number, got 0.0"),
+        ((float("nan"),), "budget: expected a positive number"),
+        ((1.0, "watts"), "resource: expected one of events, spikes, joules, bits, got 'watts'"),
+    ],
+)
+def test_wrong_arguments(arguments: tuple[object, ...], message: str) -> None:
+    _, qann, x = network()
+    with pytest.raises(SpecError, match=message):
+        ps.allocate(qann, x, *arguments)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="answers: expected 'values' or 'classes'"):
+        ps.allocate(qann, x, 10.0, answers="logits")  # type: ignore[arg-type]
+    with pytest.raises(CalibrationError, match="at least one batch"):
+        ps.allocate(qann, [], 10.0)
