@@ -62,10 +62,12 @@ class Block(nn.Module):
 class SmallViT(nn.Module):
     """A vision Transformer: 49 patches of 4x4 pixels, learned positions, two blocks of 48 numbers, mean over the tokens."""
 
-    def __init__(self, dim: int = 48, depth: int = 2, heads: int = 4, ratio: int = 2, patch: int = 4) -> None:
+    def __init__(
+        self, dim: int = 48, depth: int = 2, heads: int = 4, ratio: int = 2, patch: int = 4, size: int = 28
+    ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(1, dim, patch, stride=patch)
-        self.positions = nn.Parameter(0.02 * torch.randn(1, (28 // patch) ** 2, dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, dim))
         self.blocks = nn.Sequential(*[Block(dim, heads, ratio) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim)
         self.classifier = nn.Linear(dim, 10)

@@ -507,7 +507,7 @@ def test_convert_on_a_dataset_lets_evaluate_and_verify_find_it(call: Call, tmp_p
         "--reconstruct",
         "--distill 20",
         "--equalize --reconstruct --correct-bias --distill 20",
-        "--budget 100 --resource events",
+        "--budget 60 --resource events",
     ],
 )
 def test_improvements_change_the_network_and_keep_the_proof(
@@ -521,7 +521,7 @@ def test_improvements_change_the_network_and_keep_the_proof(
         ("bias", "correcting biases"),
         ("equalize", "equalizing"),
         ("reconstruct", "reconstructing layer"),
-        ("budget", "choosing levels for at most 100 events per image"),
+        ("budget", "choosing levels for at most 60 events per image"),
         ("distill", "distilling from the float network in 20 steps"),
     ):
         assert (flag in flags) == (says in err)
