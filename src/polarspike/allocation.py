@@ -194,7 +194,7 @@ def _apply(qann: QuantizedNetwork, chosen: Mapping[str, _Option]) -> None:
         respecify(qann, name, option.spec, option.step)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: tensors have no single answer
 class _Option:
     spec: SiteSpec
     step: Tensor
