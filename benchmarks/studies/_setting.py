@@ -1,0 +1,111 @@
+"""Where studies take place: their images, and the float networks that every quantized one starts from.
+
+    small   Fashion-MNIST averaged to 14x14 pixels and rounded to bytes: 30,000 training images, 10,000 other training
+            images for validation (on which settings are chosen), the 10,000 test images; a minute or two for a run
+    full    Fashion-MNIST as it is: 60,000 training and 10,000 test images
+
+A float network ("parent") is trained once for each network, seed and setting, and kept under ``runs/studies``.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from polarspike import data, models
+from polarspike.data import Augmentation, Normalization
+from polarspike.data.splits import Split
+from polarspike.runs import RunDirectory
+from polarspike.specs import TrainSpec
+from polarspike.training import fit
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from peer_networks import SmallViT
+
+RUNS = Path(__file__).parents[2] / "runs" / "studies"
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Images of one size, cut into parts; ``validation`` is of the training images, or None."""
+
+    name: str
+    train: Split
+    validation: Split | None
+    test: Split
+    normalization: Normalization
+    augmentation: Augmentation
+
+    def training(self) -> Any:
+        """Shuffled, augmented training batches."""
+        return data.batches(
+            self.train, BATCH, normalization=self.normalization, shuffle=True, augment=self.augmentation, drop_last=True
+        )
+
+    def batches(self, split: Split, images: int | None = None) -> Any:
+        """Batches of a part, or of its first ``images``."""
+        chosen = split if images is None else split.subset(torch.arange(images))
+        return data.batches(chosen, 250, normalization=self.normalization)
+
+
+@functools.cache
+def setting(name: str) -> Setting:
+    """One of the two settings above."""
+    whole = data.load("fashion-mnist")
+    if name == "full":
+        return Setting(name, whole.train, None, whole.test, whole.normalization, whole.augmentation)
+    if name != "small":
+        raise SystemExit(f"expected the setting 'small' or 'full', got {name!r}")
+    train, test = (Split(_halved(part.images), part.labels) for part in (whole.train, whole.test))
+    return Setting(
+        name,
+        train.subset(torch.arange(30_000)),
+        train.subset(torch.arange(30_000, 40_000)),
+        test,
+        whole.normalization,
+        Augmentation(flip=True, shift=1),
+    )
+
+
+def _halved(images: torch.Tensor) -> torch.Tensor:
+    """Means of 2x2 pixels, rounded to bytes."""
+    return functional.avg_pool2d(images.float(), 2).round_().to(torch.uint8)
+
+
+#: The networks of the studies: a residual one with 7 sites, a plain one, and a Transformer.
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet": lambda: models.create("resnet20", num_classes=10, in_channels=1, width=16, blocks=1),
+    "plain": lambda: models.create("cnn", num_classes=10, in_channels=1, width=16),
+    "vit": lambda: SmallViT(patch=2, size=14),
+    "resnet9": lambda: models.create("resnet9", num_classes=10, in_channels=1, width=16),
+    "resnet9-wide": lambda: models.create("resnet9", num_classes=10, in_channels=1, width=24),
+}
+
+
+def fine_tuning(network: str, epochs: int, seed: int, **options: Any) -> TrainSpec:
+    """How a network is trained in these studies; a Transformer needs another optimizer."""
+    if network == "vit":
+        plain: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.02}
+    else:
+        plain = {"learning_rate": 0.05}
+    return TrainSpec(epochs=epochs, seed=seed, warmup_epochs=0.5, **(plain | options))
+
+
+def parent(network: str, seed: int, where: Setting, epochs: int) -> nn.Module:
+    """The trained float network of one seed, from ``runs/studies`` or trained now; in evaluation mode."""
+    torch.manual_seed(seed)
+    model = NETWORKS[network]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    spec = fine_tuning(network, epochs, seed, **({} if network == "vit" else {"learning_rate": 0.2}))
+    path = RUNS / f"{where.name}-{network}-{seed}-{epochs}"
+    run = RunDirectory(path, resume=path.exists())
+    fit(model, where.training(), spec, run=run, resume=True, progress=False)
+    return model

@@ -1,0 +1,80 @@
+"""Accuracy against events and spikes: a curve over the weight of the activity regularizer.
+
+    python benchmarks/studies/activity.py [--list] [--part 0 --parts 2]
+
+ResNet with 7 sites, 14x14 images, 4 epochs of fine-tuning from a float network of 8, levels (0, 3) and (0, 7). Rivals that
+spend less by other means: fewer levels, or ``allocate`` under a half or a quarter of the spikes, without the regularizer.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from _run import CALIBRATION_IMAGES, RECIPE, accuracies, differing_codes, firing, quantized, tuned
+from _setting import parent, setting
+from _table import Row, Table, carry_out, options
+
+import polarspike as ps
+
+NETWORK, PARENT_EPOCHS, EPOCHS = "resnet", 8, 4
+WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+CONFIRMED = (0.0, 0.2, 0.4)
+ASKED = ("positive", "weight", "means", "seed")
+FOUND = ("validation", "test", "events", "spikes", "density", "different")
+
+
+def runs() -> list[Row]:
+    """The curve with one seed; some of its points, and their rivals, with three."""
+    curve = [
+        {"positive": positive, "weight": weight, "means": "regularizer", "seed": seed}
+        for seed in (0, 1, 2)
+        for positive in (3, 7)
+        for weight in WEIGHTS
+        if seed == 0 or weight in CONFIRMED
+    ]
+    rivals = [
+        {"positive": positive, "weight": 0.0, "means": means, "seed": seed}
+        for seed in (0, 1, 2)
+        for positive, means in ((1, "regularizer"), (2, "regularizer"), (7, "allocate half"), (7, "allocate quarter"))
+    ]
+    return sorted([*curve, *rivals], key=lambda row: row["seed"])
+
+
+def run(asked: Row) -> Row:
+    """Train and measure one row."""
+    where, seed = setting("small"), asked["seed"]
+    start = parent(NETWORK, seed, where, PARENT_EPOCHS)
+    qann = quantized(start, where, ps.QuantSpec(negative=0, positive=asked["positive"], init="mse"))
+    if asked["means"].startswith("allocate"):
+        calibration = [images for images, _ in where.batches(where.train, CALIBRATION_IMAGES)]
+        fired = firing(copy.deepcopy(qann), [(images, None) for images in calibration])
+        share = 0.5 if asked["means"].endswith("half") else 0.25
+        neurons = sum(site.numel() // len(calibration[0]) for site in _outputs(qann, calibration[0]))
+        ps.allocate(qann, calibration, share * fired["spikes"] * neurons, answers="classes")
+    tuned(qann, start, NETWORK, where, EPOCHS, seed, **RECIPE, activity=asked["weight"])
+    fired = firing(qann, where.batches(where.test))
+    return {
+        **accuracies(qann, where),
+        **{key: fired[key] for key in ("events", "spikes", "density")},
+        "different": differing_codes(qann, where),
+    }
+
+
+@torch.no_grad()
+def _outputs(qann: ps.QuantizedNetwork, images: torch.Tensor) -> list[torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    handles = [site.register_forward_hook(lambda _, __, y: seen.append(y)) for site in qann.sites().values()]
+    qann(images)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    carry_out(Table("activity", (*ASKED, *FOUND)), runs(), run, **options(__doc__))
+
+
+if __name__ == "__main__":
+    main()

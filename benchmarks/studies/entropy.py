@@ -1,0 +1,144 @@
+"""Does the entropy of the codes predict the accuracy that training reaches, and better than the square error does?
+
+    python benchmarks/studies/entropy.py [--list] [--part 0 --parts 2]     the control's runs
+    python benchmarks/studies/entropy.py --analyse                          correlations over all studies, no training
+
+The control quantizes with equally probable codes (entropy log2 L at the start): ResNet with 7 sites, 14x14 images, 4 levels.
+The analysis takes every run of :mod:`sensitivity` and :mod:`polarity` (without the offset and the pruned ones, whose codes
+change their meaning) and groups them by network, number of levels and seed. Within each group the final test accuracy is
+ranked against a predictor; the mean of the groups' rank correlations (Spearman), weighted by their degrees of freedom,
+stands with a 95 % interval from 2,000 bootstrap samples of the runs within groups. Negative for an error that predicts well.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import defaultdict
+from typing import Any
+
+import torch
+from _equal import with_equal_probabilities
+from _run import RECIPE, accuracies, firing, quantized, site_statistics, tuned
+from _setting import parent, setting
+from _table import RESULTS, Row, Table, carry_out, options
+from torch import Tensor
+
+import polarspike as ps
+
+NETWORK, PARENT_EPOCHS, EPOCHS = "resnet", 8, 4
+ASKED = ("strategy", "seed")
+FOUND = ("validation", "test", "events", "spikes", "bits_start", "bits_end", "error_start", "error_end", "used_end")
+PREDICTORS = ("bits_start", "bits_end", "error_start", "error_end")
+_SAMPLES, _LEAST = 2000, 4
+
+
+def runs() -> list[Row]:
+    """The control with three seeds."""
+    return [{"strategy": "equal probability", "seed": seed} for seed in (0, 1, 2)]
+
+
+def run(asked: Row) -> Row:
+    """Train and measure one row."""
+    where, seed = setting("small"), asked["seed"]
+    start = parent(NETWORK, seed, where, PARENT_EPOCHS)
+    qann = quantized(start, where, ps.QuantSpec(negative=0, positive=3, init="mse"))
+    images, _ = next(iter(where.batches(where.train, 250)))
+    with_equal_probabilities(qann, images)
+    before = site_statistics(qann, where, None)
+    tuned(qann, start, NETWORK, where, EPOCHS, seed, **RECIPE)
+    after = site_statistics(qann, where, None)
+    fired = firing(qann, where.batches(where.test))
+    return {
+        **accuracies(qann, where),
+        "events": fired["events"],
+        "spikes": fired["spikes"],
+        **{f"{key}_start": before[key] for key in ("bits", "error")},
+        **{f"{key}_end": after[key] for key in ("bits", "error", "used")},
+    }
+
+
+def groups() -> dict[tuple[str, ...], list[dict[str, float]]]:
+    """The runs of the other studies, by study, network, number of levels and seed."""
+    found: dict[tuple[str, ...], list[dict[str, float]]] = defaultdict(list)
+    for study in ("sensitivity", "polarity"):
+        path = RESULTS / f"{study}.csv"
+        rows = list(csv.DictReader(path.open())) if path.exists() else []
+        for row in rows:
+            if row.get("gain") in ("offset", "pruned"):
+                continue
+            levels = "4" if study == "sensitivity" else str(int(row["negative"]) + int(row["positive"]) + 1)
+            key = (study, row.get("network", NETWORK), levels, row["seed"])
+            found[key].append({name: float(row[name]) for name in (*PREDICTORS, "test")})
+    return {key: rows for key, rows in found.items() if len(rows) >= _LEAST}
+
+
+def analyse() -> list[dict[str, Any]]:
+    """One row for each study and predictor."""
+    table = []
+    everything = groups()
+    for study in ("sensitivity", "polarity", "both"):
+        chosen = [rows for key, rows in everything.items() if study in (key[0], "both")]
+        if not chosen:
+            continue
+        for predictor in PREDICTORS:
+            pairs = [torch.tensor([[row[predictor], row["test"]] for row in rows]) for rows in chosen]
+            low, high = _interval(pairs)
+            table.append(
+                {
+                    "study": study,
+                    "predictor": predictor,
+                    "groups": len(pairs),
+                    "runs": sum(map(len, pairs)),
+                    "rank_correlation": round(_mean_correlation(pairs), 3),
+                    "low": round(low, 3),
+                    "high": round(high, 3),
+                }
+            )
+    return table
+
+
+def _interval(pairs: list[Tensor]) -> tuple[float, float]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.tensor(
+        [
+            _mean_correlation([p[torch.randint(len(p), (len(p),), generator=generator)] for p in pairs])
+            for _ in range(_SAMPLES)
+        ]
+    )
+    low, high = drawn[drawn.isfinite()].quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def _mean_correlation(pairs: list[Tensor]) -> float:
+    rows = [(len(p) - 1, _spearman(p)) for p in pairs]
+    kept = [(weight, value) for weight, value in rows if value == value]  # a sample of one value has no ranks
+    return sum(weight * value for weight, value in kept) / sum(weight for weight, _ in kept) if kept else float("nan")
+
+
+def _spearman(pair: Tensor) -> float:
+    ranks = torch.stack([_ranks(pair[:, 0]), _ranks(pair[:, 1])])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Ranks from 0, the mean of the places for equal values."""
+    return ((values.unsqueeze(1) > values).sum(1) + (values.unsqueeze(1) >= values).sum(1) - 1).double() / 2.0
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if "--analyse" not in sys.argv:
+        carry_out(Table("entropy", (*ASKED, *FOUND)), runs(), run, **options(__doc__))
+        return
+    table = analyse()
+    with (RESULTS / "entropy_correlations.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    for row in table:
+        print(", ".join(f"{key}={value}" for key, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""ANN, QANN and SNN at the first timestep and later, on Fashion-MNIST at full size.
+
+    python benchmarks/studies/first_timestep.py [--list] [--part 0 --parts 2]
+
+ResNet-9 (24 channels), 12 epochs as a float network; then 6 epochs for the quantized network at each number of levels, and
+the same 6 for the float network itself (the control), from the same weights, with the same schedule, augmentation,
+distillation, averaging and seed. Accuracy of all 10,000 test images at the last epoch. ``t1`` to ``t8`` are of the polarity
+neuron on the repeated image, ``h`` of the holding neuron, ``f`` and ``g`` of the two on 2,000 sequences of noisy frames
+(each frame the image plus its own normal noise of one standard deviation of the pixels), which are integrated.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from _run import RECIPE, accuracies, differing_codes, firing, quantized, tuned
+from _setting import Setting, parent, setting
+from _table import Row, Table, carry_out, options
+from torch import Tensor
+
+import polarspike as ps
+
+NETWORK, PARENT_EPOCHS, EPOCHS = "resnet9-wide", 12, 6
+TIMES = (1, 2, 4, 8)
+SEQUENCES = 2000
+ASKED = ("levels", "seed")
+FOUND = (
+    "parent", "test", "events", "spikes", "density", "different",
+    *(f"{kind}{t}" for kind in "thfg" for t in TIMES),
+)  # fmt: skip
+LEVELS = ("float", "(0, 7)", "(0, 3)", "(1, 1)", "(0, 2)", "(0, 15)")
+
+
+def runs() -> list[Row]:
+    """What claims rest on first, seed by seed."""
+    return [{"levels": levels, "seed": seed} for seed in (0, 1, 2) for levels in LEVELS]
+
+
+def run(asked: Row) -> Row:
+    """Train and measure one row."""
+    where, seed, levels = setting("full"), asked["seed"], asked["levels"]
+    start = parent(NETWORK, seed, where, PARENT_EPOCHS)
+    found: Row = {"parent": accuracies(start, where)["test"]}
+    kept = f"full-{NETWORK}-{seed}-{levels.replace(' ', '').strip('()').replace(',', '-')}"
+    if levels == "float":
+        recipe = {**RECIPE, "step_rate": 0.0}
+        return found | accuracies(
+            tuned(copy.deepcopy(start), start, NETWORK, where, EPOCHS, seed, kept=kept, **recipe), where
+        )
+    negative, positive = (int(part) for part in levels.strip("()").split(","))
+    gain: Any = "learned" if negative else 1.0
+    signed: Any = "all" if negative else "by-nature"
+    qann = quantized(start, where, ps.QuantSpec(negative, positive, gain, signed, init="mse"))
+    tuned(qann, start, NETWORK, where, EPOCHS, seed, kept=kept, **RECIPE)
+    fired = firing(qann, where.batches(where.test))
+    found |= accuracies(qann, where) | {key: fired[key] for key in ("events", "spikes", "density")}
+    found["different"] = differing_codes(qann, where)
+    for kind, neuron in (("t", "polarity"), ("h", "holding")):
+        chosen: Any = neuron
+        snn = ps.convert(qann, ps.ConvertSpec(neuron=chosen))
+        table = ps.evaluate(snn, where.batches(where.test), timesteps=TIMES)
+        found |= {f"{kind}{t}": 100 * table.accuracy[t] for t in TIMES}
+        correct = _on_sequences(snn, where)
+        found |= {f"{'f' if kind == 't' else 'g'}{t}": 100 * correct[t] for t in TIMES}
+    return found
+
+
+@torch.no_grad()
+def _on_sequences(snn: ps.SpikingNetwork, where: Setting) -> dict[int, float]:
+    """Share of right answers after T noisy frames."""
+    right = dict.fromkeys(TIMES, 0)
+    for frames, labels in _sequences(where):
+        answers = snn(frames, time_dim=1, every_step=True)
+        for t in TIMES:
+            right[t] += int((answers[t - 1].argmax(1) == labels).sum())
+    return {t: count / SEQUENCES for t, count in right.items()}
+
+
+def _sequences(where: Setting) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    for images, labels in where.batches(where.test, SEQUENCES):
+        noise = torch.randn((len(images), max(TIMES), *images.shape[1:]), generator=generator)
+        yield images.unsqueeze(1) + noise, labels
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    carry_out(Table("first_timestep", (*ASKED, *FOUND)), runs(), run, **options(__doc__))
+
+
+if __name__ == "__main__":
+    main()

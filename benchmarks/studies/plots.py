@@ -1,0 +1,158 @@
+"""Draw the studies' tables as the figures of docs/results.md.
+
+    python benchmarks/studies/plots.py
+
+One SVG file for each table in ``benchmarks/results/studies`` that has rows; means over seeds, bars from least to largest.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from _table import RESULTS
+
+mpl.use("Agg")
+mpl.rcParams["svg.hashsalt"] = "polarspike"  # the same figure is the same file
+from matplotlib import pyplot as plt  # noqa: E402 (after the backend is chosen)
+
+FIGURES = Path(__file__).parents[2] / "docs" / "figures"
+_MARKS = "osD^vP*XhdpH"
+
+
+def rows(study: str) -> list[dict[str, str]]:
+    """The rows of a study's table, or none."""
+    path = RESULTS / f"{study}.csv"
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def spread(found: Iterable[tuple[Any, float]]) -> tuple[list[Any], list[float], list[list[float]]]:
+    """Places in order, the mean at each, and how far the least and the largest value are from it."""
+    values: dict[Any, list[float]] = defaultdict(list)
+    for place, value in found:
+        values[place].append(value)
+    places = sorted(values)
+    means = [sum(values[place]) / len(values[place]) for place in places]
+    lower = [mean - min(values[place]) for place, mean in zip(places, means, strict=True)]
+    upper = [max(values[place]) - mean for place, mean in zip(places, means, strict=True)]
+    return places, means, [lower, upper]
+
+
+def sensitivity(axes: Any) -> None:
+    """Accuracy against the factor on the first steps, a line for each strategy."""
+    table = rows("sensitivity")
+    for mark, strategy in zip(_MARKS, dict.fromkeys(row["strategy"] for row in table), strict=False):
+        mine = [(float(row["factor"]), float(row["test"])) for row in table if row["strategy"] == strategy]
+        places, means, bars = spread(mine)
+        axes.errorbar(places, means, bars, marker=mark, capsize=3, label=strategy)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("first step, times the strategy's own")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(fontsize=7)
+
+
+def activity(axes: Any) -> None:
+    """Accuracy against spikes per neuron, a line for each number of levels."""
+    table = rows("activity")
+    kinds = dict.fromkeys((row["positive"], row["means"]) for row in table)
+    for mark, (positive, means) in zip(_MARKS, kinds, strict=False):
+        mine = [row for row in table if (row["positive"], row["means"]) == (positive, means)]
+        by_weight = {weight: [row for row in mine if row["weight"] == weight] for weight in {r["weight"] for r in mine}}
+        points = sorted(
+            tuple(sum(float(row[key]) for row in group) / len(group) for key in ("spikes", "test"))
+            for group in by_weight.values()
+        )
+        axes.plot(*zip(*points, strict=True), marker=mark, label=f"(0, {positive}), {means}")
+    axes.set_xlabel("spikes per neuron and image at T = 1")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(fontsize=7)
+
+
+def polarity(axes: Any) -> None:
+    """Accuracy of every row, networks beside each other."""
+    table = rows("polarity")
+    names = list(dict.fromkeys(f"({row['negative']},{row['positive']}) {row['gain']}" for row in table))
+    for mark, network in zip(_MARKS, dict.fromkeys(row["network"] for row in table), strict=False):
+        mine = [
+            (names.index(f"({row['negative']},{row['positive']}) {row['gain']}"), float(row["test"]))
+            for row in table
+            if row["network"] == network
+        ]
+        places, means, bars = spread(mine)
+        axes.errorbar(means, places, xerr=bars, marker=mark, linestyle="none", capsize=3, label=network)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("test accuracy, %")
+    axes.legend(fontsize=7)
+
+
+def entropy(axes: Any) -> None:
+    """Final accuracy against entropy at the start: 4 levels, one network, every strategy and factor."""
+    table = rows("sensitivity")
+    for mark, strategy in zip(_MARKS, dict.fromkeys(row["strategy"] for row in table), strict=False):
+        mine = [row for row in table if row["strategy"] == strategy]
+        axes.plot(
+            [float(row["bits_start"]) for row in mine],
+            [float(row["test"]) for row in mine],
+            mark,
+            linestyle="none",
+            label=strategy,
+        )
+    control = rows("entropy")
+    axes.plot(
+        [float(row["bits_start"]) for row in control],
+        [float(row["test"]) for row in control],
+        "kx",
+        label="equal codes",
+    )
+    axes.set_xlabel("entropy of the codes before training, bits (mean over sites)")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(fontsize=7)
+
+
+def first_timestep(axes: Any) -> None:
+    """Accuracy of the control and of the spiking networks against T."""
+    table = rows("first_timestep")
+    for mark, levels in zip(_MARKS, dict.fromkeys(row["levels"] for row in table), strict=False):
+        mine = [row for row in table if row["levels"] == levels]
+        if levels == "float":
+            axes.axhline(
+                sum(float(row["test"]) for row in mine) / len(mine), linestyle="--", label="ANN, same training"
+            )
+            continue
+        places, means, bars = spread((t, float(row[f"t{t}"])) for row in mine for t in (1, 2, 4, 8))
+        axes.errorbar(places, means, bars, marker=mark, capsize=3, label=f"levels {levels}")
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("timesteps T")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(fontsize=7)
+
+
+DRAWINGS: dict[str, Callable[[Any], None]] = {
+    "sensitivity": sensitivity,
+    "polarity": polarity,
+    "entropy": entropy,
+    "first_timestep": first_timestep,
+    "activity": activity,
+}
+
+
+def main() -> None:
+    FIGURES.mkdir(exist_ok=True)
+    for name, draw in DRAWINGS.items():
+        if not rows(name):
+            continue
+        figure, axes = plt.subplots(figsize=(6.4, 5.4 if name == "polarity" else 4.0), layout="constrained")
+        draw(axes)
+        axes.grid(alpha=0.3)
+        figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
+        plt.close(figure)
+        print(FIGURES / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()

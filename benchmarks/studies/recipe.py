@@ -1,0 +1,93 @@
+"""Which parts of a training recipe make few levels enough? Chosen on validation images; one thing changed at a time.
+
+    python benchmarks/studies/recipe.py [--list] [--part 0 --parts 2]
+
+ResNet with 7 sites, 14x14 images, 4 epochs of fine-tuning from a float network of 8. ``base`` is plain fine-tuning: LSQ's
+step gradient, cross entropy, the last weights. ``float`` continues the float network under the same recipe.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from _run import accuracies, differing_codes, firing, quantized, tuned
+from _setting import parent, setting
+from _table import Row, Table, carry_out, options
+
+import polarspike as ps
+
+NETWORK, PARENT_EPOCHS, EPOCHS = "resnet", 8, 4
+ASKED = ("recipe", "levels", "seed")
+FOUND = ("validation", "test", "events", "spikes", "different")
+
+#: Every recipe as the options of TrainSpec that differ from plain fine-tuning.
+RECIPES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "rate .02": {"learning_rate": 0.02},
+    "rate .1": {"learning_rate": 0.1},
+    "step rate .001": {"step_rate": 1e-3},
+    "step rate .003": {"step_rate": 3e-3},
+    "step rate .01": {"step_rate": 1e-2},
+    "step rate .03": {"step_rate": 3e-2},
+    "rate .1, step rate .01": {"learning_rate": 0.1, "step_rate": 1e-2},
+    "rate .1, step rate .03": {"learning_rate": 0.1, "step_rate": 3e-2},
+    "averaging": {"averaging": 0.998},
+    "distillation .5": {"distillation": 0.5},
+    "distillation .9": {"distillation": 0.9},
+    "distillation .5 at temperature 4": {"distillation": 0.5, "temperature": 4.0},
+    "distillation .9 at temperature 4": {"distillation": 0.9, "temperature": 4.0},
+    "gradual": {},
+    "all": {"step_rate": 3e-3, "averaging": 0.998, "distillation": 0.5, "temperature": 4.0},
+}
+
+
+def runs() -> list[Row]:
+    """One seed for the screen."""
+    levels = ("(0, 3)", "(1, 1)")
+    return [
+        {"recipe": recipe, "levels": level, "seed": 0}
+        for recipe in RECIPES
+        for level in ("float", *levels)
+        # A float network has no steps and no levels.
+        if level != "float" or recipe == "all" or not ("step_rate" in RECIPES[recipe] or recipe == "gradual")
+    ]
+
+
+def run(asked: Row) -> Row:
+    """Train and measure one row."""
+    where, seed = setting("small"), asked["seed"]
+    start = parent(NETWORK, seed, where, PARENT_EPOCHS)
+    recipe = RECIPES[asked["recipe"]]
+    if asked["levels"] == "float":
+        model = tuned(copy.deepcopy(start), start, NETWORK, where, EPOCHS, seed, **{**recipe, "step_rate": 0.0})
+        return accuracies(model, where)
+    negative, positive = (int(part) for part in asked["levels"].strip("()").split(","))
+    signed: Any = "all" if negative else "by-nature"
+    gradual = ((7, 1), (3, 1), (positive, EPOCHS - 2)) if asked["recipe"] == "gradual" else ((positive, EPOCHS),)
+    model = start
+    for high, epochs in gradual:
+        # A quantized network is captured again: its weights go on, and its steps start anew for the fewer levels.
+        source = copy.deepcopy(start)
+        if model is not start:
+            source.load_state_dict({k: v for k, v in model.network.state_dict().items() if k in source.state_dict()})
+        spec = ps.QuantSpec(negative=min(negative, high), positive=high, signed=signed, init="mse")
+        qann = quantized(source, where, spec)
+        model = tuned(qann, start, NETWORK, where, epochs, seed, **recipe)
+    found = firing(model, where.batches(where.test))
+    return {
+        **accuracies(model, where),
+        "events": found["events"],
+        "spikes": found["spikes"],
+        "different": differing_codes(model, where),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    carry_out(Table("recipe", (*ASKED, *FOUND)), runs(), run, **options(__doc__))
+
+
+if __name__ == "__main__":
+    main()
