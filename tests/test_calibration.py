@@ -339,9 +339,12 @@ def test_without_data_a_channel_has_its_own_closed_form(init: Init) -> None:
 
 def test_without_data_a_standard_normal_gives_the_tables_step() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
-    qann = ps.quantize(model, ps.QuantSpec(positive=4), example=X[:2])
+    qann = ps.quantize(model, ps.QuantSpec(positive=4, init="entropy"), example=X[:2])
     (row,) = ps.calibrate(qann, None)
     assert float(step(qann, "2")) == pytest.approx(best_step(levels=(0, 4)), rel=1e-5) == pytest.approx(0.29, abs=0.01)
+    qann = ps.quantize(model, ps.QuantSpec(positive=4), example=X[:2])
+    ps.calibrate(qann, None)  # the default: least square error
+    assert float(step(qann, "2")) == pytest.approx(best_step((0, 4), "mse"), rel=1e-5) == pytest.approx(0.53, abs=0.01)
     assert row.bits == pytest.approx(1.86, abs=0.01) and "2: step 0.29" in str(row)
 
 

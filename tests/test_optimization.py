@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from polarspike import ops
-from polarspike.optimization import Average, StepAdam, build_optimizers, decayed_parameters, learning_rate, set_rate
+from polarspike.optimization import Average, StepAdam, build_optimizers, decayed_parameters, learning_rate, set_rates
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import SiteSpec, TrainSpec
 
@@ -97,8 +97,13 @@ def test_steps_and_gains_leave_the_optimizer_of_the_weights() -> None:
     ids = [{id(p) for group in one.param_groups for p in group["params"]} for one in (weights, steps)]
     assert ids[1] == {id(model[1].offset), id(model[1].raw_gain)} and not ids[0] & ids[1]
     assert len(ids[0]) == 4
-    set_rate([weights, steps], TrainSpec(step_rate=0.01, learning_rate=0.5), 0.25)
-    assert [one.param_groups[0]["lr"] for one in (weights, steps)] == [0.25, 0.005]
+    spec = TrainSpec(step_rate=0.01, learning_rate=0.5, epochs=4, warmup_epochs=1.0)
+    for step in range(40):
+        rate = set_rates([weights, steps], spec, step, 10)
+        # The weights wait for the steps in the first quarter of the warm-up.
+        assert rate == weights.param_groups[0]["lr"] == (0.0 if step < 2.5 else learning_rate(spec, step, 10))
+        assert steps.param_groups[0]["lr"] == pytest.approx(0.01 * (1 + math.cos(math.pi * step / 40)) / 2)
+        assert set_rates([weights], spec, step, 10) == learning_rate(spec, step, 10)
     (only,) = build_optimizers(model, TrainSpec(step_rate=0.0))
     assert len([p for group in only.param_groups for p in group["params"]]) == 6
     model[1].requires_grad_(False)

@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import polarspike as ps
 from polarspike import training
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
+from polarspike.optimization import learning_rate
 from polarspike.randomness import epoch_seed
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
-from polarspike.training import fit, learning_rate, training_loss
+from polarspike.training import fit, training_loss
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
 SPEC = TrainSpec(epochs=4, learning_rate=0.05, warmup_epochs=0.5, label_smoothing=0.1)

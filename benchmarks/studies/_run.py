@@ -19,7 +19,7 @@ from polarspike.runs import RunDirectory
 Module = TypeVar("Module", bound=nn.Module)
 CALIBRATION_IMAGES = 2000
 #: What :mod:`recipe` found to help, on validation images; the other studies fine-tune with it.
-RECIPE: dict[str, Any] = {"step_rate": 1e-2}
+RECIPE: dict[str, Any] = {"step_rate": 0.2, "warmup_epochs": 1.0}
 _PROOF_IMAGES = 250
 
 

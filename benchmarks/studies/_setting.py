@@ -97,14 +97,16 @@ def fine_tuning(network: str, epochs: int, seed: int, **options: Any) -> TrainSp
         plain: dict[str, Any] = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.02}
     else:
         plain = {"learning_rate": 0.05}
-    return TrainSpec(epochs=epochs, seed=seed, warmup_epochs=0.5, **(plain | options))
+    return TrainSpec(epochs=epochs, seed=seed, **({"warmup_epochs": 0.5} | plain | options))
 
 
 def parent(network: str, seed: int, where: Setting, epochs: int) -> nn.Module:
     """The trained float network of one seed, from ``runs/studies`` or trained now; in evaluation mode."""
     torch.manual_seed(seed)
     model = NETWORKS[network]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    spec = fine_tuning(network, epochs, seed, **({} if network == "vit" else {"learning_rate": 0.2}))
+    if network == "vit":
+        epochs *= 2  # it learns slowly
+    spec = fine_tuning(network, epochs, seed, learning_rate=3e-3 if network == "vit" else 0.2, step_rate=0.0)
     path = RUNS / f"{where.name}-{network}-{seed}-{epochs}"
     run = RunDirectory(path, resume=path.exists())
     fit(model, where.training(), spec, run=run, resume=True, progress=False)

@@ -123,7 +123,7 @@ class QuantSpec(Spec):
         signed: which sites get negative levels.
         granularity: one step per site (``"tensor"``) or per channel (``"channel"``): dimension 1 in front of a
             convolution, the last one in front of a linear layer; operands of products of two signals keep one step.
-        init: how :func:`polarspike.calibrate` chooses the steps.
+        init: how :func:`polarspike.calibrate` chooses the steps; ``"mse"`` did best (docs/results.md).
         inputs: place sites at the network's inputs, too (8-bit pixels are codes already); without, its first layer
             multiplies.
         overrides: site patterns (shell style, e.g. ``"layer1.*"``) to the spec that replaces this one there; the first
@@ -141,7 +141,7 @@ class QuantSpec(Spec):
     gain: Gain = 1.0
     signed: Signed = "by-nature"
     granularity: Granularity = "tensor"
-    init: Init = "entropy"
+    init: Init = "mse"
     inputs: bool = False
     overrides: Mapping[str, QuantSpec] = field(default_factory=dict)
 
@@ -222,7 +222,7 @@ class SiteSpec(Spec):
     ceiling: float | None = None
     channels: int = 0
     channel_dim: int = 1
-    init: Init = "entropy"
+    init: Init = "mse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -299,9 +299,9 @@ class TrainSpec(Spec):
         distillation: weight of the teacher's term in [0, 1]; the labels keep ``1 - distillation``. None is 0.5 with a
             teacher and 0 without; a number above 0 needs a teacher.
         temperature: softens both sides of the distillation term.
-        step_rate: the rate at which the steps and learned gains of sites move, as parts of themselves, under Adam and the
-            same schedule; 0 leaves them to the optimizer of the weights, with the gradient of learned-step-size
-            quantization as it is.
+        step_rate: the rate at which the steps and learned gains of sites move, as parts of themselves, under Adam and a
+            cosine without warm-up; the weights wait for them in the first quarter of the warm-up. 0 leaves them to the
+            optimizer of the weights, with the gradient of learned-step-size quantization as it is.
         averaging: decay of a running average of weights, steps and buffers over the optimizer's steps, in [0, 1); the
             average is what is validated, and what training leaves. 0 for none.
         activity: weight in the loss of the mean number of spikes per neuron and image; needs a quantized network.
@@ -321,7 +321,7 @@ class TrainSpec(Spec):
     label_smoothing: float = 0.0
     distillation: float | None = None
     temperature: float = 1.0
-    step_rate: float = 0.0
+    step_rate: float = 0.2
     averaging: float = 0.0
     activity: float = 0.0
     precision: Precision = "fp32"

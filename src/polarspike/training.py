@@ -36,8 +36,7 @@ from polarspike.optimization import (
     Average,
     build_optimizers,
     decayed_parameters,
-    learning_rate,
-    set_rate,
+    set_rates,
     trainable,
 )
 from polarspike.randomness import epoch_seed, randomness_kept, seed_everything
@@ -194,7 +193,9 @@ class _Course:
         self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
-            optimizer.step()
+            # At a rate of zero nothing may gather in moments, either, that would move the weights later.
+            if optimizer.param_groups[0]["lr"]:
+                optimizer.step()
         if self.average is not None:
             self.average.update(self.model, index)
 
@@ -227,8 +228,7 @@ def _train_epoch(
             raise InputError(f"{where}: the loader has length {steps} but gives more batches; repair its __len__")
         inputs, target = read_batch(batch, device, where)
         index = (epoch - 1) * steps + step
-        rate = learning_rate(spec, index - 1, steps)
-        set_rate(course.optimizers, spec, rate)
+        rate = set_rates(course.optimizers, spec, index - 1, steps)
         guide: Tensor | None = None
         if teacher is not None:
             # An autocast region of its own: weights cast without gradients must not be reused by the student.
