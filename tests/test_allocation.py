@@ -124,11 +124,58 @@ def test_a_ceiling_bounds_the_step() -> None:
 
 
 def test_an_impossible_budget_names_the_least_and_changes_nothing() -> None:
-    _, qann, x = network()
+    _, qann, x = network(signed="all", gain="learned")
+    for index, site in enumerate(qann.sites().values()):
+        site.offset.data.fill_(0.01)
+        site.raw_gain.data.fill_(0.7)
+        site.offset.requires_grad_(index > 0)
+    sites = qann.sites()
     state = {name: value.clone() for name, value in qann.state_dict().items()}
-    with pytest.raises(SpecError, match=r"spikes=0\.001 cannot be kept.*need about [0-9.]+ per image"):
+    with pytest.raises(SpecError, match=r"spikes=0\.001 cannot be kept.*[0-9.]+ per image were measured"):
         ps.allocate(qann, x, 1e-3)
     assert all(torch.equal(value, state[name]) for name, value in qann.state_dict().items())
+    assert all(site is sites[name] for name, site in qann.sites().items())
+
+
+@pytest.mark.filterwarnings("ignore:channels that never carry a signal")
+def test_what_the_coarsest_levels_need_is_a_budget_that_is_kept() -> None:
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        layers = [part for _ in range(3) for part in (nn.Linear(12, 12), nn.ReLU())]
+        model, x = nn.Sequential(*layers, nn.Linear(12, 3)).eval(), torch.randn(64, 12)
+        qann = ps.quantize(model, ps.QuantSpec(0, 7, granularity="channel"), example=x[:2])
+        ps.calibrate(qann, [x])
+        with pytest.raises(SpecError) as refusal:
+            ps.allocate(copy.deepcopy(qann), x, 1e-3)
+        least = float(str(refusal.value).partition("may get, ")[2].split()[0])
+        for budget in (1.01 * least, 1.5 * least, 2.0 * least, 3.0 * least):
+            one = copy.deepcopy(qann)
+            allocation = ps.allocate(one, x, budget)
+            # What is left in the network is what was measured, also where the last trial was not the best.
+            assert fired(one, x)["spikes"] == pytest.approx(allocation.spent) and allocation.spent <= budget
+
+
+def test_a_silent_start_costs_no_less() -> None:
+    spent = []
+    for step in (None, 50.0):
+        _, qann, x = network()
+        if step is not None:
+            qann.sites()["relu1"].set_step(step)
+        spent.append(ps.allocate(qann, [x], 4e-9, "joules").spent)
+    assert spent[1] == pytest.approx(spent[0], rel=0.05)
+
+
+def test_type_mode_and_gradients_stay() -> None:
+    _, qann, x = network(signed="all", gain="learned")
+    qann = qann.double().train()
+    frozen, *_ = qann.sites().values()
+    frozen.offset.requires_grad_(False)
+    ps.allocate(qann, x.double(), 1e9)
+    first, *_ = qann.sites().values()
+    assert first is not frozen and first.training and not first.offset.requires_grad
+    assert all(site.start.dtype == site.offset.dtype == torch.float64 for site in qann.sites().values())
+    with torch.inference_mode(), pytest.raises(SpecError, match=r"outside of torch\.inference_mode"):
+        ps.allocate(qann, x, 10.0)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from polarspike import ops
+from polarspike.errors import SpecError
 from polarspike.optimization import Average, StepAdam, build_optimizers, decayed_parameters, learning_rate, set_rates
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import SiteSpec, TrainSpec
@@ -101,7 +102,7 @@ def test_steps_and_gains_leave_the_optimizer_of_the_weights() -> None:
     for step in range(40):
         rate = set_rates([weights, steps], spec, step, 10)
         # The weights wait for the steps in the first quarter of the warm-up.
-        assert rate == weights.param_groups[0]["lr"] == (0.0 if step < 2.5 else learning_rate(spec, step, 10))
+        assert rate == weights.param_groups[0]["lr"] == (0.0 if step < 2 else learning_rate(spec, step, 10))
         assert steps.param_groups[0]["lr"] == pytest.approx(0.01 * (1 + math.cos(math.pi * step / 40)) / 2)
         assert set_rates([weights], spec, step, 10) == learning_rate(spec, step, 10)
     (only,) = build_optimizers(model, TrainSpec(step_rate=0.0))
@@ -136,6 +137,40 @@ def test_the_average_is_what_the_formula_says() -> None:
     average.give(model)
     torch.testing.assert_close(model.state_dict(), expected)
     assert int(model[1].num_batches_tracked) == 19 and not torch.equal(model[0].bias, last["0.bias"])
+
+
+def test_infinite_buffers_and_half_precision_are_averaged_too() -> None:
+    model = nn.Linear(1, 1).bfloat16()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    average = Average(model, 0.999)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    model.register_buffer("late", torch.zeros(1))
+    for index in range(1, 5000):
+        average.update(model, index)
+    average.give(model)
+    assert model.mask.tolist() == [0.0, -torch.inf] and float(model.weight.detach()) == pytest.approx(2.0, rel=0.01)
+
+
+def test_half_precision_cannot_hold_the_moves_of_steps() -> None:
+    with pytest.raises(SpecError, match=r"step_rate: expected steps in float32.*precision='bf16'"):
+        build_optimizers(nn.Sequential(nn.Linear(2, 2), site()).bfloat16(), TrainSpec(step_rate=0.1))
+
+
+def test_a_gain_does_not_leave_its_range() -> None:
+    one = site(learned_gain=True)
+    optimizer = StepAdam([one], lr=1.0)
+    for _ in range(50):
+        one.raw_gain.grad = torch.tensor(1.0)
+        optimizer.step()
+    assert float(one.raw_gain.detach()) == 0.0
+
+
+def test_a_run_shorter_than_the_lead_still_moves_the_weights() -> None:
+    optimizers = build_optimizers(nn.Sequential(nn.Linear(2, 2), site()), TrainSpec(epochs=1))
+    assert set_rates(optimizers, TrainSpec(epochs=1), 0, 1) > 0
 
 
 def test_an_averaged_step_is_a_step() -> None:

@@ -33,12 +33,14 @@ def events(qann: ps.QuantizedNetwork, x: Tensor) -> int:
 def test_a_gain_of_zero_goes_without_a_trace() -> None:
     qann, x = network()
     set_gains(qann, -0.3, 0.5, 0.9)  # the first one is held at zero
+    qann.train()
     before, fired = qann(x), events(qann, x)
     first, second, _ = qann.sites()
     snn = ps.convert(qann)
     assert ps.prune(qann, 0.0) == (first,)
     assert torch.equal(qann(x), before) and events(qann, x) < fired
     assert [site.levels for site in qann.sites().values()] == [(0, 5), (2, 5), (2, 5)]
+    assert all(site.training for site in qann.sites().values())
     assert qann.sites()[first].raw_gain is None and qann.sites()[second].raw_gain is not None
     # Also over time: a code below zero never had a value.
     torch.testing.assert_close(ps.convert(qann)(x, timesteps=4), snn(x, timesteps=4))

@@ -47,7 +47,7 @@ def test_it_predicts_the_loss_of_a_small_error(answers: str) -> None:
         for _ in range(8):
             found, expected = answers_with_noise(qann, x, name, torch.tensor(size))
             if answers == "values":
-                losses.append(((found - expected).square().sum(1) / expected.square().sum(1)).mean())
+                losses.append((found - expected).square().sum() / expected.square().sum())
             else:
                 logs = functional.log_softmax(found, 1), functional.log_softmax(expected, 1)
                 losses.append(functional.kl_div(*logs, reduction="batchmean", log_target=True))
@@ -63,7 +63,7 @@ def test_a_channel_has_its_own() -> None:
         noise = torch.zeros(4, 1, 1)
         noise[channel] = 0.02
         found, expected = answers_with_noise(qann, x, name, noise)
-        loss = ((found - expected).square().sum(1) / expected.square().sum(1)).mean()
+        loss = (found - expected).square().sum() / expected.square().sum()
         assert float(weights[name][channel]) * 0.02**2 == pytest.approx(float(loss), rel=0.35)
 
 
@@ -76,6 +76,19 @@ def test_nothing_is_left_behind() -> None:
     assert qann.training and all(p.grad is None for p in qann.parameters())
     assert [p.requires_grad for p in qann.parameters()] == wanted
     assert all(site.enabled and not site._forward_hooks for site in qann.sites().values())
+
+
+def test_an_answer_of_zero_or_of_one_number_an_image() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 3)
+    for last in (nn.Flatten(0), nn.ReLU()):
+        model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1), last).eval()
+        qann = ps.quantize(model, ps.QuantSpec(0, 7), example=x)
+        (weight, *_) = sensitivities(qann, [x]).values()
+        assert 0 < float(weight) < 1e3
+    model[2].bias.data.fill_(-100.0)
+    qann = ps.quantize(model, ps.QuantSpec(0, 7), example=x)
+    assert all(float(weight) == 0.0 for weight in sensitivities(qann, [x]).values())
 
 
 def test_values_have_no_classes() -> None:

@@ -273,6 +273,16 @@ def test_average_and_optimizer_of_steps_continue_too(tmp_path: Path, images: int
     assert equal(finished, unbroken)
 
 
+def test_weights_that_wait_gather_no_momentum() -> None:
+    qann = ps.quantize(network().eval(), ps.QuantSpec(0, 3), example=X)
+    ps.calibrate(qann, [X])
+    course = training._Course(qann, TrainSpec(step_rate=0.1))
+    weights, steps = course.optimizers
+    weights.param_groups[0]["lr"] = weights.param_groups[1]["lr"] = 0.0
+    course.move(qann(X).square().sum(), 1)
+    assert not weights.state and steps.state
+
+
 def test_a_stop_between_log_and_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = network()
     fit(unbroken, blobs(), SPEC)

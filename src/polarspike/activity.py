@@ -32,6 +32,11 @@ class Activity:
 
     def mean(self) -> Tensor:
         """Spikes per neuron and image, 0-d; differentiable."""
+        if not self._spikes:
+            raise SpecError(
+                "TrainSpec.activity: no quantizer has seen a signal in this pass; leave float_activations() first, and do "
+                "not exchange sites while they are counted"
+            )
         return torch.stack(self._spikes).sum() / self._neurons
 
     def _see(self, site: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Levels, step and gain of every site under one budget: events, spikes, joules or bits per inference.
+"""Levels and step of every site under one budget: events, spikes, joules or bits per inference.
 
 Every site has candidates c = (N, P, s, g), each with a loss and a cost that follow from the law of its input::
 
@@ -115,11 +115,11 @@ def allocate(
     answers: Answers = "values",
     table: CostTable | None = None,
 ) -> Allocation:
-    """Choose levels, step and gain of every site, in place, so that an inference at T = 1 needs at most ``budget``.
+    """Choose levels and step of every site, in place, so that an inference at T = 1 needs at most ``budget``.
 
     The levels that a site has are the most it may get: quantize with many. Where it has negative ones, they keep their
     ratio to the positive ones, or go altogether where they do not pay for themselves. Calibrate first; train afterwards,
-    if at all: the choice follows from the float network.
+    if at all: the choice follows from the float network. A gain stays as it is, where negative levels stay.
 
     Args:
         qann: calibrated; evaluation mode is used and the former mode restored. On an error it is as it was.
@@ -131,18 +131,18 @@ def allocate(
         table: prices for joules; 45 nm CMOS unless given.
 
     Raises:
-        SpecError: not a quantized network, an argument is out of range, or no choice of levels keeps the budget: the least
-            that is possible is named.
+        SpecError: not a quantized network, an argument is out of range, or no choice of levels keeps the budget: what the
+            coarsest one needs is named.
         CalibrationError: a site has no step, no batch came, or NaN or Inf, with site and batch.
     """
     require_calibrated("allocate", qann)
     _check(budget, resource, answers)
+    if torch.is_inference_mode_enabled():
+        raise SpecError("allocate: expected to be called outside of torch.inference_mode(): it needs gradients")
     kept = [inputs for inputs, _ in batches_of(batches)]
     if not kept:
         raise CalibrationError("allocate: expected at least one batch, got an empty loader; check the dataset's size")
-    former = {
-        name: (site.spec, site.start.clone(), site.offset.detach().clone()) for name, site in qann.sites().items()
-    }
+    former = qann.sites()
     laws = {name: seen.by_step.law() for name, seen in observe(qann, kept).items()}
     weights = sensitivities(qann, kept, answers)
     meter = _Meter(qann, kept, resource, table)
@@ -154,9 +154,8 @@ def allocate(
     try:
         chosen, spent = _settle(qann, options, meter, budget, resource)
     except BaseException:
-        for name, (spec, start, offset) in former.items():
-            respecify(qann, name, spec, start)
-            qann.sites()[name].offset.data.copy_(offset)
+        for name, site in former.items():
+            qann.network.set_submodule(name, site)
         raise
     return Allocation(resource, budget, before, spent, _rows(qann, former, chosen, meter))
 
@@ -165,28 +164,42 @@ def _settle(
     qann: QuantizedNetwork, options: Mapping[str, list[_Option]], meter: _Meter, budget: float, resource: Resource
 ) -> tuple[dict[str, _Option], float]:
     """Apply the choice whose measured cost comes closest to the budget from below; the laws only predict it."""
+    cheapest = {name: min(site, key=lambda option: option.cost) for name, site in options.items()}
     best: tuple[dict[str, _Option], float] | None = None
     allowed, highest = budget - meter.fixed, math.inf
     for _ in range(_ROUNDS):
-        chosen = _within(options, allowed, budget, meter.fixed, resource)
+        chosen = _within(options, allowed) or cheapest
         _apply(qann, chosen)
         spent = meter.measure()
         if spent <= budget and (best is None or spent > best[1]):
             best = chosen, spent
         if _CLOSE * budget <= spent <= budget or (spent <= budget and chosen == _least_loss(options)):
             break
-        highest = min(highest, allowed) if spent > budget else highest
-        # A measurement that is off by a factor suggests one; between a value too high and one too low, their middle.
         suggested = allowed * (budget - meter.fixed) / max(spent - meter.fixed, 1e-300) * 0.995
-        allowed = suggested if suggested < highest else (allowed + highest) / 2.0
+        if spent > budget:
+            if chosen is cheapest:
+                break
+            # Below the predicted cost of what has just been measured, so that the next choice is another one.
+            highest = min(highest, _cost(chosen))
+            allowed = min(suggested, 0.999 * highest)
+        else:
+            allowed = suggested if suggested < highest else (allowed + highest) / 2.0
     if best is None:
-        raise SpecError(
-            f"allocate: {resource}={budget:g} cannot be kept: the measured {spent:.4g} exceeds what the laws of the "
-            "sites predict; give a larger budget, or more calibration images"
-        )
+        _apply(qann, cheapest)
+        spent = meter.measure()
+        if spent > budget:
+            raise SpecError(
+                f"allocate: {resource}={budget:g} cannot be kept: with the coarsest levels that these sites may get, "
+                f"{spent:.4g} per image were measured; give a larger budget, or a smaller network"
+            )
+        best = cheapest, spent
     _apply(qann, best[0])
     meter.codes = meter._codes()
     return best
+
+
+def _cost(choice: Mapping[str, _Option]) -> float:
+    return sum(option.cost for option in choice.values())
 
 
 def _apply(qann: QuantizedNetwork, chosen: Mapping[str, _Option]) -> None:
@@ -261,36 +274,27 @@ def _least_loss(options: Mapping[str, list[_Option]], price: float = 0.0) -> dic
     return {name: min(site, key=lambda o: (o.loss + price * o.cost, o.cost)) for name, site in options.items()}
 
 
-def _within(
-    options: Mapping[str, list[_Option]], allowed: float, budget: float, fixed: float, resource: Resource
-) -> dict[str, _Option]:
-    """The choice of least loss whose predicted cost is at most ``allowed``."""
-
-    def cost(choice: Mapping[str, _Option]) -> float:
-        return sum(option.cost for option in choice.values())
-
+def _within(options: Mapping[str, list[_Option]], allowed: float) -> dict[str, _Option] | None:
+    """The choice of least loss whose predicted cost is at most ``allowed``; None where there is none."""
     free = _least_loss(options)
-    if cost(free) <= allowed:
+    if _cost(free) <= allowed:
         return free
-    least = sum(min(option.cost for option in site) for site in options.values())
-    if least > allowed:
-        raise SpecError(
-            f"allocate: {resource}={budget:g} cannot be kept: the coarsest levels of these sites need about "
-            f"{fixed + least:.4g} per image; give a larger budget, or a smaller network"
-        )
+    if sum(min(option.cost for option in site) for site in options.values()) > allowed:
+        return None
     low, high = 0.0, 1e-12
-    while cost(_least_loss(options, high)) > allowed and high < 1e300:
+    while _cost(_least_loss(options, high)) > allowed and high < 1e300:
         low, high = high, high * 10.0
     for _ in range(60):
         middle = (low + high) / 2.0 if low == 0.0 else math.sqrt(low * high)
-        low, high = (low, middle) if cost(_least_loss(options, middle)) <= allowed else (middle, high)
-    return _filled(_least_loss(options, high), options, allowed)
+        low, high = (low, middle) if _cost(_least_loss(options, middle)) <= allowed else (middle, high)
+    chosen = _least_loss(options, high)
+    return _filled(chosen, options, allowed) if _cost(chosen) <= allowed else None
 
 
 def _filled(chosen: dict[str, _Option], options: Mapping[str, list[_Option]], allowed: float) -> dict[str, _Option]:
     """The choice with what a price leaves unspent spent, too: the best exchange at one site that fits, again and again."""
     while True:
-        left = allowed - sum(option.cost for option in chosen.values())
+        left = allowed - _cost(chosen)
         better = [
             ((former.loss - option.loss) / max(option.cost - former.cost, 1e-300), name, option)
             for name, former in chosen.items()
@@ -377,22 +381,27 @@ class _Meter:
 def _prices(counts: OperationCounts, add: float) -> dict[str, float]:
     """Joules of one unit spike of every site: the connections that it crosses, on average, times an accumulate."""
     prices = {site.site: 0.0 for site in counts.sites}
+    neurons = {site.site: site.neurons * site.images for site in counts.sites}
     for row in counts.synapses:
-        if row.spiking and row.spikes_in:
+        if row.spiking:
+            # Where nothing fires yet, every neuron counts alike.
+            elements = max(1, sum(neurons[name] for name in row.sources))
+            fan_out = row.acs_by_spike / row.spikes_in if row.spikes_in else row.connections / elements
             for name in row.sources:
-                prices[name] += add * row.acs_by_spike / row.spikes_in
+                prices[name] += add * fan_out
     return prices
 
 
+@torch.no_grad()
 def _rows(
-    qann: QuantizedNetwork, former: Mapping[str, Any], chosen: Mapping[str, _Option], meter: _Meter
+    qann: QuantizedNetwork, former: Mapping[str, PolarityQuantizer], chosen: Mapping[str, _Option], meter: _Meter
 ) -> dict[str, AllocatedSite]:
     rows = {}
     for name, site in qann.sites().items():
         step = site.step.detach()
         rows[name] = AllocatedSite(
             name,
-            former[name][0].levels,
+            former[name].levels,
             site.levels,
             float(site.gain),
             float(step.min()),

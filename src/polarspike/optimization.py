@@ -20,12 +20,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from polarspike.errors import SpecError
 from polarspike.sites import Site
 from polarspike.specs import TrainSpec
 
 # The part of the warm-up in which steps move alone. On 14x14 images, 4 levels and a start four times too large, accuracy is
 # 87.3 % without it and 87.9 % with it, where other starts reach 88.1 % (the setting of benchmarks/studies/sensitivity.py).
 _LEAD = 0.25
+# A gain has the range [0, 1], which it must not cross in a few updates.
+_SHARE_OF_GAINS = 0.1
 
 
 def learning_rate(spec: TrainSpec, step: int, steps_per_epoch: int) -> float:
@@ -58,7 +61,7 @@ def decayed_parameters(model: nn.Module) -> list[str]:
 
 
 class StepAdam(torch.optim.Adam):
-    """Adam on the logarithm of the steps of sites, and on their learned gains.
+    """Adam on the logarithm of the steps of sites, and at a tenth of the rate on their learned gains.
 
         ds = -rate s m / sqrt(v)     m, v: Adam's running moments of s dL/ds
 
@@ -71,10 +74,21 @@ class StepAdam(torch.optim.Adam):
     """
 
     def __init__(self, sites: Iterable[Site], lr: float) -> None:
-        self._moved = {id(site.offset): site for site in sites if site.offset.requires_grad}.values()
+        sites = list(sites)
+        self._moved = list({id(site.offset): site for site in sites if site.offset.requires_grad}.values())
         gains = {id(gain): gain for site in sites if (gain := site.raw_gain) is not None and gain.requires_grad}
+        self._gains = list(gains.values())
+        if half := [site.name for site in sites if site.offset.dtype in (torch.float16, torch.bfloat16)]:
+            raise SpecError(
+                f"TrainSpec.step_rate: expected steps in float32, got half precision at {half[0]!r}, which cannot hold "
+                "small moves; train the network in float32 with precision='bf16', or set step_rate=0"
+            )
+        groups = [
+            {"params": [site.offset for site in self._moved], "share": 1.0},
+            {"params": self._gains, "share": _SHARE_OF_GAINS},
+        ]
         # An epsilon below every gradient of a step, whose scale falls with the number of elements that share it.
-        super().__init__([*(site.offset for site in self._moved), *gains.values()], lr=lr, eps=1e-12)
+        super().__init__([group for group in groups if group["params"]], lr=lr, eps=1e-12)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -86,6 +100,8 @@ class StepAdam(torch.optim.Adam):
         loss = super().step(closure)
         for site, offset, scale in former:
             site.offset.copy_(offset + (site.offset - offset) * scale)
+        for gain in self._gains:
+            gain.clamp_(0.0, 1.0)  # or its way back would be as long as the way out
         return loss
 
 
@@ -116,11 +132,11 @@ def set_rates(optimizers: Sequence[torch.optim.Optimizer], spec: TrainSpec, step
     """Give every optimizer its rate for optimizer step ``step`` (from 0), and return that of the weights."""
     rate = learning_rate(spec, step, steps_per_epoch)
     if any(isinstance(optimizer, StepAdam) for optimizer in optimizers):
-        rate *= step >= spec.warmup_epochs * steps_per_epoch * _LEAD
+        rate *= step >= math.floor(spec.warmup_epochs * steps_per_epoch * _LEAD)
     of_steps = spec.step_rate * (1 + math.cos(math.pi * step / (spec.epochs * steps_per_epoch))) / 2
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = of_steps if isinstance(optimizer, StepAdam) else rate
+            group["lr"] = of_steps * group["share"] if isinstance(optimizer, StepAdam) else rate
     return rate
 
 
@@ -139,17 +155,21 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.values = {name: value.detach().clone() for name, value in _state(model).items()}
+        # Half precision would not move at all: a change by one part in a thousand is below its last digit.
+        self.values = {name: _wide(value.detach().clone()) for name, value in _state(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, index: int) -> None:
         """Take in the model after optimizer step ``index`` (from 1)."""
         decay = min(self.decay, (1 + index) / (10 + index))
         for name, value in _state(model).items():
+            kept = self.values.setdefault(name, _wide(value.detach().clone()))
             if value.is_floating_point():
-                self.values[name].lerp_(value, 1.0 - decay)
+                wide = _wide(value)
+                # What is infinite (a mask) is no number to average: inf - inf is none.
+                kept.copy_(torch.where(kept.isfinite() & wide.isfinite(), kept.lerp(wide, 1.0 - decay), wide))
             else:
-                self.values[name].copy_(value)
+                kept.copy_(value)
 
     @contextlib.contextmanager
     def shown(self, model: nn.Module) -> Iterator[None]:
@@ -164,6 +184,10 @@ class Average:
     def give(self, model: nn.Module) -> None:
         """Leave the average in the model."""
         _copy(self.values, model)
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 @torch.no_grad()

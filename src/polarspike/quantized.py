@@ -191,9 +191,11 @@ def _require_quantized(verb: str, qann: object) -> QuantizedNetwork:
 
 def respecify(qann: QuantizedNetwork, name: str, spec: SiteSpec, step: Tensor) -> None:
     """Give one site other levels, gain and step, in place; what was learned there is forgotten."""
-    former = qann.network.get_submodule(name)
-    site = PolarityQuantizer(spec, name).to(qann.sites()[name].start.device)
+    former = qann.sites()[name]
+    site = PolarityQuantizer(spec, name).to(former.start.device, former.start.dtype)
     site.set_step(step)
-    site.requires_grad_(all(parameter.requires_grad for parameter in former.parameters()))
+    kept = {key: parameter.requires_grad for key, parameter in former.named_parameters()}
+    for key, parameter in site.named_parameters():
+        parameter.requires_grad_(kept.get(key, True))
     site.train(former.training)
     qann.network.set_submodule(name, site)

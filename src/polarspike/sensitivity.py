@@ -3,9 +3,10 @@
 For small errors e of the outputs of sites, elements and sites taken as independent, the loss of an answer grows by
 
     classes   KL(softmax(z) || softmax(z + dz))  =  1/2 sum_j F_j e_j^2,     F_j = E_(y ~ softmax(z)) (d log p_y / dx_j)^2
-    values    |dz|^2 / |z|^2                      =  sum_j G_j e_j^2,        G_j = E_r (d (r . z) / dx_j)^2 / |z|^2
+    values    |dz|^2 / P                          =  sum_j G_j e_j^2,        G_j = E_r (d (r . z) / dx_j)^2 / P
 
-with the Fisher information F, estimated from one drawn class per image, or the squared Jacobian G, from random signs r.
+with the Fisher information F, estimated from one drawn class per image, or the squared Jacobian G, from random signs r;
+P is the mean of |z|^2 over the images of a batch.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ def sensitivities(
         with evaluating(qann), qann.float_activations(), torch.enable_grad():
             for inputs in batches:
                 leaves = [leaf for leaf in pytree.tree_leaves(apply(qann, to_device(inputs, device))) if _floats(leaf)]
+                if not leaves or any(leaf.dim() == 0 for leaf in leaves):
+                    raise SpecError("expected outputs of float numbers with the images in dimension 0, got none")
                 images += leaves[0].shape[0]
                 _score(leaves, answers, generator).backward()  # type: ignore[no-untyped-call]
     finally:
@@ -94,8 +97,8 @@ def _score(leaves: list[Tensor], answers: Answers, generator: torch.Generator) -
         parts = []
         for leaf in leaves:
             signs = torch.randint(0, 2, leaf.shape, generator=generator).to(leaf).mul_(2.0).sub_(1.0)
-            power = leaf.detach().flatten(1).square().sum(1).clamp(min=1e-30)
-            parts.append(((leaf * signs).flatten(1).sum(1) / power.sqrt()).sum())
+            power = float(leaf.detach().double().square().sum()) / max(1, len(leaf))
+            parts.append((leaf * signs).sum() * (power**-0.5 if power > 0.0 else 0.0))
         return torch.stack(parts).sum()
     parts = []
     for leaf in leaves:

@@ -299,9 +299,9 @@ class TrainSpec(Spec):
         distillation: weight of the teacher's term in [0, 1]; the labels keep ``1 - distillation``. None is 0.5 with a
             teacher and 0 without; a number above 0 needs a teacher.
         temperature: softens both sides of the distillation term.
-        step_rate: the rate at which the steps and learned gains of sites move, as parts of themselves, under Adam and a
-            cosine without warm-up; the weights wait for them in the first quarter of the warm-up. 0 leaves them to the
-            optimizer of the weights, with the gradient of learned-step-size quantization as it is.
+        step_rate: the rate at which the steps of sites move, as parts of themselves, under Adam and a cosine without
+            warm-up, and learned gains at a tenth of it; the weights wait for them in the first quarter of the warm-up. 0
+            leaves them to the optimizer of the weights, with the gradient of learned-step-size quantization as it is.
         averaging: decay of a running average of weights, steps and buffers over the optimizer's steps, in [0, 1); the
             average is what is validated, and what training leaves. 0 for none.
         activity: weight in the loss of the mean number of spikes per neuron and image; needs a quantized network.

@@ -43,7 +43,8 @@ class Convert(NetworkCommand):
         correct_bias: shift biases after calibration, so that every mean is what it was.
         reconstruct: fit weights and steps layer by layer after calibration, without labels.
         budget: the most that an image may cost at T = 1, in units of --resource: each site then gets its own levels, at most
-            those of --quant, and its own step. 0 for none.
+            those of --quant, and its own step. What --reconstruct, --correct-bias and --distill do afterwards moves
+            codes again, by some percent. 0 for none.
         resource: what the budget limits: events, unit spikes, joules (convention b, int8) or bits.
         distill: optimizer steps of distillation from the float network on the images, last of all and without labels; 0 for
             none. Outputs (batch, classes) are read as scores of classes. The more images, the better (--images-count).
