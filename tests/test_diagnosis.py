@@ -18,7 +18,7 @@ from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import SiteSpec
 from tests.networks import network, signal
 
-SPEC = ps.QuantSpec(negative=3, positive=7)
+SPEC = ps.QuantSpec(negative=3, positive=7, init="entropy")  # a start that leaves something to advise
 
 
 def quantized(name: str, spec: ps.QuantSpec = SPEC) -> ps.QuantizedNetwork:
@@ -187,7 +187,7 @@ def keeps_its_promise(before: Diagnosis, after: Diagnosis) -> None:
 
 
 def test_advice_on_clipping_works() -> None:
-    x, spec = normal(32, 3, 8, 8), ps.QuantSpec(positive=7)
+    x, spec = normal(32, 3, 8, 8), ps.QuantSpec(positive=7, init="entropy")
     before = diagnose(direct(spec, x), [x])
     assert before.sites["site"].clipping > 0.9 * before.sites["site"].error
     assert before.sites["site"].advice.changes == {"init": "mse"}
@@ -263,7 +263,11 @@ def test_following_keeps_the_overrides_that_still_own_a_site() -> None:
     x = signal("plain", batch=32)
     names = list(quantized("plain").sites())
     spec = ps.QuantSpec(
-        overrides={names[0]: ps.QuantSpec(positive=255, init="mse"), names[1]: ps.QuantSpec(positive=3)}
+        init="entropy",
+        overrides={
+            names[0]: ps.QuantSpec(positive=255, init="mse"),
+            names[1]: ps.QuantSpec(positive=3, init="entropy"),
+        },
     )
     diagnosis = diagnose(quantized("plain", spec), [x], effects=False)
     assert list(diagnosis.advised) == names[1:]

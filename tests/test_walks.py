@@ -15,7 +15,7 @@ from polarspike.errors import InputError
 from polarspike.walks import timing_of
 from tests.networks import CURVED, calibrated, network, signal
 
-SPEC = ps.QuantSpec(3, 5)
+SPEC = ps.QuantSpec(3, 5, init="entropy")  # fine steps: few samples must not fall into the same codes
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 
