@@ -1,4 +1,7 @@
-"""The published experiments as plain values; the files in recipes/ say what each costs and what to expect of it."""
+"""The published experiments as plain values; the files in recipes/ say what each costs and what to expect of it.
+
+Start and rate of the steps are those with which the published figures were taken, not the present defaults.
+"""
 
 from polarspike.experiment import Recipe
 from polarspike.specs import QuantSpec, TrainSpec
@@ -9,8 +12,8 @@ DEMO = Recipe(
     model="cnn",
     batch_size=64,
     ann=TrainSpec(epochs=5, learning_rate=0.1),
-    quant=QuantSpec(negative=0, positive=15),
-    qann=TrainSpec(epochs=10, learning_rate=0.1, warmup_epochs=0.5),
+    quant=QuantSpec(negative=0, positive=15, init="entropy"),
+    qann=TrainSpec(epochs=10, learning_rate=0.1, warmup_epochs=0.5, step_rate=0.0),
 )
 
 # Command, cost and expected result: recipes/fashion_mnist.py
