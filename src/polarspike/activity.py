@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from polarspike import ops
 from polarspike.errors import SpecError
+from polarspike.modules import hooked
 from polarspike.quantizers import PolarityQuantizer
 
 
@@ -60,9 +61,5 @@ def counted(model: nn.Module) -> Iterator[Activity]:
             "without quantizers; call polarspike.quantize first, or set activity=0"
         )
     activity = Activity()
-    handles = [site.register_forward_pre_hook(activity._see) for site in sites]
-    try:
+    with hooked(site.register_forward_pre_hook(activity._see) for site in sites):
         yield activity
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -14,36 +14,27 @@ quantized, and the budget tightened until the measurement keeps it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from polarspike.candidates import Option, Resource, amount, candidates, cost, least_loss, within
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
-from polarspike.distortion import distortion
 from polarspike.energy import CostTable, estimate_energy
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.information import best_step, code_probabilities
 from polarspike.inputs import Inputs, batch_size, batches_of, to_device
-from polarspike.laws import Law
-from polarspike.modules import apply, device_of, evaluating
+from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.observation import observe
 from polarspike.quantized import QuantizedNetwork, require_calibrated, respecify
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sensitivity import Answers, sensitivities
-from polarspike.specs import SiteSpec
 from polarspike.tables import aligned
 
-#: What a budget limits.
-Resource = Literal["events", "spikes", "joules", "bits"]
-
-_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 24, 31, 48, 63, 96, 127, 255)
-_STRETCHES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.8, 2.0, 2.3, 2.7, 3.2)  # of the step of least square error
 _ROUNDS = 10
 _CLOSE = 0.98  # of the budget
 _WIDTH = 120
@@ -146,9 +137,8 @@ def allocate(
     laws = {name: seen.by_step.law() for name, seen in observe(qann, kept).items()}
     weights = sensitivities(qann, kept, answers)
     meter = _Meter(qann, kept, resource, table)
-    before = meter.measure()
     options = {
-        name: _options(site, laws[name], weights[name], meter.units(name, site), resource)
+        name: candidates(site, laws[name], weights[name], meter.units(name, site), resource)
         for name, site in qann.sites().items()
     }
     try:
@@ -157,30 +147,30 @@ def allocate(
         for name, site in former.items():
             qann.network.set_submodule(name, site)
         raise
-    return Allocation(resource, budget, before, spent, _rows(qann, former, chosen, meter))
+    return Allocation(resource, budget, meter.before, spent, _rows(qann, former, chosen, meter))
 
 
 def _settle(
-    qann: QuantizedNetwork, options: Mapping[str, list[_Option]], meter: _Meter, budget: float, resource: Resource
-) -> tuple[dict[str, _Option], float]:
+    qann: QuantizedNetwork, options: Mapping[str, list[Option]], meter: _Meter, budget: float, resource: Resource
+) -> tuple[dict[str, Option], float]:
     """Apply the choice whose measured cost comes closest to the budget from below; the laws only predict it."""
     cheapest = {name: min(site, key=lambda option: option.cost) for name, site in options.items()}
-    best: tuple[dict[str, _Option], float] | None = None
+    best: tuple[dict[str, Option], float] | None = None
     allowed, highest = budget - meter.fixed, math.inf
     for _ in range(_ROUNDS):
-        chosen = _within(options, allowed) or cheapest
+        chosen = within(options, allowed) or cheapest
         _apply(qann, chosen)
         spent = meter.measure()
         if spent <= budget and (best is None or spent > best[1]):
             best = chosen, spent
-        if _CLOSE * budget <= spent <= budget or (spent <= budget and chosen == _least_loss(options)):
+        if _CLOSE * budget <= spent <= budget or (spent <= budget and chosen == least_loss(options)):
             break
         suggested = allowed * (budget - meter.fixed) / max(spent - meter.fixed, 1e-300) * 0.995
         if spent > budget:
             if chosen is cheapest:
                 break
             # Below the predicted cost of what has just been measured, so that the next choice is another one.
-            highest = min(highest, _cost(chosen))
+            highest = min(highest, cost(chosen))
             allowed = min(suggested, 0.999 * highest)
         else:
             allowed = suggested if suggested < highest else (allowed + highest) / 2.0
@@ -194,117 +184,13 @@ def _settle(
             )
         best = cheapest, spent
     _apply(qann, best[0])
-    meter.codes = meter._codes()
+    meter.see()
     return best
 
 
-def _cost(choice: Mapping[str, _Option]) -> float:
-    return sum(option.cost for option in choice.values())
-
-
-def _apply(qann: QuantizedNetwork, chosen: Mapping[str, _Option]) -> None:
+def _apply(qann: QuantizedNetwork, chosen: Mapping[str, Option]) -> None:
     for name, option in chosen.items():
         respecify(qann, name, option.spec, option.step)
-
-
-@dataclass(frozen=True, eq=False)  # compared by identity: tensors have no single answer
-class _Option:
-    spec: SiteSpec
-    step: Tensor
-    loss: float
-    cost: float
-
-
-@torch.no_grad()
-def _options(site: PolarityQuantizer, law: Law, weight: Tensor, units: float, resource: Resource) -> list[_Option]:
-    """Every candidate of one site; ``units`` is the cost per neuron's event, spike or bit, over all its neurons."""
-    spec, gain = site.spec, float(site.gain)
-    # A learned gain is what the site stands for now; a fixed one stands beside the slope of the operator.
-    slope = gain if spec.learned_gain else spec.slope
-    found = []
-    for negative, positive in _levels(spec):
-        kept_gain = gain if negative else 1.0
-        candidate = dataclasses.replace(spec, negative=negative, positive=positive, learned_gain=False, gain=kept_gain)
-        if negative and spec.learned_gain:
-            candidate = dataclasses.replace(candidate, learned_gain=True)
-        best = best_step((negative, positive), "mse", law, kept_gain if negative else 1.0)
-        best = torch.where(best > 0, best, best[best > 0].median() if bool((best > 0).any()) else 1.0)
-        for stretch in _STRETCHES:
-            step = best * stretch
-            if spec.ceiling is not None:
-                step = step.clamp(max=spec.ceiling / positive)
-            error = distortion(law, (negative, positive), step, kept_gain, slope, spec.ceiling).error
-            codes = code_probabilities(law, (negative, positive), step)
-            found.append(
-                _Option(
-                    candidate,
-                    (step if spec.channels else step[0]).float(),
-                    float((error.cpu() * weight).sum()),
-                    units * float(_amount(codes, negative, resource).mean()),
-                )
-            )
-    return found
-
-
-def _amount(codes: Tensor, negative: int, resource: Resource) -> Tensor:
-    """Events, spikes or bits per neuron from the probabilities of its codes, (G, N + P + 1) -> (G,)."""
-    if resource == "events":
-        return 1.0 - codes[:, negative]
-    if resource == "bits":
-        bits: Tensor = -torch.special.xlogy(codes, codes).sum(1) / math.log(2.0)
-        return bits
-    sizes = (torch.arange(codes.shape[1], dtype=codes.dtype, device=codes.device) - negative).abs()
-    spikes: Tensor = (codes * sizes).sum(1)
-    return spikes
-
-
-def _levels(spec: SiteSpec) -> list[tuple[int, int]]:
-    """The levels a site may get: not more than it has, negative ones in the same ratio or none."""
-    found = []
-    for positive in sorted({size for size in _SIZES if size < spec.positive} | {spec.positive}):
-        if spec.negative:
-            found.append((max(1, round(spec.negative * positive / spec.positive)), positive))
-        if spec.negative == 0 or spec.slope < 1.0:
-            found.append((0, positive))
-    return found
-
-
-def _least_loss(options: Mapping[str, list[_Option]], price: float = 0.0) -> dict[str, _Option]:
-    """What every site takes if a unit of the budget costs ``price``."""
-    return {name: min(site, key=lambda o: (o.loss + price * o.cost, o.cost)) for name, site in options.items()}
-
-
-def _within(options: Mapping[str, list[_Option]], allowed: float) -> dict[str, _Option] | None:
-    """The choice of least loss whose predicted cost is at most ``allowed``; None where there is none."""
-    free = _least_loss(options)
-    if _cost(free) <= allowed:
-        return free
-    if sum(min(option.cost for option in site) for site in options.values()) > allowed:
-        return None
-    low, high = 0.0, 1e-12
-    while _cost(_least_loss(options, high)) > allowed and high < 1e300:
-        low, high = high, high * 10.0
-    for _ in range(60):
-        middle = (low + high) / 2.0 if low == 0.0 else math.sqrt(low * high)
-        low, high = (low, middle) if _cost(_least_loss(options, middle)) <= allowed else (middle, high)
-    chosen = _least_loss(options, high)
-    return _filled(chosen, options, allowed) if _cost(chosen) <= allowed else None
-
-
-def _filled(chosen: dict[str, _Option], options: Mapping[str, list[_Option]], allowed: float) -> dict[str, _Option]:
-    """The choice with what a price leaves unspent spent, too: the best exchange at one site that fits, again and again."""
-    while True:
-        left = allowed - _cost(chosen)
-        better = [
-            ((former.loss - option.loss) / max(option.cost - former.cost, 1e-300), name, option)
-            for name, former in chosen.items()
-            for option in options[name]
-            if option.loss < former.loss and option.cost - former.cost <= left
-        ]
-        if not better:
-            return chosen
-        _, name, option = max(better, key=lambda row: row[0])
-        chosen = {**chosen, name: option}
 
 
 class _Meter:
@@ -322,7 +208,10 @@ class _Meter:
             row = estimate_energy(counts, self.table).row("b")
             self.fixed = (row.joules - row.spikes_pj * 1e-12) / counts.images
             self._prices = _prices(counts, self.table.add_pj("int8") * 1e-12)
-        self.codes = self._codes()
+        self.codes: dict[str, Tensor] = {}
+        self.before = self.measure()
+        if resource == "joules":
+            self.see()
 
     def units(self, name: str, site: PolarityQuantizer) -> float:
         """Cost per image of one event, spike or bit at every neuron of a site."""
@@ -334,7 +223,7 @@ class _Meter:
         if self.resource == "joules":
             counts = self._counts()
             return estimate_energy(counts, self.table).row("b").joules / counts.images
-        self.codes = self._codes()
+        self.see()
         index = ("events", "spikes", "bits").index(self.resource)
         return sum(self.of(name)[index] for name in self.codes)
 
@@ -344,7 +233,7 @@ class _Meter:
         negative = self.qann.sites()[name].levels[0]
         shares = (counts / counts.sum()).unsqueeze(0)
         neurons = float(counts.sum()) / self._images
-        amounts = {kind: neurons * float(_amount(shares, negative, kind)) for kind in get_args(Resource)}
+        amounts = {kind: neurons * float(amount(shares, negative, kind)) for kind in get_args(Resource)}
         return amounts["events"], amounts["spikes"], amounts["bits"]
 
     @property
@@ -355,8 +244,8 @@ class _Meter:
         return count_operations(convert(self.qann), to_device(self.batches[0], device_of(self.qann)))
 
     @torch.no_grad()
-    def _codes(self) -> dict[str, Tensor]:
-        """How often each code occurs at every site, from -N to P, with every site quantized."""
+    def see(self) -> None:
+        """Count how often each code occurs at every site, from -N to P, with every site quantized."""
         sites = self.qann.sites()
         found = {name: torch.zeros(sum(site.levels) + 1, dtype=torch.float64) for name, site in sites.items()}
 
@@ -368,14 +257,10 @@ class _Meter:
             site.register_forward_pre_hook(lambda site, inputs, name=name: look(name, site, inputs[0]))
             for name, site in sites.items()
         ]
-        try:
-            with evaluating(self.qann):
-                for inputs in self.batches:
-                    apply(self.qann, to_device(inputs, device_of(self.qann)))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found
+        with hooked(handles), evaluating(self.qann):
+            for inputs in self.batches:
+                apply(self.qann, to_device(inputs, device_of(self.qann)))
+        self.codes = found
 
 
 def _prices(counts: OperationCounts, add: float) -> dict[str, float]:
@@ -394,7 +279,7 @@ def _prices(counts: OperationCounts, add: float) -> dict[str, float]:
 
 @torch.no_grad()
 def _rows(
-    qann: QuantizedNetwork, former: Mapping[str, PolarityQuantizer], chosen: Mapping[str, _Option], meter: _Meter
+    qann: QuantizedNetwork, former: Mapping[str, PolarityQuantizer], chosen: Mapping[str, Option], meter: _Meter
 ) -> dict[str, AllocatedSite]:
     rows = {}
     for name, site in qann.sites().items():

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import batches_of, to_device
-from polarspike.modules import apply, device_of, evaluating
+from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
 from polarspike.synaptic import (
     SynapticLayer,
@@ -219,11 +219,8 @@ def _hooked(
         network.network.get_submodule(holder).register_forward_hook(lambda _, __, y, row=row: look(row, y))
         for holder, row in rows.items()
     ]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _depths(qann: QuantizedNetwork, layers: list[SynapticLayer]) -> dict[str, int]:

@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from polarspike.advice import Advice, SiteLaws, advise
 from polarspike.distortion import Shares, decibels, distortion
 from polarspike.errors import SpecError
 from polarspike.information import code_probabilities, entropy
-from polarspike.inputs import Inputs, batches_of, to_device
+from polarspike.inputs import Inputs, batches_of, float_leaves, to_device
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.observation import Observed, observe
 from polarspike.quantized import QuantizedNetwork
@@ -270,8 +269,7 @@ def _effects(
 
 def _signals(output: Any) -> list[Tensor]:
     """The float leaves of an output, in float64."""
-    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return [leaf.double() for leaf in leaves]
+    return [leaf.double() for leaf in float_leaves(output)]
 
 
 def _relative(got: list[Tensor], expected: list[Tensor]) -> float:

@@ -11,10 +11,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import Inputs, batches_of, map_inputs, to_device
+from polarspike.inputs import Inputs, batches_of, float_leaves, map_inputs, to_device
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
 from polarspike.sensitivity import Answers
@@ -140,7 +139,7 @@ def _answered(
         for inputs, _ in batches_of(batches):
             inputs = to_device(inputs, device)
             inputs = map_inputs(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
-            pairs.append((inputs, [leaf.clone() for leaf in _floats(apply(goal, inputs))]))
+            pairs.append((inputs, [leaf.clone() for leaf in float_leaves(apply(goal, inputs))]))
             if not all(bool(leaf.isfinite().all()) for leaf in pairs[-1][1]):
                 raise CalibrationError(
                     f"distill, batch {len(pairs) - 1}: the float network answers NaN or Inf; look for it in this batch, "
@@ -170,7 +169,7 @@ def _descend(qann: QuantizedNetwork, pairs: list[_Pair], answers: Answers, steps
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * index / steps))
             inputs, wanted = pairs[next(order)]
-            loss = _distance(_floats(apply(qann, inputs)), wanted, answers) / scale
+            loss = _distance(float_leaves(apply(qann, inputs)), wanted, answers) / scale
             if not bool(loss.isfinite()):
                 raise CalibrationError(
                     f"distill, step {index}: the error became {float(loss.detach())}; lower learning_rate (the network is "
@@ -200,7 +199,7 @@ def _endless(count: int, seed: int) -> Iterator[int]:
 
 @torch.no_grad()
 def _error(qann: QuantizedNetwork, pairs: list[_Pair], answers: Answers) -> float:
-    distance = sum(float(_distance(_floats(apply(qann, inputs)), wanted, answers)) for inputs, wanted in pairs)
+    distance = sum(float(_distance(float_leaves(apply(qann, inputs)), wanted, answers)) for inputs, wanted in pairs)
     ratio = distance / _scale(pairs, answers)
     return math.sqrt(ratio) if answers == "values" else ratio
 
@@ -220,10 +219,6 @@ def _scale(pairs: list[_Pair], answers: Answers) -> float:
     if answers == "values":
         return max(sum(float(leaf.double().square().sum()) for leaf in leaves), 1e-30)
     return float(sum(leaf.numel() // leaf.shape[1] for leaf in leaves))
-
-
-def _floats(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _check_arguments(qann: object, reference: object, answers: object, steps: object, learning_rate: object) -> None:

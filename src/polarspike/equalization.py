@@ -14,7 +14,7 @@ from polarspike.capture import capture, check_capture
 from polarspike.errors import CalibrationError
 from polarspike.graph import finish
 from polarspike.inputs import Inputs, batches_of, to_device
-from polarspike.modules import apply, device_of, evaluating
+from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.operator_table import Meaning
 from polarspike.operators import argument, base_of, describe_target, meaning_of
 from polarspike.synaptic import SynapticLayer, synaptic_layers
@@ -173,11 +173,8 @@ def _dimensions(network: fx.GraphModule, example: Inputs) -> dict[str, int]:
         for name, part in network.named_modules()
         if isinstance(part, nn.Linear)
     ]
-    try:
+    with hooked(handles):
         apply(network, example)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 
@@ -209,14 +206,10 @@ def _balance_signals(network: fx.GraphModule, pairs: list[Pair], batches: Iterab
         for pair in pairs
     ]
     device, seen = device_of(network), 0
-    try:
-        with evaluating(network):
-            for inputs, _ in batches_of(batches):
-                seen += 1
-                apply(network, to_device(inputs, device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(network):
+        for inputs, _ in batches_of(batches):
+            seen += 1
+            apply(network, to_device(inputs, device))
     if not seen:
         raise CalibrationError("equalize: expected at least one batch, got an empty loader")
     for pair in pairs:

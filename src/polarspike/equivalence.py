@@ -23,7 +23,7 @@ from polarspike.inputs import (
     tensors_of,
     to_device,
 )
-from polarspike.modules import apply, device_of, evaluating
+from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.proof import Proof, SiteComparison
 from polarspike.quantized import QuantizedNetwork, refine
 from polarspike.simulator import simulate
@@ -225,12 +225,8 @@ def _recording(sites: dict[str, Any], record: _Record) -> Iterator[None]:
 
         return hook
 
-    handles = [site.register_forward_hook(keep(name)) for name, site in sites.items()]
-    try:
+    with hooked(site.register_forward_hook(keep(name)) for name, site in sites.items()):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _run_quantized(qann: QuantizedNetwork, inputs: Inputs, forced: dict[str, Tensor] | None = None) -> _Record:
@@ -249,11 +245,8 @@ def _forcing(sites: dict[str, Any], codes: dict[str, Tensor]) -> Iterator[None]:
         )
         for name, value in codes.items()
     ]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _run_spiking(snn: SpikingNetwork, frames: list[Inputs], tallies: dict[str, _Tally] | None = None) -> _Record:

@@ -141,6 +141,11 @@ def plain_output(answer: Any, leaf: Callable[[Any], Any] = lambda value: value) 
     return leaf(answer)
 
 
+def float_leaves(answer: Any) -> list[Tensor]:
+    """The float tensors of an answer in any containers, in order: what means, errors and losses are taken over."""
+    return [leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
 def batch_size(inputs: Inputs) -> int:
     """The length of dimension 0 of the first tensor."""
     tensors = tensors_of(inputs)

@@ -1,13 +1,14 @@
-"""Small tools for any module: call it, find its device, put it into evaluation mode for a while."""
+"""Small tools for any module: call it, find its device, put it into evaluation mode for a while, let hooks go."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from polarspike.inputs import Inputs, as_call
 
@@ -23,6 +24,17 @@ def device_of(network: nn.Module) -> torch.device:
     for tensor in (*network.parameters(), *network.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Within this context these hooks stay; they are removed at its end."""
+    kept = list(handles)
+    try:
+        yield
+    finally:
+        for handle in kept:
+            handle.remove()
 
 
 @contextlib.contextmanager

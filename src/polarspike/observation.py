@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polarspike.errors import CalibrationError, InputError
 from polarspike.inputs import batches_of, to_device
-from polarspike.modules import apply, device_of, evaluating
+from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.operator_table import Meaning
 from polarspike.operators import meaning_of
 from polarspike.quantized import QuantizedNetwork
@@ -71,14 +71,10 @@ def observe(
         site.register_forward_pre_hook(lambda module, inputs, name=name: watch(name, inputs[0]))
         for name, site in sites.items()
     ]
-    try:
-        with evaluating(qann), qann.float_activations():
-            for inputs, _ in batches_of(batches):
-                position += 1
-                apply(qann, to_device(inputs, device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluating(qann), qann.float_activations():
+        for inputs, _ in batches_of(batches):
+            position += 1
+            apply(qann, to_device(inputs, device))
     if position < 0:
         raise CalibrationError(
             "calibration batches: expected at least one batch, got an empty loader; check the dataset's size against "

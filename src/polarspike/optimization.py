@@ -163,9 +163,14 @@ class Average:
         """Take in the model after optimizer step ``index`` (from 1)."""
         decay = min(self.decay, (1 + index) / (10 + index))
         for name, value in _state(model).items():
-            kept = self.values.setdefault(name, _wide(value.detach().clone()))
-            if value.is_floating_point():
-                wide = _wide(value)
+            wide = _wide(value)
+            if name not in self.values:
+                self.values[name] = wide.clone()
+                continue
+            kept = self.values[name]
+            if isinstance(value, nn.Parameter):
+                kept.lerp_(wide, 1.0 - decay)
+            elif value.is_floating_point():
                 # What is infinite (a mask) is no number to average: inf - inf is none.
                 kept.copy_(torch.where(kept.isfinite() & wide.isfinite(), kept.lerp(wide, 1.0 - decay), wide))
             else:

@@ -37,7 +37,7 @@ def prune(qann: QuantizedNetwork, gain: float = 0.05) -> tuple[str, ...]:
     for name, site in qann.sites().items():
         if site.spec.negative and float(site.gain) <= gain:
             spec = dataclasses.replace(site.spec, negative=0, gain=1.0, learned_gain=False)
-            slim = PolarityQuantizer(spec, name).to(site.start.device, site.start.dtype).adopt(site)
+            slim = PolarityQuantizer(spec, name).adopt(site)
             slim.raw_gain = None
             slim.train(site.training)
             qann.network.set_submodule(name, slim)

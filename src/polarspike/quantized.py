@@ -15,7 +15,7 @@ from polarspike import passes
 from polarspike.errors import CalibrationError, InputError, SpecError
 from polarspike.graph import finish, modules_of
 from polarspike.inputs import Signature, bind, tensors_of
-from polarspike.modules import evaluating
+from polarspike.modules import evaluating, hooked
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import QuantSpec, SiteSpec
 
@@ -142,13 +142,9 @@ def _layers_of_vectors(qann: QuantizedNetwork) -> set[str]:
         if isinstance(part, nn.Linear)
     ]
     first = next(qann.parameters())
-    try:
-        with qann.float_activations(), evaluating(qann):
-            shapes = qann._named_signature.shapes
-            qann(**{name: first.new_zeros(2, *shape) for name, shape in shapes})
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), qann.float_activations(), evaluating(qann):
+        shapes = qann._named_signature.shapes
+        qann(**{name: first.new_zeros(2, *shape) for name, shape in shapes})
     return found
 
 

@@ -17,11 +17,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils import _pytree as pytree
 
 from polarspike.errors import SpecError
-from polarspike.inputs import Inputs, to_device
-from polarspike.modules import apply, device_of, evaluating
+from polarspike.inputs import Inputs, float_leaves, to_device
+from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.observation import channel_dim
 from polarspike.quantized import QuantizedNetwork
 
@@ -72,23 +71,17 @@ def sensitivities(
     try:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        with evaluating(qann), qann.float_activations(), torch.enable_grad():
+        with hooked(handles), evaluating(qann), qann.float_activations(), torch.enable_grad():
             for inputs in batches:
-                leaves = [leaf for leaf in pytree.tree_leaves(apply(qann, to_device(inputs, device))) if _floats(leaf)]
+                leaves = float_leaves(apply(qann, to_device(inputs, device)))
                 if not leaves or any(leaf.dim() == 0 for leaf in leaves):
                     raise SpecError("expected outputs of float numbers with the images in dimension 0, got none")
                 images += leaves[0].shape[0]
                 _score(leaves, answers, generator).backward()  # type: ignore[no-untyped-call]
     finally:
-        for handle in handles:
-            handle.remove()
         for parameter in frozen:
             parameter.requires_grad_(True)
     return {name: total / max(1, images) for name, total in sums.items()}
-
-
-def _floats(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def _score(leaves: list[Tensor], answers: Answers, generator: torch.Generator) -> Tensor:

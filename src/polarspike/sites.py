@@ -86,6 +86,7 @@ class Site(nn.Module):
     def adopt(self, other: Site) -> Self:
         """Copy another site's step and gain, bit for bit, with what was learned; return self."""
         self.start = other.start.detach().clone()
+        self.bounds = self.bounds.to(other.start.device)
         self.offset = nn.Parameter(other.offset.detach().clone(), requires_grad=other.offset.requires_grad)
         if other.raw_gain is not None:
             self.raw_gain = nn.Parameter(other.raw_gain.detach().clone(), requires_grad=other.raw_gain.requires_grad)

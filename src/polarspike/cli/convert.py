@@ -11,8 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from polarspike.allocation import Resource
 from polarspike.calibration import calibrate
+from polarspike.candidates import Resource
 from polarspike.checkpoint import save
 from polarspike.cli.command import show, tell
 from polarspike.cli.files import load_quantized
@@ -117,9 +117,9 @@ class Convert(NetworkCommand):
             show(f"  {row}")
         if len(rows) > _ROWS:
             show(f"  ... and {len(rows) - _ROWS} more sites (all of them: polarspike diagnose)")
-        if network.batches is not None and self.budget:
-            show(within_budget(qann, network.batches, self.budget, self.resource))
         if network.batches is not None:
+            if self.budget:
+                show(within_budget(qann, network.batches, self.budget, self.resource))
             improved(
                 qann,
                 network.batches,

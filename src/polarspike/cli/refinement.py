@@ -9,10 +9,11 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from polarspike.allocation import Allocation, Resource, allocate
+from polarspike.allocation import Allocation, allocate
+from polarspike.candidates import Resource
 from polarspike.cli.command import show, tell
+from polarspike.inputs import float_leaves
 from polarspike.modules import evaluating
 from polarspike.quantized import QuantizedNetwork
 from polarspike.sensitivity import Answers
@@ -93,7 +94,7 @@ class Likeness:
         error, power, agreeing, total, classes = 0.0, 0.0, 0, 0, True
         with evaluating(model):
             for images in batches:
-                wanted, got = _floats(model(images)), _floats(snn(images, timesteps=timesteps))
+                wanted, got = float_leaves(model(images)), float_leaves(snn(images, timesteps=timesteps))
                 error += sum(float((a.double() - b.double()).square().sum()) for a, b in zip(got, wanted, strict=True))
                 power += sum(float(a.double().square().sum()) for a in wanted)
                 classes &= len(wanted) == 1 and wanted[0].dim() == 2 and wanted[0].shape[1] > 1
@@ -106,7 +107,3 @@ class Likeness:
         if self.agreeing is not None:
             line += f"; same first class for {self.agreeing} of {self.total} images ({self.agreeing / self.total:.1%})"
         return line
-
-
-def _floats(output: object) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

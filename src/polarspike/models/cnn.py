@@ -7,6 +7,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from polarspike.models.initialization import initialize
+from polarspike.models.layers import conv_norm_relu
 from polarspike.models.registry import register, require_positive
 
 
@@ -21,12 +22,12 @@ class SmallCNN(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             OrderedDict(
-                block1=_block(in_channels, width),  # (N, w, H, W)
+                block1=conv_norm_relu(in_channels, width),  # (N, w, H, W)
                 pool1=nn.MaxPool2d(2, ceil_mode=True),
-                block2=_block(width, 2 * width),  # (N, 2w, H/2, W/2)
-                block3=_block(2 * width, 2 * width),
+                block2=conv_norm_relu(width, 2 * width),  # (N, 2w, H/2, W/2)
+                block3=conv_norm_relu(2 * width, 2 * width),
                 pool2=nn.MaxPool2d(2, ceil_mode=True),
-                block4=_block(2 * width, 4 * width),  # (N, 4w, H/4, W/4)
+                block4=conv_norm_relu(2 * width, 4 * width),  # (N, 4w, H/4, W/4)
             )
         )
         self.pool = nn.AdaptiveAvgPool2d(2)  # (N, 4w, 2, 2)
@@ -37,16 +38,6 @@ class SmallCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (N, classes) of images (N, C, H, W)."""
         return self.head(self.flatten(self.pool(self.features(x))))  # type: ignore[no-any-return]
-
-
-def _block(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
-            norm=nn.BatchNorm2d(outputs),
-            relu=nn.ReLU(),
-        )
-    )
 
 
 @register(image_size=8)

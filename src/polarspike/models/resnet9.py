@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
 
 from polarspike.models.initialization import initialize
+from polarspike.models.layers import conv_norm_relu
 from polarspike.models.registry import register, require_positive
 from polarspike.models.resnet import BasicBlock
 
@@ -22,13 +21,13 @@ class ResNet9(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, width: int) -> None:
         super().__init__()
-        self.stem = _layer(in_channels, width)
-        self.layer1 = _layer(width, 2 * width)
+        self.stem = conv_norm_relu(in_channels, width)
+        self.layer1 = conv_norm_relu(width, 2 * width)
         self.pool1 = nn.MaxPool2d(2, ceil_mode=True)
         self.block1 = BasicBlock(2 * width, 2 * width, stride=1)
-        self.layer2 = _layer(2 * width, 4 * width)
+        self.layer2 = conv_norm_relu(2 * width, 4 * width)
         self.pool2 = nn.MaxPool2d(2, ceil_mode=True)
-        self.layer3 = _layer(4 * width, 8 * width)
+        self.layer3 = conv_norm_relu(4 * width, 8 * width)
         self.pool3 = nn.MaxPool2d(2, ceil_mode=True)
         self.block2 = BasicBlock(8 * width, 8 * width, stride=1)
         self.pool = nn.AdaptiveAvgPool2d(1)  # (N, 8w, 1, 1)
@@ -41,16 +40,6 @@ class ResNet9(nn.Module):
         x = self.block1(self.pool1(self.layer1(self.stem(x))))  # (N, 2w, H/2, W/2)
         x = self.pool3(self.layer3(self.pool2(self.layer2(x))))  # (N, 8w, H/8, W/8)
         return self.head(self.flatten(self.pool(self.block2(x))))  # type: ignore[no-any-return]
-
-
-def _layer(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            conv=nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False),
-            norm=nn.BatchNorm2d(outputs),
-            relu=nn.ReLU(),
-        )
-    )
 
 
 @register(image_size=16)
