@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterable
@@ -12,7 +13,10 @@ from _setting import RUNS, Setting, fine_tuning
 from torch import Tensor, nn
 
 import polarspike as ps
-from polarspike.information import NormalMixture, entropy
+from polarspike.calibration import law_of_batch_norm
+from polarspike.errors import CalibrationError
+from polarspike.information import entropy
+from polarspike.modules import hooked
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.runs import RunDirectory
 
@@ -70,7 +74,7 @@ def _accuracy(network: nn.Module, batches: Any) -> float:
 
 @torch.no_grad()
 def firing(qann: ps.QuantizedNetwork, batches: Iterable[Any]) -> dict[str, Any]:
-    """Events, spikes and negative spikes per neuron and image, in all and (events) at each site, at T = 1."""
+    """Events, spikes and negative spikes per neuron and image, in all and (events) at each site, at T = 1; and neurons."""
     counts: dict[str, Tensor] = {}
     neurons: dict[str, int] = {}
 
@@ -84,30 +88,35 @@ def firing(qann: ps.QuantizedNetwork, batches: Iterable[Any]) -> dict[str, Any]:
         site.register_forward_pre_hook(lambda site, inputs, name=name: look(name, site, inputs[0]))
         for name, site in qann.sites().items()
     ]
-    try:
-        for images, _ in batches:
-            qann(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    images = 0
+    with hooked(handles):
+        for inputs, _ in batches:
+            images += len(inputs)
+            qann(inputs)
     events, spikes, negative = (torch.stack(list(counts.values())).sum(0) / sum(neurons.values())).tolist()
     density = " ".join(f"{name}:{float(count[0]) / neurons[name]:.3f}" for name, count in counts.items())
-    return {"events": events, "spikes": spikes, "negative": negative, "density": density}
+    return {
+        "events": events,
+        "spikes": spikes,
+        "negative": negative,
+        "density": density,
+        "neurons": sum(neurons.values()) // images,
+    }
 
 
 def differing_codes(qann: ps.QuantizedNetwork, where: Setting) -> int:
-    """Codes in which the spiking network differs at T = 1 on a few hundred test images; -1 if the proof is void."""
-    proof = ps.verify(qann, ps.convert(qann), where.batches(where.test, _PROOF_IMAGES))
-    return proof.different
+    """Codes in which the spiking network differs at T = 1 on a few hundred test images."""
+    return ps.verify(qann, ps.convert(qann), where.batches(where.test, _PROOF_IMAGES)).different
 
 
 @torch.no_grad()
-def site_statistics(qann: ps.QuantizedNetwork, where: Setting, law: nn.Module | None) -> dict[str, Any]:
+def site_statistics(qann: ps.QuantizedNetwork, where: Setting, promised: bool = False) -> dict[str, Any]:
     """What the codes of the sites are like on 1,000 training images: means over sites, and each site's figures.
 
     ``bits``: entropy of the codes; ``used``: share of the levels that hold at least one code in a thousand; ``error``:
     square error over the power of the rectified input; ``kurtosis``: excess kurtosis of the input, 0 for a normal law;
-    ``bits_law``: the entropy that the batch norm's own normal laws promise at the same step, where one feeds the site.
+    ``bits_law`` (if ``promised``): the entropy that the batch norm's own normal laws promise at the same step, where one
+    feeds the site.
     """
     rows: dict[str, dict[str, float]] = {}
     inputs: dict[str, list[Tensor]] = {}
@@ -115,12 +124,9 @@ def site_statistics(qann: ps.QuantizedNetwork, where: Setting, law: nn.Module | 
         site.register_forward_pre_hook(lambda _, x, name=name: inputs.setdefault(name, []).append(x[0]))
         for name, site in qann.sites().items()
     ]
-    try:
+    with hooked(handles):
         for images, _ in where.batches(where.train, 1000):
             qann(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, site in qann.sites().items():
         x = torch.cat(inputs[name])
         codes = site.encode(x).long().flatten() + site.levels[0]
@@ -133,9 +139,10 @@ def site_statistics(qann: ps.QuantizedNetwork, where: Setting, law: nn.Module | 
             "error": float((site(x) - target).double().square().sum() / target.double().square().sum()),
             "kurtosis": float(centred.pow(4).mean() / centred.square().mean().square() - 3.0),
         }
-        if law is not None and (promised := _law(qann, name)) is not None:
-            step = site.step.detach().double()
-            rows[name]["bits_law"] = float(entropy(site.levels, step.view(1), promised))
+        if promised:
+            with contextlib.suppress(CalibrationError):  # residual sums have no such law
+                law = law_of_batch_norm(qann, name)
+                rows[name]["bits_law"] = float(entropy(site.levels, site.step.detach().double().view(1), law))
     mean = {
         key: sum(row[key] for row in rows.values() if key in row) / max(1, sum(key in row for row in rows.values()))
         for key in ("bits", "used", "error", "kurtosis", "bits_law")
@@ -147,11 +154,16 @@ def site_statistics(qann: ps.QuantizedNetwork, where: Setting, law: nn.Module | 
     return {**mean, "sites": listed}
 
 
-def _law(qann: ps.QuantizedNetwork, name: str) -> NormalMixture | None:
-    """The normal laws that a batch norm in front of a site promises, as one mixture; None where there is none."""
-    node = next(node for node in qann.network.graph.nodes if node.op == "call_module" and node.target == name)
-    source = node.args[0]
-    norm = qann.network.get_submodule(str(source.target)) if source.op == "call_module" else None
-    if not isinstance(norm, nn.BatchNorm2d):
-        return None
-    return NormalMixture(norm.bias.double().view(1, -1), norm.weight.double().abs().view(1, -1))
+def outcome(qann: ps.QuantizedNetwork, where: Setting, before: dict[str, Any]) -> dict[str, Any]:
+    """What every study of starts and levels reports: accuracy, firing, entropy and error ``before`` training and now."""
+    after = site_statistics(qann, where)
+    fired = firing(qann, where.batches(where.test))
+    return {
+        **accuracies(qann, where),
+        "events": fired["events"],
+        "spikes": fired["spikes"],
+        **{f"{key}_start": before[key] for key in ("bits", "error")},
+        **{f"{key}_end": after[key] for key in ("bits", "error")},
+        "used_end": after["used"],
+        "negative_spikes": fired["negative"],
+    }

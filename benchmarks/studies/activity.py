@@ -8,8 +8,6 @@ that spend less by other means: fewer levels, or ``allocate`` under a half or a 
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from _run import CALIBRATION_IMAGES, RECIPE, accuracies, differing_codes, firing, quantized, tuned
 from _setting import parent, setting
@@ -48,10 +46,9 @@ def run(asked: Row) -> Row:
     qann = quantized(start, where, ps.QuantSpec(negative=0, positive=asked["positive"], init="mse"))
     if asked["means"].startswith("allocate"):
         calibration = [images for images, _ in where.batches(where.train, CALIBRATION_IMAGES)]
-        fired = firing(copy.deepcopy(qann), [(images, None) for images in calibration])
+        fired = firing(qann, where.batches(where.train, CALIBRATION_IMAGES))
         share = 0.5 if asked["means"].endswith("half") else 0.25
-        neurons = sum(site.numel() // len(calibration[0]) for site in _outputs(qann, calibration[0]))
-        ps.allocate(qann, calibration, share * fired["spikes"] * neurons, answers="classes")
+        ps.allocate(qann, calibration, share * fired["spikes"] * fired["neurons"], answers="classes")
     tuned(qann, start, NETWORK, where, EPOCHS, seed, **RECIPE, activity=asked["weight"])
     fired = firing(qann, where.batches(where.test))
     return {
@@ -59,16 +56,6 @@ def run(asked: Row) -> Row:
         **{key: fired[key] for key in ("events", "spikes", "density")},
         "different": differing_codes(qann, where),
     }
-
-
-@torch.no_grad()
-def _outputs(qann: ps.QuantizedNetwork, images: torch.Tensor) -> list[torch.Tensor]:
-    seen: list[torch.Tensor] = []
-    handles = [site.register_forward_hook(lambda _, __, y: seen.append(y)) for site in qann.sites().values()]
-    qann(images)
-    for handle in handles:
-        handle.remove()
-    return seen
 
 
 def main() -> None:

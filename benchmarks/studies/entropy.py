@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from _equal import with_equal_probabilities
-from _run import RECIPE, accuracies, firing, quantized, site_statistics, tuned
+from _run import RECIPE, outcome, quantized, site_statistics, tuned
 from _setting import parent, setting
 from _table import RESULTS, Row, Table, carry_out, options
 from torch import Tensor
@@ -45,17 +45,10 @@ def run(asked: Row) -> Row:
     qann = quantized(start, where, ps.QuantSpec(negative=0, positive=3, init="mse"))
     images, _ = next(iter(where.batches(where.train, 250)))
     with_equal_probabilities(qann, images)
-    before = site_statistics(qann, where, None)
+    before = site_statistics(qann, where)
     tuned(qann, start, NETWORK, where, EPOCHS, seed, **RECIPE)
-    after = site_statistics(qann, where, None)
-    fired = firing(qann, where.batches(where.test))
-    return {
-        **accuracies(qann, where),
-        "events": fired["events"],
-        "spikes": fired["spikes"],
-        **{f"{key}_start": before[key] for key in ("bits", "error")},
-        **{f"{key}_end": after[key] for key in ("bits", "error", "used")},
-    }
+    found = outcome(qann, where, before)
+    return {key: found[key] for key in FOUND}
 
 
 def groups() -> dict[tuple[str, ...], list[dict[str, float]]]:

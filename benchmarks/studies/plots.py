@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,21 @@ def spread(found: Iterable[tuple[Any, float]]) -> tuple[list[Any], list[float], 
     return places, means, [lower, upper]
 
 
+def series(table: list[dict[str, str]], key: str) -> Iterator[tuple[str, str, list[dict[str, str]]]]:
+    """A mark, a value of ``key`` and the rows that have it, for each value in the order of the table."""
+    for mark, value in zip(_MARKS, dict.fromkeys(row[key] for row in table), strict=False):
+        yield mark, value, [row for row in table if row[key] == value]
+
+
+def column(table: list[dict[str, str]], key: str) -> list[float]:
+    """The numbers of one column."""
+    return [float(row[key]) for row in table]
+
+
 def sensitivity(axes: Any) -> None:
     """Accuracy against the factor on the first steps, a line for each strategy."""
-    table = rows("sensitivity")
-    for mark, strategy in zip(_MARKS, dict.fromkeys(row["strategy"] for row in table), strict=False):
-        mine = [(float(row["factor"]), float(row["test"])) for row in table if row["strategy"] == strategy]
-        places, means, bars = spread(mine)
+    for mark, strategy, mine in series(rows("sensitivity"), "strategy"):
+        places, means, bars = spread(zip(column(mine, "factor"), column(mine, "test"), strict=True))
         axes.errorbar(places, means, bars, marker=mark, capsize=3, label=strategy)
     axes.set_xscale("log", base=2)
     axes.set_xlabel("first step, times the strategy's own")
@@ -76,13 +85,9 @@ def polarity(axes: Any) -> None:
     """Accuracy of every row, networks beside each other."""
     table = rows("polarity")
     names = list(dict.fromkeys(f"({row['negative']},{row['positive']}) {row['gain']}" for row in table))
-    for mark, network in zip(_MARKS, dict.fromkeys(row["network"] for row in table), strict=False):
-        mine = [
-            (names.index(f"({row['negative']},{row['positive']}) {row['gain']}"), float(row["test"]))
-            for row in table
-            if row["network"] == network
-        ]
-        places, means, bars = spread(mine)
+    for mark, network, mine in series(table, "network"):
+        at = [names.index(f"({row['negative']},{row['positive']}) {row['gain']}") for row in mine]
+        places, means, bars = spread(zip(at, column(mine, "test"), strict=True))
         axes.errorbar(means, places, xerr=bars, marker=mark, linestyle="none", capsize=3, label=network)
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.invert_yaxis()
@@ -92,23 +97,10 @@ def polarity(axes: Any) -> None:
 
 def entropy(axes: Any) -> None:
     """Final accuracy against entropy at the start: 4 levels, one network, every strategy and factor."""
-    table = rows("sensitivity")
-    for mark, strategy in zip(_MARKS, dict.fromkeys(row["strategy"] for row in table), strict=False):
-        mine = [row for row in table if row["strategy"] == strategy]
-        axes.plot(
-            [float(row["bits_start"]) for row in mine],
-            [float(row["test"]) for row in mine],
-            mark,
-            linestyle="none",
-            label=strategy,
-        )
+    for mark, strategy, mine in series(rows("sensitivity"), "strategy"):
+        axes.plot(column(mine, "bits_start"), column(mine, "test"), mark, linestyle="none", label=strategy)
     control = rows("entropy")
-    axes.plot(
-        [float(row["bits_start"]) for row in control],
-        [float(row["test"]) for row in control],
-        "kx",
-        label="equal codes",
-    )
+    axes.plot(column(control, "bits_start"), column(control, "test"), "kx", label="equal codes")
     axes.set_xlabel("entropy of the codes before training, bits (mean over sites)")
     axes.set_ylabel("test accuracy, %")
     axes.legend(fontsize=7)
@@ -116,13 +108,10 @@ def entropy(axes: Any) -> None:
 
 def first_timestep(axes: Any) -> None:
     """Accuracy of the control and of the spiking networks against T."""
-    table = rows("first_timestep")
-    for mark, levels in zip(_MARKS, dict.fromkeys(row["levels"] for row in table), strict=False):
-        mine = [row for row in table if row["levels"] == levels]
+    for mark, levels, mine in series(rows("first_timestep"), "levels"):
         if levels == "float":
-            axes.axhline(
-                sum(float(row["test"]) for row in mine) / len(mine), linestyle="--", label="ANN, same training"
-            )
+            mean = sum(column(mine, "test")) / len(mine)
+            axes.axhline(mean, linestyle="--", label="ANN, same training")
             continue
         places, means, bars = spread((t, float(row[f"t{t}"])) for row in mine for t in (1, 2, 4, 8))
         axes.errorbar(places, means, bars, marker=mark, capsize=3, label=f"levels {levels}")

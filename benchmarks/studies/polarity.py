@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _offset import with_offsets
-from _run import RECIPE, accuracies, firing, quantized, site_statistics, tuned
+from _run import RECIPE, outcome, quantized, site_statistics, tuned
 from _setting import parent, setting
 from _table import Row, Table, carry_out, options
 
@@ -62,7 +62,7 @@ def run(asked: Row) -> Row:
     qann = quantized(start, where, ps.QuantSpec(negative, positive, chosen, signed, init="mse"))
     if gain == "offset":
         with_offsets(qann)
-    before = site_statistics(qann, where, start)
+    before = site_statistics(qann, where, promised=True)
     pruned: tuple[str, ...] = ()
     if gain == "pruned":
         tuned(qann, start, network, where, EPOCHS // 2, seed, **RECIPE)
@@ -70,21 +70,11 @@ def run(asked: Row) -> Row:
         tuned(qann, start, network, where, EPOCHS - EPOCHS // 2, seed, **RECIPE)
     else:
         tuned(qann, start, network, where, EPOCHS, seed, **RECIPE)
-    after = site_statistics(qann, where, None)
-    fired = firing(qann, where.batches(where.test))
     gains = " ".join(
         f"{float(torch.as_tensor(site.gain).detach()):.2f}" for site in qann.sites().values() if site.spec.negative
     )
-    return {
-        **accuracies(qann, where),
-        "events": fired["events"],
-        "spikes": fired["spikes"],
-        "negative_spikes": fired["negative"],
-        "gains": gains,
-        "pruned": len(pruned),
-        **{f"{key}_start": before[key] for key in ("bits", "error")},
-        **{f"{key}_end": after[key] for key in ("bits", "error")},
-    }
+    found = outcome(qann, where, before) | {"gains": gains, "pruned": len(pruned)}
+    return {key: found[key] for key in FOUND}
 
 
 def main() -> None:

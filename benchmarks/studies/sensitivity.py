@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from _run import RECIPE, accuracies, firing, quantized, site_statistics, tuned
+from _run import RECIPE, outcome, quantized, site_statistics, tuned
 from _setting import parent, setting
 from _table import Row, Table, carry_out, options
 
@@ -47,21 +47,11 @@ def run(asked: Row) -> Row:
     init, _, plain = asked["strategy"].partition(", ")
     chosen: Any = init
     qann = quantized(start, where, ps.QuantSpec(negative=0, positive=3, init=chosen), asked["factor"])
-    before = site_statistics(qann, where, start)
+    before = site_statistics(qann, where, promised=True)
     recipe = {**RECIPE, "step_rate": 0.0} if plain else RECIPE
     tuned(qann, start, NETWORK, where, EPOCHS, seed, **recipe)
-    after = site_statistics(qann, where, None)
-    fired = firing(qann, where.batches(where.test))
-    return {
-        **accuracies(qann, where),
-        "events": fired["events"],
-        "spikes": fired["spikes"],
-        **{f"{key}_start": before[key] for key in ("bits", "error")},
-        **{f"{key}_end": after[key] for key in ("bits", "error", "used")},
-        "kurtosis": before["kurtosis"],
-        "bits_law": before["bits_law"],
-        "sites": before["sites"],
-    }
+    found = outcome(qann, where, before) | {key: before[key] for key in ("kurtosis", "bits_law", "sites")}
+    return {key: found[key] for key in FOUND}
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def calibrate(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor | None) ->
     sites = qann.sites()
     with torch.no_grad():
         if batches is None:
-            laws = {name: _law_of_batch_norm(qann, name, site) for name, site in sites.items()}
+            laws = {name: law_of_batch_norm(qann, name) for name in sites}
             rows = tuple(_set_step(name, site, laws[name], None) for name, site in sites.items())
         else:
             seen = {name: observed.by_step for name, observed in observe(qann, batches).items()}
@@ -122,8 +122,12 @@ def _steps(name: str, site: PolarityQuantizer, law: Law, statistics: StreamingHi
     return torch.maximum(high, low) if spec.negative else high
 
 
-def _law_of_batch_norm(qann: QuantizedNetwork, name: str, site: PolarityQuantizer) -> NormalMixture:
-    """The law of a site that a batch norm feeds: N(beta, gamma^2) per channel, a mixture of them for one step."""
+def law_of_batch_norm(qann: QuantizedNetwork, name: str) -> NormalMixture:
+    """The law of a site that a batch norm feeds: N(beta, gamma^2) per channel, a mixture of them for one step.
+
+    Raises:
+        CalibrationError: no batch norm with learned scale and shift feeds the site directly.
+    """
     node = next(node for node in qann.network.graph.nodes if node.op == "call_module" and node.target == name)
     source = node.args[0]
     norm: nn.Module | None = None
@@ -135,5 +139,5 @@ def _law_of_batch_norm(qann: QuantizedNetwork, name: str, site: PolarityQuantize
             f"site {name!r}: no batch norm with learned scale feeds it directly, so it has no law without data "
             "(a residual sum, or a layer without batch norm); give calibration batches"
         )
-    shape = (-1, 1) if site.spec.channels else (1, -1)
+    shape = (-1, 1) if qann.sites()[name].spec.channels else (1, -1)
     return NormalMixture(bias.detach().double().view(shape), weight.detach().abs().double().view(shape))
