@@ -291,6 +291,14 @@ def test_a_report_that_cannot_be_written(call: Call, tmp_path: Path, trained: Pa
     assert (place / "results.json").exists()
 
 
+def test_a_weight_on_spikes_is_for_the_quantized_network(call: Call, tmp_path: Path) -> None:
+    code, out, err = call("train", *FLAGS, "--run", tmp_path / "run", "--qann.activity", "0.2", "--timesteps", "1")
+    assert code == 0 and "SNN" in out, err
+    place = tmp_path / "other"
+    code, _, err = call("train", *FLAGS, "--run", place, "--ann.activity", "0.2")
+    assert code == 2 and "no spikes to lower; give it to qann instead" in err and not place.exists()
+
+
 def test_distillation_needs_no_more_than_its_flag(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("train", *FLAGS, "--run", tmp_path / "run", "--qann.distillation", "0.5", "--timesteps", "1")
     assert code == 0 and "SNN" in out

@@ -3,12 +3,13 @@
     train an ANN -> quantize -> calibrate -> fine-tune -> convert -> verify -> evaluate -> count and price
 
 The comparison is fair by construction: a control, the ANN, continues for exactly the epochs that the quantized network is
-fine-tuned, from the same weights, with the same schedule, data, augmentation, distillation and seed.
+fine-tuned, from the same weights, with the same schedule, data, augmentation, distillation, averaging and seed.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -78,6 +79,8 @@ class Recipe(Spec):
             self._require(name, getattr(self, name) >= 1, "an integer of at least 1")
         if self.ann.distillation:
             raise SpecError("Recipe.ann.distillation: the float network has no teacher; give it to qann instead")
+        if self.ann.activity:
+            raise SpecError("Recipe.ann.activity: the float network has no spikes to lower; give it to qann instead")
         self._require(
             "timesteps",
             bool(self.timesteps) and self.timesteps[0] == 1 and list(self.timesteps) == sorted(set(self.timesteps)),
@@ -237,7 +240,8 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     say(f"fine-tune the quantized network, {recipe.qann.epochs} epochs")
     fit(qann, train, recipe.qann, teacher=teacher, run=run.stage("qann"), resume=run.resume)
     say(f"continue the ANN for the same {recipe.qann.epochs} epochs")
-    fit(ann, train, recipe.qann, teacher=teacher, run=run.stage("control"), resume=run.resume)
+    control = dataclasses.replace(recipe.qann, activity=0.0)  # it has no spikes to lower
+    fit(ann, train, control, teacher=teacher, run=run.stage("control"), resume=run.resume)
 
     say("convert, verify and evaluate")
     snn = convert(qann)
