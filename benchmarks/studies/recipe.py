@@ -27,17 +27,17 @@ FOUND = ("validation", "test", "events", "spikes", "different")
 #: Every recipe as the options of TrainSpec that differ from ``base``.
 RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
-    "plain steps": {"step_rate": 0.0},
-    "step rate .01": {"step_rate": 0.01},
-    "step rate .05": {"step_rate": 0.05},
-    "step rate .5": {"step_rate": 0.5},
     "rate .1": {"learning_rate": 0.1},
-    "distillation .5 at temperature 4": {"distillation": 0.5, "temperature": 4.0},
     "distillation .9 at temperature 4": {"distillation": 0.9, "temperature": 4.0},
-    "distillation .5": {"distillation": 0.5},
+    "rate .1, distillation .9 at temperature 4": {"learning_rate": 0.1, "distillation": 0.9, "temperature": 4.0},
     "averaging": {"averaging": 0.998},
     "gradual": {},
-    "rate .1, distillation .9 at temperature 4": {"learning_rate": 0.1, "distillation": 0.9, "temperature": 4.0},
+    "plain steps": {"step_rate": 0.0},
+    "step rate .05": {"step_rate": 0.05},
+    "step rate .5": {"step_rate": 0.5},
+    "distillation .5 at temperature 4": {"distillation": 0.5, "temperature": 4.0},
+    "distillation .5": {"distillation": 0.5},
+    "step rate .01": {"step_rate": 0.01},
 }
 
 
