@@ -60,10 +60,13 @@ def carry_out(
     *,
     part: int = 0,
     parts: int = 1,
+    only: Sequence[str] = (),
     only_list: bool = False,
 ) -> None:
     """Do the runs that the table lacks, every ``parts``-th of them; or list them with what they will cost."""
-    missing = [asked for asked in runs if not table.done(asked)]
+    wanted = dict(text.split("=", 1) for text in only)
+    asked_for = [asked for asked in runs if all(_text(asked.get(key)) == value for key, value in wanted.items())]
+    missing = [asked for asked in asked_for if not table.done(asked)]
     times = [float(row["seconds"]) for row in table.rows()]
     mean = sum(times) / len(times) if times else None
     if only_list:
@@ -102,4 +105,5 @@ def options(doc: str | None) -> dict[str, Any]:
     parser.add_argument("--list", action="store_true", dest="only_list", help="what is to do, and what it will cost")
     parser.add_argument("--part", type=int, default=0, help="do every PARTS-th run, from this one on")
     parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=(), metavar="COLUMN=VALUE", help="the runs with these values")
     return vars(parser.parse_args())

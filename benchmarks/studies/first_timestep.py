@@ -1,9 +1,9 @@
 """ANN, QANN and SNN at the first timestep and later, on Fashion-MNIST at full size.
 
-    python benchmarks/studies/first_timestep.py [--list] [--part 0 --parts 2]
+    python benchmarks/studies/first_timestep.py [--list] [--only seed=0]
 
-ResNet-9 (24 channels), 12 epochs as a float network; then 6 epochs for the quantized network at each number of levels, and
-the same 6 for the float network itself (the control), from the same weights, with the same schedule, augmentation,
+ResNet-9 (24 channels), 10 epochs as a float network; then 5 epochs for the quantized network at each number of levels, and
+the same 5 for the float network itself (the control), from the same weights, with the same schedule, augmentation,
 distillation, averaging and seed. Accuracy of all 10,000 test images at the last epoch. ``t1`` to ``t8`` are of the polarity
 neuron on the repeated image, ``h`` of the holding neuron, ``f`` and ``g`` of the two on 2,000 sequences of noisy frames
 (each frame the image plus its own normal noise of one standard deviation of the pixels), which are integrated.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 import polarspike as ps
 
-NETWORK, PARENT_EPOCHS, EPOCHS = "resnet9-wide", 12, 6
+NETWORK, PARENT_EPOCHS, EPOCHS = "resnet9-wide", 10, 5
 TIMES = (1, 2, 4, 8)
 SEQUENCES = 2000
 ASKED = ("levels", "seed")

@@ -14,12 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from _offset import with_offsets
 from _run import RECIPE, outcome, quantized, site_statistics, tuned
 from _setting import parent, setting
 from _table import Row, Table, carry_out, options
 
 import polarspike as ps
+from polarspike.baselines.quantizers import with_offsets
 
 PARENT_EPOCHS, EPOCHS, PRUNED_BELOW = 8, 4, 0.2
 ASKED = ("network", "negative", "positive", "gain", "seed")

@@ -112,7 +112,7 @@ def build_optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Opti
     """
     found: list[torch.optim.Optimizer] = []
     sites = [module for module in model.modules() if isinstance(module, Site)] if spec.step_rate else []
-    apart = {id(p) for site in sites for p in site.parameters()}
+    apart = {id(p) for site in sites for p in (site.offset, site.raw_gain) if p is not None}
     decayed = decayed_parameters(model)
     rest = {name: p for name, p in trainable(model).items() if id(p) not in apart}
     groups = [
@@ -123,7 +123,7 @@ def build_optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Opti
         found.append(torch.optim.AdamW(groups, lr=spec.learning_rate))
     elif rest:
         found.append(torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.momentum > 0))
-    if any(p.requires_grad for site in sites for p in site.parameters()):
+    if any(p.requires_grad for site in sites for p in (site.offset, site.raw_gain) if p is not None):
         found.append(StepAdam(sites, spec.step_rate))
     return found
 

@@ -244,7 +244,12 @@ class SpikingNetwork(nn.Module):
         args, kwargs = as_call(inputs)
         return self._drain(bind(self._arguments, args, kwargs), state)
 
-    def _drain(self, frame: Mapping[str, Any], state: SpikingState) -> tuple[Any, SpikingState]:
+    def draining(self, inputs: Inputs, state: SpikingState) -> Iterator[SpikingState]:
+        """The states of :meth:`drain`, one for each of its steps."""
+        args, kwargs = as_call(inputs)
+        yield from self._draining(bind(self._arguments, args, kwargs), state)
+
+    def _draining(self, frame: Mapping[str, Any], state: SpikingState) -> Iterator[SpikingState]:
         sites = {name: site for name, site in self.sites().items() if isinstance(site, CappedNeuron)}
         rest: dict[str, Any] = {}
         while waiting_in(sites, state.neurons, state.timestep):
@@ -253,6 +258,11 @@ class SpikingNetwork(nn.Module):
                 mean = walk.run(*frame.values())
             self._report(state.walk, walk.neurons, state.timestep + state.drained + 1)
             state = replace(state, walk=walk.state(), mean=mean, drained=state.drained + 1)
+            yield state
+
+    def _drain(self, frame: Mapping[str, Any], state: SpikingState) -> tuple[Any, SpikingState]:
+        for after in self._draining(frame, state):
+            state = after
         return state.mean, state
 
     def _report(self, before: WalkState, after: Mapping[str, NeuronState], timestep: int) -> None:

@@ -1,0 +1,44 @@
+"""Count what a rival's network does, by the same rows and rules as ours."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polarspike.baselines.sequences import SequenceNetwork
+from polarspike.baselines.settling import SettlingNetwork
+from polarspike.counting.counts import OperationCounts
+from polarspike.counting.recording import Recording
+from polarspike.counting.tally import Tally
+from polarspike.inputs import as_call, batch_size, batches_of, bind
+from polarspike.modules import apply
+from polarspike.neurons import NeuronState
+from polarspike.quantized import parameters_of
+
+
+@torch.no_grad()
+def count_rival(network: SequenceNetwork | SettlingNetwork, batch: Any, timesteps: int = 1) -> OperationCounts:
+    """Every step counts, those of a rehearsal too: the result is of ``network.rehearsal + timesteps`` steps.
+
+    A rehearsal inside a site is counted as if the sites before it had sent the same spikes in it. A network that settles
+    sooner has as many steps as it took. The layers behind the input are counted at every step, as everywhere: where the
+    image enters but once, ``static_input_macs`` is what they cost.
+    """
+    inputs, _ = next(iter(batches_of([batch])))
+    fired: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    with network.observe(lambda site, t, spikes: fired[site][t].append(spikes)):  # in pieces of the batch
+        apply(network, inputs, timesteps=timesteps)
+    trains = {site: [torch.cat(found[t]) for t in sorted(found)] for site, found in fired.items()}
+    recording = Recording(network.network, list(bind(parameters_of(network.network), *as_call(inputs)).values()))
+    steps = min(len(train) for train in trains.values())
+    tally = Tally(recording, steps, steps - 1, batch_size(inputs))
+    before: dict[str, NeuronState] = {}
+    for t in range(steps):
+        codes = {site: train[t] + (before[site].codes if before else 0) for site, train in trains.items()}
+        now = {site: NeuronState(value, value) for site, value in codes.items()}
+        tally.step(before, now)
+        before = now
+    return tally.result()

@@ -1,0 +1,212 @@
+"""One small interface for every rival: prepare, calibrate, fit, run T steps, count, true latency.
+
+    rival = prepare("cos", model, RivalSpec(levels=4, rehearsal=4), example=x)
+    rival.calibrate(batches)                       # thresholds or steps
+    rival.fit(loader, TrainSpec(...))              # where the method trains
+    network = rival.network()                      # a spiking network: network(x, timesteps=T), polarspike.evaluate
+    rival.latency(T)                               # with what a rehearsal costs
+    rival.count(batch, timesteps=T)                # integers, as for our own networks
+
+The network's sites, and what stays analog, are those of :func:`polarspike.quantize`: the same for every rival and for us.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from polarspike.baselines import quantizers
+from polarspike.baselines.counting import count_rival
+from polarspike.baselines.methods import METHODS, Method, describe
+from polarspike.baselines.sequences import Pooling, SequenceNetwork
+from polarspike.baselines.settling import SettlingNetwork
+from polarspike.baselines.thresholds import set_thresholds
+from polarspike.calibration import calibrate
+from polarspike.conversion import convert
+from polarspike.counting import OperationCounts, count_operations
+from polarspike.errors import OperatorError, SpecError
+from polarspike.graph import finish
+from polarspike.inputs import Inputs
+from polarspike.quantization import quantize
+from polarspike.quantized import QuantizedNetwork
+from polarspike.quantizers import PolarityQuantizer
+from polarspike.runs import RunDirectory
+from polarspike.specs import QuantSpec, SiteSpec, Spec, TrainSpec
+from polarspike.spiking import SpikingNetwork
+from polarspike.training import History, fit
+
+
+@dataclass(frozen=True)
+class RivalSpec(Spec):
+    """What a rival is given.
+
+    Args:
+        levels: codes of its quantizer, N + P + 1: L + 1 of QCFS, tau + 1 of group neurons, D + 1 of integer LIF. Where a
+            site is signed by nature, half of them are negative.
+        timesteps: T of direct training.
+        rehearsal: steps that SRP and COS run before those that count.
+        granularity: one threshold per ``"tensor"`` or ``"channel"``; None as its authors have it.
+        pooling: how its max pooling works over time, see :mod:`polarspike.baselines.sequences`.
+
+    Raises:
+        SpecError: a value is out of range.
+    """
+
+    levels: int = 4
+    timesteps: int = 1
+    rehearsal: int = 4
+    granularity: Literal["tensor", "channel"] | None = None
+    pooling: Pooling = "sums"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("levels", 2), ("timesteps", 1), ("rehearsal", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            self._require(name, whole and value >= least, f"an integer of at least {least}")
+
+
+class Rival:
+    """A rival method on one network; :func:`prepare` makes it.
+
+    Attributes:
+        method: what it is.
+        spec: what it was given.
+        qann: the network that is calibrated and trained; None for direct training, which trains ``network()`` itself.
+    """
+
+    def __init__(self, method: Method, spec: RivalSpec, qann: QuantizedNetwork) -> None:
+        self.method = method
+        self.spec = spec
+        self._direct: SequenceNetwork | None = None
+        self.qann: QuantizedNetwork | None = qann
+        if method.family == "direct":
+            self._direct, self.qann = self._built(qann), None
+
+    def calibrate(self, batches: Iterable[Any] | Tensor) -> None:
+        """Set thresholds or steps, in place. Direct training needs none."""
+        if self.qann is None:
+            return
+        if self.method.threshold is not None:
+            set_thresholds(self.qann, batches, self.method.threshold)
+        else:
+            calibrate(self.qann, batches)
+        if self.method.name == "lsq+":
+            quantizers.with_offsets_everywhere(self.qann)
+        elif self.method.name == "pact":
+            quantizers.with_clips(self.qann)
+
+    def fit(
+        self,
+        loader: Iterable[Any],
+        spec: TrainSpec,
+        *,
+        teacher: nn.Module | None = None,
+        run: RunDirectory | None = None,
+        resume: bool = False,
+    ) -> History:
+        """Train by the project's own loop: the quantized network, or through time for direct training.
+
+        Raises:
+            SpecError: the method converts a float network as it is.
+        """
+        if not self.method.trains:
+            raise SpecError(f"{self.method.name}: converts the float network as it is, so there is nothing to fit")
+        trained = self._direct if self.qann is None else self.qann
+        assert trained is not None
+        return fit(trained, loader, spec, teacher=teacher, run=run, resume=resume, progress=False)
+
+    def network(self) -> SequenceNetwork | SettlingNetwork | SpikingNetwork:
+        """The spiking network as it stands; of quantizers, their first timestep."""
+        if self.qann is None:
+            assert self._direct is not None
+            return self._direct.eval()
+        if self.method.name == "st-bif":
+            return SettlingNetwork(self.qann)
+        if self.method.name in ("lsq", "pact"):
+            return convert(self._plain(self.qann))
+        return self._built(self.qann).eval()
+
+    def latency(self, timesteps: int) -> int:
+        """The true latency of an answer after T counted steps."""
+        return timesteps + (self.spec.rehearsal if self.method.rehearses else 0)
+
+    def timesteps(self, latency: int) -> int | None:
+        """T whose true latency this is; None where a rehearsal leaves none, or the method has one timestep alone."""
+        steps = latency - self.latency(0)
+        if steps < 1 or (self.method.family == "quantization" and steps > 1):
+            return None
+        return steps
+
+    def count(self, batch: Any, timesteps: int = 1) -> OperationCounts:
+        """Operations of a batch, a rehearsal's among them."""
+        network = self.network()
+        if isinstance(network, SpikingNetwork):
+            return count_operations(network, batch, timesteps)
+        return count_rival(network, batch, timesteps)
+
+    def _built(self, qann: QuantizedNetwork) -> SequenceNetwork:
+        network = copy.deepcopy(qann.network)
+        for name, site in qann.sites().items():
+            network.add_submodule(name, self._neuron(name, site))
+        timesteps = self.spec.timesteps if self.method.family == "direct" else 1
+        return SequenceNetwork(finish(network), qann.signature, timesteps=timesteps, pooling=self.spec.pooling)
+
+    def _neuron(self, name: str, site: PolarityQuantizer) -> nn.Module:
+        method = self.method
+        if isinstance(site, quantizers.OffsetQuantizer):
+            return quantizers.OffsetNeuron(site)
+        assert method.build is not None
+        if method.family == "direct":
+            levels = {"binary": (0, 1), "signed": (1, 1), "multi": (0, self.spec.levels - 1)}[method.spikes]
+            spec = SiteSpec(*levels)
+            return method.build(spec, name, self.spec.rehearsal)
+        site.require_calibrated()
+        spec = dataclasses.replace(site.spec, positive=1) if method.whole else site.spec
+        neuron = method.build(spec, name, self.spec.rehearsal)
+        step = site.step.detach()
+        neuron.set_step(step * site.spec.positive if method.whole else step)
+        return neuron
+
+    def _plain(self, qann: QuantizedNetwork) -> QuantizedNetwork:
+        found = copy.deepcopy(qann)
+        for name, site in found.sites().items():
+            if type(site) is not PolarityQuantizer:
+                found.network.add_submodule(name, quantizers.plain(site))
+        found.network.recompile()
+        return found
+
+
+def prepare(name: str, model: nn.Module, spec: RivalSpec | None = None, *, example: Inputs) -> Rival:
+    """A rival method on a copy of a model, which is left untouched.
+
+    Args:
+        name: one of :data:`polarspike.baselines.METHODS`.
+        model: the float network; for direct training its weights are where that starts.
+        spec: levels, timesteps, rehearsal.
+        example: an example input batch.
+
+    Raises:
+        SpecError: an unknown name.
+        OperatorError: the network has sites that are signed by nature, and the method has no negative spikes.
+    """
+    method = describe(name)
+    spec = spec or RivalSpec()
+    codes = 1 if method.threshold is not None else spec.levels - 1
+    granularity = spec.granularity or ("channel" if method.channelwise else "tensor")
+    rectified = QuantSpec(0, codes, granularity=granularity, init=method.start)
+    probe = quantize(model, dataclasses.replace(rectified, negative=1, signed="by-nature"), example=example)
+    signed = [site for site, quantizer in probe.sites().items() if quantizer.spec.negative]
+    if signed and not method.signed and method.family != "direct":
+        raise OperatorError(
+            f"{name}: site {signed[0]!r} is signed by nature, and the method has no negative levels; take a network of "
+            f"rectified activations, or one of {', '.join(key for key, known in METHODS.items() if known.signed)}"
+        )
+    half = dataclasses.replace(rectified, negative=max(1, codes // 2), positive=max(1, codes - codes // 2))
+    spread = dataclasses.replace(rectified, overrides=dict.fromkeys(signed, half))
+    return Rival(method, spec, quantize(model, spread, example=example))

@@ -1,0 +1,204 @@
+"""A network whose neurons take a whole sequence at once: how rivals run, layer by layer and all timesteps in one batch.
+
+Timesteps lie in front of the batch, and both together are the batch of every operator between two sites: (S, batch, ...) is
+folded to (S batch, ...) and unfolded where a neuron wants its time. What an operator does over time::
+
+    affine       y[t] = f(x[t])
+    homogeneous  y[t] = f(S[t]) - f(S[t-1])    our contract for max pooling, given to the rivals too; or f(x[t]), as most of
+                                               them do it (``pooling="steps"``)
+    any other    y[t] = t f(M[t]) - (t-1) f(M[t-1])    the same for rivals of Transformers
+
+The answer after T steps is the mean of the outputs of steps 1..T.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from polarspike.baselines.neurons import OffsetSpikeNeuron, ResidualMembraneNeuron, RivalNeuron
+from polarspike.contract import Rule, rules_of
+from polarspike.graph import depth_of, modules_of, signals
+from polarspike.inputs import Signature, bind, frames_of
+from polarspike.operators import moving
+from polarspike.quantized import fitting, parameters_of
+from polarspike.spiking import Observer
+
+Pooling = Literal["sums", "steps"]
+# Timesteps times images that are computed at once where nothing trains; beyond it activations leave the caches.
+_PIECE = 512
+
+
+class SequenceNetwork(nn.Module):
+    """A spiking network of a rival method.
+
+    Args:
+        network: a graph with a :class:`RivalNeuron` at every site.
+        signature: of the example.
+        timesteps: T where a call names none: what the network is trained at.
+        pooling: ``"sums"`` or ``"steps"``, see above.
+
+    It can be trained with :func:`polarspike.fit` and measured with :func:`polarspike.evaluate`, like any other network.
+    """
+
+    def __init__(
+        self, network: fx.GraphModule, signature: Signature, *, timesteps: int = 1, pooling: Pooling = "sums"
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.signature = signature
+        self.timesteps = timesteps
+        self.pooling: Pooling = pooling
+        self._observers: list[Observer] = []
+        self._arguments = parameters_of(network)
+        self._named_signature = signature.named(self._arguments)
+        self.train(network.training)
+
+    def sites(self) -> dict[str, RivalNeuron]:
+        """The neurons by site name."""
+        return modules_of(self.network, RivalNeuron)
+
+    @property
+    def pre_run(self) -> int:
+        """Steps that the whole network runs before those that count (SRP)."""
+        return _longest(self.sites().values(), ResidualMembraneNeuron)
+
+    @property
+    def rehearsal(self) -> int:
+        """Steps before those that count, of the network or of every site by itself (COS): publications leave them out."""
+        return self.pre_run + _longest(self.sites().values(), OffsetSpikeNeuron)
+
+    def pipeline_latency(self, timesteps: int) -> int:
+        """Steps on clocked hardware: every site on the longest way adds one, and its own rehearsal before it."""
+        depth = depth_of(self.network, set(self.sites()))
+        return timesteps + self.pre_run + max(0, depth - 1) + depth * (self.rehearsal - self.pre_run)
+
+    @contextlib.contextmanager
+    def observe(self, observer: Observer) -> Iterator[None]:
+        """Within this context ``observer(site, t, spikes)`` is called; a rehearsal ends at t = 0."""
+        self._observers.append(observer)
+        try:
+            yield
+        finally:
+            self._observers.remove(observer)
+
+    def forward(
+        self,
+        *inputs: Any,
+        timesteps: int | None = None,
+        every_step: bool = False,
+        time_dim: int | None = None,
+        **named: Any,
+    ) -> Any:
+        """The mean of the outputs of steps 1..T; arguments as for :class:`~polarspike.SpikingNetwork`."""
+        given = bind(self._arguments, inputs, named)
+        steps = timesteps if timesteps is not None or time_dim is not None else self.timesteps
+        frames = cast(list[Mapping[str, Any]], frames_of(given, steps, time_dim))
+        self._named_signature.check(frames[0])
+        length = next(value.shape[0] for value in frames[0].values() if isinstance(value, Tensor))
+        size = length if torch.is_grad_enabled() else max(1, _PIECE // (len(frames) + self.pre_run))
+        answers = [self._run([_rows(f, i, size) for f in frames]) for i in range(0, length, max(1, size))]
+        outputs = pytree.tree_map(lambda *parts: torch.cat(parts, 1), *answers)  # (T, batch, ...)
+        if every_step:
+            return pytree.tree_map(_running_mean, outputs)
+        return pytree.tree_map(lambda y: y.mean(0), outputs)
+
+    def _run(self, frames: list[Mapping[str, Any]]) -> Any:
+        """The outputs of all counted steps, (T, batch, ...)."""
+        rehearsed = self.pre_run
+        frames = [frames[t % len(frames)] for t in range(rehearsed)] + frames
+        walk = _Walk(self.network, len(frames), self.pooling)
+        folded = {
+            name: torch.cat([f[name] for f in frames]) if isinstance(value, Tensor) else value
+            for name, value in frames[0].items()
+        }
+        with fitting(self._named_signature, frames[0]):
+            output = walk.run(*folded.values())
+        self._report(walk, rehearsed)
+        return pytree.tree_map(lambda y: _unfolded(y, len(frames))[rehearsed:], output)
+
+    def _report(self, walk: _Walk, rehearsed: int) -> None:
+        for name, train in walk.trains.items() if self._observers else ():
+            parts = [] if train.rehearsal is None else list(train.rehearsal)
+            first = 1 - rehearsed - len(parts)
+            for t, spikes in enumerate([*parts, *train.spikes], start=first):
+                for observer in self._observers:
+                    observer(name, t, spikes.detach())
+
+
+class _Walk(fx.Interpreter):
+    """All timesteps of a graph at once; ``trains`` holds what the sites fired."""
+
+    def __init__(self, network: fx.GraphModule, length: int, pooling: Pooling) -> None:
+        super().__init__(network)
+        self.length = length
+        self.pooling = pooling
+        self.dependent = signals(network)
+        self.rules = rules_of(network, self.dependent)
+        self.trains: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
+        if isinstance(module, RivalNeuron):
+            return self._fire(n, module)
+        rule = self.rules.get(n, Rule.AFFINE)
+        if self.length == 1 or rule is Rule.AFFINE or (rule is Rule.HOMOGENEOUS and self.pooling == "steps"):
+            return super().run_node(n)
+        times = torch.arange(1, self.length + 1)
+        given = {
+            parent: pytree.tree_map(
+                lambda x: self._sums(x, times if rule is Rule.DIFFERENCE else None), self.env[parent]
+            )
+            for parent in moving(n, self.dependent)
+        }
+        args, kwargs = fx.node.map_arg((n.args, n.kwargs), lambda parent: given.get(parent, self.env[parent]))
+        answer = getattr(self, n.op)(n.target, args, kwargs)
+        return pytree.tree_map(lambda y: self._steps(y, times if rule is Rule.DIFFERENCE else None), answer)
+
+    def _fire(self, node: fx.Node, neuron: RivalNeuron) -> Tensor:
+        x: Tensor = self.env[node.all_input_nodes[0]]
+        train = neuron.train_of(_unfolded(x, self.length))
+        self.trains[str(node.target)] = train
+        spikes = train.spikes.flatten(0, 1)
+        return neuron.decode(spikes).to(x.dtype)
+
+    def _sums(self, x: Any, times: Tensor | None) -> Any:
+        """Running sums over the timesteps, or means where the times are given."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        total = _unfolded(x, self.length).cumsum(0)
+        if times is not None:
+            total = total / times.to(x).view(-1, *(1,) * (total.dim() - 1))
+        return total.flatten(0, 1)
+
+    def _steps(self, y: Any, times: Tensor | None) -> Any:
+        """What every step adds to running responses."""
+        if not isinstance(y, Tensor) or not y.is_floating_point():
+            return y
+        response = _unfolded(y, self.length)
+        if times is not None:
+            response = response * times.to(y).view(-1, *(1,) * (response.dim() - 1))
+        return torch.cat((response[:1], response[1:] - response[:-1])).flatten(0, 1)
+
+
+def _longest(sites: Iterable[RivalNeuron], kind: type[ResidualMembraneNeuron] | type[OffsetSpikeNeuron]) -> int:
+    return max((site.rehearsal for site in sites if isinstance(site, kind)), default=0)
+
+
+def _rows(frame: Mapping[str, Any], first: int, size: int) -> dict[str, Any]:
+    return {k: v[first : first + size] if isinstance(v, Tensor) else v for k, v in frame.items()}
+
+
+def _unfolded(x: Tensor, length: int) -> Tensor:
+    """(S batch, ...) as (S, batch, ...)."""
+    return x.reshape(length, x.shape[0] // length, *x.shape[1:])
+
+
+def _running_mean(outputs: Tensor) -> Tensor:
+    times = torch.arange(1, len(outputs) + 1).to(outputs).view(-1, *(1,) * (outputs.dim() - 1))
+    return outputs.cumsum(0) / times

@@ -1,0 +1,82 @@
+"""Thresholds of conversion rivals, from what the sites of the float network see.
+
+    max          theta = max x                                               (Diehl et al. 2015)
+    percentile   theta = the 99.9 % quantile of x                            (Rueckauer et al. 2017)
+    balanced     theta <- theta + 2 mean(relu(x - theta)), batch by batch from theta = 0, where later sites already see
+                 activations clipped at theta (Bu, Li and Yu, CVPR 2025)
+
+One threshold for each site, or for each channel where its sites have a step per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from polarspike import ops
+from polarspike.errors import CalibrationError, SpecError
+from polarspike.inputs import batches_of, to_device
+from polarspike.modules import apply, device_of, evaluating, hooked
+from polarspike.observation import observe
+from polarspike.quantized import QuantizedNetwork
+from polarspike.quantizers import PolarityQuantizer
+
+Threshold = Literal["max", "percentile", "balanced"]
+_QUANTILE = 0.999
+
+
+@torch.no_grad()
+def set_thresholds(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor, strategy: Threshold) -> None:
+    """Set the last level of every site, P s, to its threshold, in place.
+
+    Raises:
+        SpecError: an unknown strategy.
+        CalibrationError: no batch came; NaN or Inf, with site and batch.
+    """
+    if strategy not in get_args(Threshold):
+        raise SpecError(f"threshold: expected one of {', '.join(get_args(Threshold))}, got {strategy!r}")
+    if strategy == "balanced":
+        found = _balanced(qann, batches)
+    else:
+        seen = observe(qann, batches)
+        found = {
+            name: seen[name].by_step.maximum if strategy == "max" else seen[name].by_step.quantile(_QUANTILE)
+            for name in qann.sites()
+        }
+    for name, site in qann.sites().items():
+        threshold = found[name].double().cpu()
+        alive = torch.isfinite(threshold) & (threshold > 0)
+        # What never fires may have any threshold; it is given one like its neighbours'.
+        threshold = torch.where(alive, threshold, threshold[alive].median() if bool(alive.any()) else 1.0)
+        step = threshold / site.spec.positive
+        site.set_step(step if site.spec.channels else step[0])
+
+
+def _balanced(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+
+    def clip(name: str, site: PolarityQuantizer, x: Tensor) -> Tensor:
+        x = ops.widen(torch.relu(x))
+        per_channel = bool(site.spec.channels)
+        dim = site.spec.channel_dim % x.dim()
+        rest = [d for d in range(x.dim()) if not per_channel or d != dim]
+        shape = [-1 if per_channel and d == dim else 1 for d in range(x.dim())]
+        threshold = found.get(name, x.new_zeros(max(1, site.spec.channels)))
+        excess = (x - threshold.view(shape)).clamp(min=0).mean(rest).view(-1)
+        found[name] = threshold + 2.0 * excess
+        return torch.minimum(x, found[name].view(shape))
+
+    def answer(name: str) -> Any:
+        return lambda site, inputs, output: clip(name, site, inputs[0]).to(output.dtype)
+
+    device = device_of(qann)
+    handles = [site.register_forward_hook(answer(name)) for name, site in qann.sites().items()]
+    with hooked(handles), evaluating(qann), qann.float_activations():
+        for inputs, _ in batches_of(batches):
+            apply(qann, to_device(inputs, device))
+    if len(found) < len(qann.sites()):
+        raise CalibrationError("thresholds: expected at least one batch, got an empty loader; check the data")
+    return found

@@ -1,0 +1,139 @@
+"""All timesteps in one batch give what the timesteps one by one give, and rehearsals are counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import polarspike as ps
+from polarspike.baselines import METHODS, RivalSpec, SequenceNetwork, prepare
+from polarspike.baselines.counting import count_rival
+from polarspike.baselines.neurons import SoftResetNeuron
+from polarspike.errors import InputError
+from polarspike.quantized import respecify
+from tests.networks import calibrated, network, signal
+
+
+class FreeNeuron(SoftResetNeuron):
+    """As many spikes as it takes, and takes back what was too much: our neuron without a bound."""
+
+    def rule(self, residue: Tensor, fired: Tensor, threshold: Tensor) -> Tensor:
+        wanted = torch.floor(residue / threshold + 0.5)
+        return wanted if self.spec.negative else torch.maximum(wanted, -fired)
+
+
+def spiking(method: str, name: str = "branched", **options: int | str) -> tuple[SequenceNetwork, Tensor]:
+    x = signal(name)
+    rival = prepare(method, network(name), RivalSpec(**options), example=x)
+    rival.calibrate([x])
+    made = rival.network()
+    assert isinstance(made, SequenceNetwork)
+    return made, x
+
+
+def test_a_fine_enough_group_is_our_network_at_the_first_timestep() -> None:
+    x = signal("branched")
+    model = network("branched")
+    rival = prepare("scale-and-fire", model, RivalSpec(levels=8), example=x)
+    rival.calibrate([x])
+    qann = ps.quantize(model, ps.QuantSpec(0, 7, signed="by-nature"), example=x)
+    ps.calibrate(qann, [x])
+    assert torch.equal(rival.network()(x), ps.convert(qann)(x))
+
+
+@pytest.mark.parametrize("name", ["branched", "plain"])
+def test_binary_spikes_come_near_the_clipped_network(name: str) -> None:
+    made, x = spiking("rate-max", name)
+    with torch.no_grad():
+        error = [(made(x, timesteps=t) - network(name)(x)).abs().mean() for t in (4, 32, 256)]
+    assert error[0] > 3 * error[1] > 9 * error[2]
+
+
+def test_max_pooling_of_spikes_is_not_max_pooling_of_rates() -> None:
+    sums, x = spiking("rate-max", pooling="sums")
+    steps, _ = spiking("rate-max", pooling="steps")
+    with torch.no_grad():
+        truth = network("branched")(x)
+        assert (steps(x, timesteps=256) - truth).abs().mean() > 5 * (sums(x, timesteps=256) - truth).abs().mean()
+
+
+@pytest.mark.parametrize("name", ["branched", "group", "squeeze", "attention"])
+def test_all_operators_keep_the_running_mean_contract(name: str) -> None:
+    # With neurons that fire like ours, all timesteps in one batch give what ours give one by one, also on varying frames.
+    x = signal(name)
+    qann = calibrated(network(name), ps.QuantSpec(1, 1, signed="by-nature"), x)
+    for path, site in qann.sites().items():
+        levels = (4095 if site.spec.negative else 0, 4095)
+        respecify(qann, path, replace(site.spec, negative=levels[0], positive=levels[1]), torch.tensor(1 / 64))
+    ours = ps.convert(qann)
+    for path, site in qann.sites().items():
+        qann.network.set_submodule(path, FreeNeuron(site.spec, path).adopt(site))
+    theirs = SequenceNetwork(qann.network, qann.signature)
+    frames = signal(name, frames=5)
+    with torch.no_grad():
+        assert torch.allclose(
+            theirs(frames, time_dim=1, every_step=True), ours(frames, time_dim=1, every_step=True), atol=0.02
+        )
+
+
+@pytest.mark.parametrize(
+    "method", [name for name, method in METHODS.items() if method.build and method.family != "direct"]
+)
+def test_pieces_and_prefixes_give_the_same_answers(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, x = spiking(method, rehearsal=3)
+    with torch.no_grad():
+        whole = made(x, timesteps=5, every_step=True)
+        assert torch.allclose(whole[-1], made(x, timesteps=5), atol=1e-6)
+        monkeypatch.setattr("polarspike.baselines.sequences._PIECE", 16)
+        assert torch.allclose(whole, made(x, timesteps=5, every_step=True), atol=1e-5)
+        if method != "cos":  # whose rehearsal sees as many inputs as there are
+            assert torch.allclose(whole[:3], made(x, timesteps=3, every_step=True), atol=1e-5)
+
+
+def test_a_sequence_of_equal_frames_is_a_repeated_input() -> None:
+    made, x = spiking("snm")
+    frames = x.unsqueeze(1).expand(-1, 4, *x.shape[1:])
+    with torch.no_grad():
+        assert torch.equal(made(frames, time_dim=1), made(x, timesteps=4))
+
+
+def test_rehearsals_count() -> None:
+    plain, x = spiking("qcfs")
+    srp, _ = spiking("srp", rehearsal=3)
+    cos, _ = spiking("cos", rehearsal=3)
+    assert (plain.rehearsal, srp.rehearsal, cos.rehearsal) == (0, 3, 3)
+    assert (srp.pre_run, cos.pre_run) == (3, 0)
+    depth = 4
+    assert [net.pipeline_latency(2) for net in (plain, srp, cos)] == [
+        2 + depth - 1,
+        5 + depth - 1,
+        2 + depth - 1 + 3 * depth,
+    ]
+    seen: dict[int, int] = {}
+    with cos.observe(lambda site, t, spikes: seen.update({t: seen.get(t, 0) + int(spikes.sum())})), torch.no_grad():
+        cos(x, timesteps=2)
+    assert sorted(seen) == [-2, -1, 0, 1, 2]
+    counts = count_rival(cos, x, 2)
+    assert (counts.timesteps, counts.totals["spikes"]) == (5, sum(seen.values()))
+    fired = ps.evaluate(cos, [(x, torch.zeros(len(x), dtype=torch.int64))], timesteps=2).firing
+    assert fired is not None and fired[2].spikes == sum(seen.values())
+    assert fired[2].pairs == sum(row.neurons for row in counts.sites) * len(x)
+
+
+def test_counts_agree_with_ours_where_the_networks_do() -> None:
+    x = signal("branched")
+    model = network("branched")
+    rival = prepare("scale-and-fire", model, RivalSpec(levels=8), example=x)
+    rival.calibrate([x])
+    qann = ps.quantize(model, ps.QuantSpec(0, 7, signed="by-nature"), example=x)
+    ps.calibrate(qann, [x])
+    assert rival.count(x).totals == ps.count_operations(ps.convert(qann), x).totals
+
+
+def test_wrong_shapes_are_refused() -> None:
+    made, x = spiking("qcfs")
+    with pytest.raises(InputError, match="expected shape"):
+        made(x[:, :1], timesteps=2)
