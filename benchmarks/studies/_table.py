@@ -3,58 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import fcntl
-import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from polarspike.ledger import Ledger, as_text
 
 RESULTS = Path(__file__).parents[1] / "results" / "studies"
 
 Row = dict[str, Any]
 
 
-class Table:
-    """The rows of ``benchmarks/results/studies/<name>.csv``; several processes may add to it."""
-
-    def __init__(self, name: str, columns: Sequence[str]) -> None:
-        self.path = RESULTS / f"{name}.csv"
-        self.columns = [*columns, "seconds", "date", "torch", "threads"]
-
-    def rows(self) -> list[dict[str, str]]:
-        """All rows that are there."""
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row in one piece."""
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", newline="") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            if file.seek(0, os.SEEK_END) == 0:
-                writer.writeheader()
-            writer.writerow({key: _text(value) for key, value in row.items()})
-
-    def done(self, asked: Mapping[str, Any]) -> bool:
-        """Whether a row answers this run."""
-        wanted = {key: _text(value) for key, value in asked.items()}
-        return any(all(row.get(key) == value for key, value in wanted.items()) for row in self.rows())
-
-
-def _text(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def carry_out(
-    table: Table,
+    study: str,
+    columns: Sequence[str],
     runs: Iterable[Row],
     run: Callable[[Row], Row],
     *,
@@ -64,14 +27,15 @@ def carry_out(
     only_list: bool = False,
 ) -> None:
     """Do the runs that the table lacks, every ``parts``-th of them; or list them with what they will cost."""
+    table = Ledger(RESULTS / f"{study}.csv", columns)
     wanted = dict(text.split("=", 1) for text in only)
-    asked_for = [asked for asked in runs if all(_text(asked.get(key)) == value for key, value in wanted.items())]
-    missing = [asked for asked in asked_for if not table.done(asked)]
+    asked_for = [asked for asked in runs if all(as_text(asked.get(key)) == value for key, value in wanted.items())]
+    missing = table.missing(asked_for)
     times = [float(row["seconds"]) for row in table.rows()]
     mean = sum(times) / len(times) if times else None
     if only_list:
         for asked in missing:
-            print(", ".join(f"{key}={value}" for key, value in asked.items()))
+            print(_listed(asked))
         cost = (
             "unknown before the first run"
             if mean is None
@@ -80,23 +44,17 @@ def carry_out(
         print(f"{len(missing)} runs to do, {len(times)} done; cost of the rest: {cost}")
         return
     for asked in missing[part::parts]:
-        if table.done(asked):
-            continue
+        if not table.missing([asked]):
+            continue  # another process has done it meanwhile
         start = time.perf_counter()
         found = run(asked)
-        took = time.perf_counter() - start
-        table.add(
-            {
-                **asked,
-                **found,
-                "seconds": took,
-                "date": datetime.date.today().isoformat(),
-                "torch": torch.__version__,
-                "threads": torch.get_num_threads(),
-            }
-        )
-        shown = {key: _text(value) for key, value in found.items() if not isinstance(value, str)}
-        print(", ".join(f"{key}={value}" for key, value in {**asked, **shown}.items()), f"[{took:.0f} s]", flush=True)
+        table.add({**asked, **found}, started=start)
+        shown = {key: value for key, value in found.items() if not isinstance(value, str)}
+        print(_listed({**asked, **shown}), f"[{time.perf_counter() - start:.0f} s]", flush=True)
+
+
+def _listed(row: Row) -> str:
+    return ", ".join(f"{key}={as_text(value)}" for key, value in row.items())
 
 
 def options(doc: str | None) -> dict[str, Any]:

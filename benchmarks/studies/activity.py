@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from _run import CALIBRATION_IMAGES, RECIPE, accuracies, differing_codes, firing, quantized, tuned
 from _setting import parent, setting
-from _table import Row, Table, carry_out, options
+from _table import Row, carry_out, options
 
 import polarspike as ps
 
@@ -60,7 +60,7 @@ def run(asked: Row) -> Row:
 
 def main() -> None:
     torch.set_num_threads(1)
-    carry_out(Table("activity", (*ASKED, *FOUND)), runs(), run, **options(__doc__))
+    carry_out("activity", (*ASKED, *FOUND), runs(), run, **options(__doc__))
 
 
 if __name__ == "__main__":

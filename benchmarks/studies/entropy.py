@@ -21,7 +21,7 @@ import torch
 from _equal import with_equal_probabilities
 from _run import RECIPE, outcome, quantized, site_statistics, tuned
 from _setting import parent, setting
-from _table import RESULTS, Row, Table, carry_out, options
+from _table import RESULTS, Row, carry_out, options
 from torch import Tensor
 
 import polarspike as ps
@@ -122,7 +122,7 @@ def _ranks(values: Tensor) -> Tensor:
 def main() -> None:
     torch.set_num_threads(1)
     if "--analyse" not in sys.argv:
-        carry_out(Table("entropy", (*ASKED, *FOUND)), runs(), run, **options(__doc__))
+        carry_out("entropy", (*ASKED, *FOUND), runs(), run, **options(__doc__))
         return
     table = analyse()
     with (RESULTS / "entropy_correlations.csv").open("w", newline="") as file:

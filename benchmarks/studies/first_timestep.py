@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from _run import RECIPE, accuracies, differing_codes, firing, quantized, tuned
 from _setting import Setting, parent, setting
-from _table import Row, Table, carry_out, options
+from _table import Row, carry_out, options
 from torch import Tensor
 
 import polarspike as ps
@@ -88,7 +88,7 @@ def _sequences(where: Setting) -> Iterator[tuple[Tensor, Tensor]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    carry_out(Table("first_timestep", (*ASKED, *FOUND)), runs(), run, **options(__doc__))
+    carry_out("first_timestep", (*ASKED, *FOUND), runs(), run, **options(__doc__))
 
 
 if __name__ == "__main__":

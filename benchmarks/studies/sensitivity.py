@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from _run import RECIPE, outcome, quantized, site_statistics, tuned
 from _setting import parent, setting
-from _table import Row, Table, carry_out, options
+from _table import Row, carry_out, options
 
 import polarspike as ps
 
@@ -56,7 +56,7 @@ def run(asked: Row) -> Row:
 
 def main() -> None:
     torch.set_num_threads(1)
-    carry_out(Table("sensitivity", (*ASKED, *FOUND)), runs(), run, **options(__doc__))
+    carry_out("sensitivity", (*ASKED, *FOUND), runs(), run, **options(__doc__))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def test_every_entry_describes_itself() -> None:
 
 
 def test_only_the_mlp_needs_the_image_size() -> None:
-    assert [name for name in models.names() if models.describe(name).needs_image_size] == ["mlp"]
+    assert [name for name in models.names() if models.describe(name).needs_image_size] == ["mlp", "vit"]
 
 
 @pytest.mark.usefixtures("scratch_registry")

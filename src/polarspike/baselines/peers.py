@@ -1,0 +1,270 @@
+"""Other tools, driven through their public interface on the same weights and images.
+
+    spikingjelly-rate        2.0, ``ann2snn.RateCodingRecipe``: settings ``mode``, ``channel_wise``, ``half_threshold``,
+                             ``pre_spike_maxpool``
+    spikingjelly-balanced    2.0, ``ann2snn.LocalThresholdBalancingRecipe``
+    sinabs                   3.1, ``from_model``: settings ``percentile``, ``scale``, ``multi_spike``
+
+The packages belong to the extra ``baselines``; where their requirements clash with yours, give them an environment of
+their own and run the same command there. A peer's network is measured by :func:`polarspike.evaluate` like any other: its
+spikes are what its own neuron modules put out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.metadata
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental import optimization
+
+from polarspike.errors import InputError, SpecError
+from polarspike.inputs import batches_of
+from polarspike.modules import hooked
+from polarspike.spiking import Observer
+
+
+class PeerNetwork(nn.Module):
+    """A peer's spiking network behind the interface of ours.
+
+    Args:
+        snn: the peer's module; one call is one timestep.
+        neurons: its neuron modules by name; they put out numbers of spikes.
+        reset: brings it to rest.
+        scale: of its input, which its answer is divided by.
+    """
+
+    rehearsal = 0
+
+    def __init__(
+        self, snn: nn.Module, neurons: dict[str, nn.Module], reset: Callable[[nn.Module], None], scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.snn = snn
+        self._neurons = neurons
+        self._reset = reset
+        self._scale = scale
+        self._observers: list[Observer] = []
+
+    @contextlib.contextmanager
+    def observe(self, observer: Observer) -> Iterator[None]:
+        """Within this context ``observer(name, t, spikes)`` is called for every neuron module."""
+        self._observers.append(observer)
+        try:
+            yield
+        finally:
+            self._observers.remove(observer)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, *, timesteps: int = 1, every_step: bool = False) -> Tensor:
+        """The mean of the outputs of T steps of the same input, from rest."""
+        total = torch.zeros(())
+        means = []
+        step = 0
+
+        def see(name: str, output: Tensor) -> None:
+            for observer in self._observers:
+                observer(name, step, output)
+
+        handles = [
+            module.register_forward_hook(lambda _, __, output, name=name: see(name, output))
+            for name, module in self._neurons.items()
+        ]
+        self._reset(self.snn)
+        with hooked(handles if self._observers else ()):
+            for step in range(1, timesteps + 1):
+                total = total + self.snn(x * self._scale) / self._scale
+                means.append(total / step)
+        self._reset(self.snn)
+        return torch.stack(means) if every_step else means[-1]
+
+
+def version(package: str) -> str:
+    """The installed version, for a table.
+
+    Raises:
+        SpecError: it is not installed; the message says how to.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise SpecError(
+            f"{package} is not installed; pip install 'polarspike[baselines]', or {package} in an environment of its own"
+        ) from None
+
+
+def spikingjelly_rate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    mode: str = "Max",
+    channel_wise: bool = False,
+    half_threshold: bool = False,
+    pre_spike_maxpool: bool = False,
+) -> PeerNetwork:
+    """SpikingJelly's rate coding; ``mode`` is ``"Max"`` or a percentile such as ``"99.9%"``."""
+    ann2snn = _package("spikingjelly", "spikingjelly.activation_based.ann2snn")
+    recipe = ann2snn.RateCodingRecipe(
+        _pairs(batches),
+        mode=mode,
+        channel_wise=channel_wise,
+        half_threshold=half_threshold,
+        pre_spike_maxpool=pre_spike_maxpool,
+    )
+    return _spikingjelly(ann2snn.Converter(recipe).convert(copy.deepcopy(model).eval()))
+
+
+def spikingjelly_balanced(model: nn.Module, batches: Iterable[Any]) -> PeerNetwork:
+    """SpikingJelly's local threshold balancing."""
+    ann2snn = _package("spikingjelly", "spikingjelly.activation_based.ann2snn")
+    recipe = ann2snn.LocalThresholdBalancingRecipe(_pairs(batches))
+    return _spikingjelly(ann2snn.Converter(recipe).convert(copy.deepcopy(model).eval()))
+
+
+def sinabs(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    percentile: float | None = None,
+    scale: float = 1.0,
+    multi_spike: bool = True,
+) -> PeerNetwork:
+    """Sinabs' ``from_model``, behind ``normalize_weights`` or with inputs and biases enlarged.
+
+    Args:
+        model: of nn.ReLU modules.
+        batches: for the percentile.
+        percentile: of the activations that becomes one spike; None for weights as they are.
+        scale: inputs and biases are multiplied by it (``bias_rescaling``), so that every activation is: a spike is then
+            worth 1 / scale.
+        multi_spike: any number of spikes in a step, or one at most.
+
+    Raises:
+        SpecError: with a percentile, a model that is no chain of modules, which the normalization scales one by one.
+    """
+    package, utils, activation = (_package("sinabs", name) for name in ("sinabs", "sinabs.utils", "sinabs.activation"))
+    ann: nn.Module = optimization.fuse(copy.deepcopy(model).eval())
+    if percentile is not None:
+        ann = _chain(ann)
+        weighted = [name for name, part in ann.named_children() if isinstance(part, nn.Conv2d | nn.Linear)]
+        rectified = [name for name, part in ann.named_children() if isinstance(part, nn.ReLU)]
+        images = torch.cat([inputs for inputs, _ in _pairs(batches)])
+        utils.normalize_weights(ann, images, rectified, weighted, percentile)
+    spike = activation.MultiSpike if multi_spike else activation.SingleSpike
+    made = package.from_model(ann, num_timesteps=1, spike_fn=spike, bias_rescaling=1.0 / scale).spiking_model
+    neurons = {name: part for name, part in made.named_modules() if isinstance(part, package.layers.StatefulLayer)}
+    if not neurons:
+        raise SpecError("sinabs: nothing was converted; from_model replaces nn.ReLU modules")
+    return PeerNetwork(made, neurons, utils.reset_states, scale)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool's way of conversion.
+
+    Attributes:
+        package: on PyPI.
+        title: for tables.
+        convert: its function of this module.
+        settings: what was searched for its best setting.
+    """
+
+    package: str
+    title: str
+    convert: Callable[..., PeerNetwork]
+    settings: tuple[dict[str, Any], ...] = ({},)
+
+
+PEERS: dict[str, Peer] = {
+    "spikingjelly-rate": Peer(
+        "spikingjelly",
+        "SpikingJelly, rate coding",
+        spikingjelly_rate,
+        (
+            {"mode": "Max"},
+            {"mode": "99.9%"},
+            {"mode": "99%"},
+            {"mode": "Max", "channel_wise": True, "half_threshold": True},
+            {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
+            {"mode": "99.9%", "channel_wise": True, "half_threshold": True, "pre_spike_maxpool": True},
+        ),
+    ),
+    "spikingjelly-balanced": Peer("spikingjelly", "SpikingJelly, threshold balancing", spikingjelly_balanced),
+    "sinabs": Peer(
+        "sinabs",
+        "Sinabs",
+        sinabs,
+        tuple({"percentile": p} for p in (99.0, 99.9, 100.0)) + tuple({"scale": s} for s in (1.0, 2.0, 4.0, 16.0)),
+    ),
+}
+
+
+def convert_with(peer: str, model: nn.Module, batches: Iterable[Any], **settings: Any) -> PeerNetwork:
+    """A model converted by another tool.
+
+    Args:
+        peer: one of :data:`PEERS`.
+        model: left untouched.
+        batches: for its calibration.
+        **settings: of its conversion; ``PEERS[peer].settings`` lists what is searched.
+
+    Raises:
+        SpecError: an unknown peer, one that is not installed, or a model that it cannot take.
+    """
+    if peer not in PEERS:
+        raise SpecError(f"unknown peer {peer!r}; known: {', '.join(PEERS)}")
+    version(PEERS[peer].package)
+    return PEERS[peer].convert(model, batches, **settings)
+
+
+def _package(distribution: str, module: str) -> Any:
+    version(distribution)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a peer's import warns of is not ours to repair
+        return importlib.import_module(module)
+
+
+def _pairs(batches: Iterable[Any]) -> list[tuple[Tensor, Any]]:
+    found = []
+    for inputs, target in batches_of(batches):
+        if not isinstance(inputs, Tensor):
+            raise InputError(f"peers: expected batches of one tensor, got {type(inputs).__name__}")
+        found.append((inputs, torch.zeros(len(inputs)) if target is None else target))
+    return found
+
+
+def _spikingjelly(snn: nn.Module) -> PeerNetwork:
+    base = _package("spikingjelly", "spikingjelly.activation_based.neuron").BaseNode
+    neurons = {name: part for name, part in snn.named_modules() if isinstance(part, base)}
+    if not neurons:
+        raise SpecError("spikingjelly: nothing was converted; its recipes replace nn.ReLU modules")
+    return PeerNetwork(
+        snn.eval(), neurons, _package("spikingjelly", "spikingjelly.activation_based.functional").reset_net
+    )
+
+
+def _chain(ann: nn.Module) -> nn.Sequential:
+    """A traced network as one sequence of modules."""
+    assert isinstance(ann, fx.GraphModule)
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for node in ann.graph.nodes:
+        if len(node.users) > 1 or len(node.all_input_nodes) > 1:
+            raise SpecError(
+                f"sinabs: normalize_weights scales a chain of modules, and {node.name!r} is a branch of this model; "
+                "give scale in place of percentile"
+            )
+        if node.op == "call_module":
+            parts[node.name] = ann.get_submodule(str(node.target))
+        elif node.op == "call_function" and node.target is torch.flatten:
+            parts[node.name] = nn.Flatten(*node.args[1:])
+        elif node.op not in ("placeholder", "output"):
+            raise SpecError(f"sinabs: normalize_weights scales modules, got {node.format_node()}")
+    return nn.Sequential(parts)

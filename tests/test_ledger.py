@@ -1,0 +1,78 @@
+"""A table of runs survives a kill, several writers and a change of columns."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from polarspike.errors import RunError
+from polarspike.ledger import Ledger, as_text
+
+
+def write(path: Path, first: int) -> None:
+    ledger = Ledger(path, ("run", "text"))
+    for run in range(first, first + 50):
+        ledger.add({"run": run, "text": "x" * 300}, started=time.perf_counter())
+
+
+def test_a_row_holds_what_was_found_and_under_which_conditions(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "deep" / "table.csv", ("method", "seed", "accuracy"))
+    assert ledger.rows() == [] and not ledger.path.exists()
+    ledger.add({"method": "a, b", "seed": 0, "accuracy": 93.123456789}, started=time.perf_counter() - 2)
+    (row,) = ledger.rows()
+    assert (row["method"], row["seed"], row["accuracy"]) == ("a, b", "0", "93.1235")
+    assert float(row["seconds"]) >= 2 and row["torch"] == torch.__version__
+    assert int(row["threads"]) == torch.get_num_threads()
+
+
+def test_what_is_missing_is_known_without_reading_numbers(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "table.csv", ("method", "rate", "accuracy"))
+    runs = [{"method": "a", "rate": 0.1}, {"method": "a", "rate": 0.05}, {"method": "b", "rate": None}]
+    assert ledger.missing(runs) == runs
+    ledger.add({"method": "a", "rate": 0.05, "accuracy": 1.0}, started=0.0)
+    ledger.add({"method": "b", "rate": None, "accuracy": 1.0}, started=0.0)
+    assert Ledger(ledger.path, ("method", "rate", "accuracy")).missing(runs) == runs[:1]
+
+
+def test_a_torn_line_is_no_row_and_spoils_no_other(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "table.csv", ("run", "text"))
+    ledger.add({"run": 1, "text": "whole"}, started=0.0)
+    ledger.add({"run": 2, "text": "torn"}, started=0.0)
+    ledger.path.write_bytes(ledger.path.read_bytes()[:-30])
+    assert [row["run"] for row in ledger.rows()] == ["1"]
+    ledger.add({"run": 3, "text": "next"}, started=0.0)
+    assert [row["run"] for row in ledger.rows()] == ["1", "3"]
+
+
+def test_other_columns_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    Ledger(path, ("a",)).add({"a": 1}, started=0.0)
+    with pytest.raises(RunError, match=r"expected the columns b, .* got a, .* another file"):
+        Ledger(path, ("b",))
+    with pytest.raises(ValueError, match="not in fieldnames"):
+        Ledger(path, ("a",)).add({"b": 1}, started=0.0)
+
+
+def test_two_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write, args=(path, first)) for first in (0, 100)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(int(row["run"]) for row in rows) == [*range(50), *range(100, 150)]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.1, "0.1"), (1 / 3, "0.333333"), (None, ""), ((0, 3), "(0, 3)"), (7, "7")]
+)
+def test_as_text(value: object, text: str) -> None:
+    assert as_text(value) == text
