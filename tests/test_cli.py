@@ -87,8 +87,10 @@ def test_version(call: Call) -> None:
 def test_help_names_every_command(call: Call) -> None:
     code, out, err = call("--help")
     assert (code, err) == (0, "")
-    assert all(command in out for command in ("demo", "train", "inspect", "convert", "diagnose", "evaluate", "verify"))
-    assert len(out.splitlines()) < 35
+    assert all(
+        command in out for command in ("demo", "train", "inspect", "convert", "diagnose", "evaluate", "verify", "bench")
+    )
+    assert len(out.splitlines()) < 38
 
 
 def test_the_help_of_train_is_the_docstrings_of_the_specs(call: Call) -> None:
@@ -795,3 +797,20 @@ def test_each_demo_without_a_directory_gets_a_new_one(
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["demo", "demo-2"]
     code, _, err = call("demo", "--resume")
     assert code == 2 and "expected --run DIR" in err
+
+
+def test_bench_lists_measures_and_goes_on(call: Call, tmp_path: Path) -> None:
+    small = ("--data", "mnist-5k", "--model", "cnn", "--width", "4", "--limit", "256", "--latencies", "1", "2")
+    small += ("--float-epochs", "1", "--epochs", "1")
+    asked = ("bench", "rivals", "--run", tmp_path, *small, "--methods", "ann", "polarspike", "rate-max")
+    code, out, _ = call(*asked, "--list")
+    assert code == 0 and "3 runs to do, 0 done; cost of the rest: known after the first run" in out
+    code, out, err = call(*asked, "--published")
+    assert code == 0, err
+    assert "cnn-4: accuracy in % at true latency" in out and "polarspike 4 levels" in out and "true T" in out
+    code, out, err = call(*asked, "--list")
+    assert code == 0 and "0 runs to do, 3 done" in out
+    code, _, err = call(*asked[:2], "--methods", "magic")
+    assert code == 2 and "Comparison.methods: expected some of ann, polarspike" in err
+    code, _, err = call(*asked, "--threads", "0")
+    assert code == 2 and "--threads: expected at least 1" in err

@@ -1,4 +1,4 @@
-"""The rival methods by name: what each is, where it comes from, and what it is made of."""
+"""The methods that are compared by name, ours among them: what each is, where it comes from, what it is made of."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Method:
         signed: sites whose signal is signed by nature can be held.
         rehearses: it runs a number of steps before those that count.
         channelwise: its authors give every channel a threshold.
-        build: its neuron; None where the spiking network is one of ours: the first timestep of quantizers, and ST-BIF+.
+        build: its neuron; None where the spiking network is one of ours: also the first timestep of quantizers, and
+            ST-BIF+.
     """
 
     name: str
@@ -57,6 +58,11 @@ class Method:
     build: Build | None = None
 
     @property
+    def has_levels(self) -> bool:
+        """Whether the number of levels is free."""
+        return self.threshold is None and (self.family != "direct" or self.spikes == "multi")
+
+    @property
     def trains(self) -> bool:
         """Whether the method has a training of its own; one without converts the float network as it is."""
         return self.family != "conversion" or self.threshold is None
@@ -65,6 +71,7 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
+        Method("polarspike", "PMSM (ours)", "this library", "conversion", "multi", start="mse", signed=True),
         Method("rate-max", "rate coding, max norm", "Diehl et al., IJCNN 2015", "conversion", "binary",
                threshold="max", whole=True, build=lambda spec, name, _: BinaryNeuron(spec, name, 0.0)),
         Method("rate-percentile", "rate coding, 99.9 % norm", "Rueckauer et al., Front. Neurosci. 2017", "conversion",

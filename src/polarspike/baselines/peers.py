@@ -76,10 +76,10 @@ class PeerNetwork(nn.Module):
 
         handles = [
             module.register_forward_hook(lambda _, __, output, name=name: see(name, output))
-            for name, module in self._neurons.items()
+            for name, module in (self._neurons.items() if self._observers else ())
         ]
         self._reset(self.snn)
-        with hooked(handles if self._observers else ()):
+        with hooked(handles):
             for step in range(1, timesteps + 1):
                 total = total + self.snn(x * self._scale) / self._scale
                 means.append(total / step)

@@ -115,11 +115,20 @@ class Rival:
         Raises:
             SpecError: the method converts a float network as it is.
         """
+        return fit(self.trained, loader, spec, teacher=teacher, run=run, resume=resume, progress=False)
+
+    @property
+    def trained(self) -> nn.Module:
+        """What is trained: the quantized network, or the network through time.
+
+        Raises:
+            SpecError: the method converts a float network as it is.
+        """
         if not self.method.trains:
             raise SpecError(f"{self.method.name}: converts the float network as it is, so there is nothing to fit")
         trained = self._direct if self.qann is None else self.qann
         assert trained is not None
-        return fit(trained, loader, spec, teacher=teacher, run=run, resume=resume, progress=False)
+        return trained
 
     def network(self) -> SequenceNetwork | SettlingNetwork | SpikingNetwork:
         """The spiking network as it stands; of quantizers, their first timestep."""
@@ -128,7 +137,7 @@ class Rival:
             return self._direct.eval()
         if self.method.name == "st-bif":
             return SettlingNetwork(self.qann)
-        if self.method.name in ("lsq", "pact"):
+        if self.method.build is None and self.method.name != "lsq+":
             return convert(self._plain(self.qann))
         return self._built(self.qann).eval()
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TextIO
 import tyro
 
 from polarspike import __version__
+from polarspike.cli.bench import Bench
 from polarspike.cli.command import Command, show, tell
 from polarspike.cli.convert import Convert
 from polarspike.cli.diagnose import Diagnose
@@ -69,6 +70,7 @@ def parse(arguments: Sequence[str]) -> Command:
         "diagnose": Diagnose,
         "evaluate": Evaluate,
         "verify": Verify,
+        "bench": Bench,
     }
     choices = [
         Annotated[entry, tyro.conf.subcommand(name)]

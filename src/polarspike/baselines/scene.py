@@ -1,0 +1,139 @@
+"""What methods are compared on: images, or sequences of noisy frames of them.
+
+A frame is the image plus normal noise of its own, of one standard deviation of the pixels, so that several frames tell more
+than one. Methods that integrate are trained on the mean of 1 to ``frames`` of them; direct training sees the frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polarspike import data, models
+from polarspike.data import ImageDataset
+from polarspike.data.splits import Split
+from polarspike.spiking import Observer
+
+_BATCH = 128
+_VALIDATION = 1 / 12  # of the training images, where settings are chosen
+
+
+class Scene:
+    """A dataset and how it is read.
+
+    Args:
+        dataset: images.
+        frames: the longest sequence; 0 for images.
+        validated: a validation part is cut from the training images.
+        limit: the most images of each part, for rehearsals; None for all.
+    """
+
+    def __init__(self, dataset: ImageDataset, frames: int, validated: bool, limit: int | None) -> None:
+        self.dataset = dataset.split_validation(_VALIDATION) if validated else dataset
+        self.frames = frames
+        self.limit = limit
+
+    def model(self, name: str, seed: int, **options: Any) -> nn.Module:
+        """A fresh float network with weights of this seed."""
+        if models.describe(name).needs_image_size:
+            options["image_size"] = self.dataset.image_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = models.create(
+                name, num_classes=self.dataset.num_classes, in_channels=self.dataset.in_channels, **options
+            )
+        return made.to(memory_format=torch.channels_last)
+
+    def training(self, sequences: int = 0) -> Any:
+        """Shuffled, augmented batches: of images or means of frames, or of ``sequences`` frames each."""
+        loader = data.batches(
+            self._first(self.dataset.train),
+            _BATCH,
+            normalization=self.dataset.normalization,
+            shuffle=True,
+            augment=self.dataset.augmentation,
+            drop_last=True,
+        )
+        return _Noisy(loader, self.frames, sequences, None) if self.frames else loader
+
+    def calibration(self, images: int = 2000) -> list[Any]:
+        """Training images as they are, or means of frames."""
+        part = self._first(self.dataset.train)
+        loader = self._plain(part.subset(torch.arange(min(images, len(part)))))
+        return list(_Noisy(loader, self.frames, 0, 1) if self.frames else loader)
+
+    def validation(self) -> Any:
+        """The validation part, read like :meth:`test`."""
+        assert self.dataset.validation is not None
+        return self._read(self.dataset.validation)
+
+    def test(self) -> Any:
+        """Images, or sequences of ``frames`` frames, (batch, frames, ...)."""
+        return self._read(self.dataset.test)
+
+    def _read(self, part: Split) -> Any:
+        loader = self._plain(self._first(part))
+        return _Noisy(loader, self.frames, self.frames, 2) if self.frames else loader
+
+    def _plain(self, part: Split) -> Any:
+        return data.batches(part, 250, normalization=self.dataset.normalization)
+
+    def _first(self, part: Split) -> Split:
+        return part if self.limit is None else part.subset(torch.arange(min(self.limit, len(part))))
+
+
+class _Noisy:
+    """Batches of images as noisy frames: (batch, sequences, ...), or the mean of 1 to ``frames`` of them.
+
+    With a seed every iteration is the same; else torch's global generator is asked, which training seeds.
+    """
+
+    def __init__(self, loader: Any, frames: int, sequences: int, seed: int | None) -> None:
+        self.loader, self.frames, self.sequences, self.seed = loader, frames, sequences, seed
+
+    def __len__(self) -> int:
+        assert isinstance(self.loader, Sized)
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        for images, labels in self.loader:
+            if self.sequences:
+                noise = torch.randn((len(images), self.sequences, *images.shape[1:]), generator=generator)
+                yield images.unsqueeze(1) + noise, labels
+            else:
+                count = torch.randint(1, self.frames + 1, (len(images), 1, 1, 1), generator=generator)
+                yield images + torch.randn(images.shape, generator=generator) / count.sqrt(), labels
+
+
+class OverFrames(nn.Module):
+    """A spiking network that reads (batch, frames, ...), so that T steps are the first T frames."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def observe(self, observer: Observer) -> AbstractContextManager[Any]:
+        """As of the network."""
+        context: AbstractContextManager[Any] = self.network.observe(observer)  # type: ignore[operator]
+        return context
+
+    def forward(self, frames: Tensor, *, timesteps: int | None = None, every_step: bool = False) -> Any:
+        """The running mean of the outputs over the first ``timesteps`` frames, all of them if not given."""
+        return self.network(frames[:, :timesteps], time_dim=1, every_step=every_step)
+
+
+class MeanFrame(nn.Module):
+    """A float network that sees the mean of all frames at once."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, frames: Tensor) -> Any:
+        """The answer to the mean frame."""
+        return self.network(frames.mean(1))

@@ -1,0 +1,153 @@
+"""Other tools behind our interface; where both have a method, ours agrees with theirs.
+
+The tools are optional (pip install 'polarspike[baselines]'): without them, what is tested is that their absence is said.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polarspike as ps
+from polarspike.baselines import prepare
+from polarspike.baselines.leaky import LeakyNeuron
+from polarspike.baselines.peers import PEERS, PeerNetwork, convert_with, version
+from polarspike.errors import SpecError
+from polarspike.specs import SiteSpec
+from tests.networks import trained_like
+
+THERE = {name: importlib.util.find_spec(name) is not None for name in ("spikingjelly", "sinabs", "snntorch")}
+needs = {name: pytest.mark.skipif(not there, reason=f"{name} is not installed") for name, there in THERE.items()}
+pytestmark = pytest.mark.filterwarnings("ignore")  # what peers warn of is theirs
+
+
+def chain() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(6, 8, 3, padding=1),
+        nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5),
+    )  # fmt: skip
+    return trained_like(model), torch.rand(12, 1, 8, 8)
+
+
+class Counter(nn.Module):
+    """A stand-in for a tool's network: fires once for every two units of input, and remembers the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neuron = nn.Identity()
+        self.rest = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.rest + x
+        fired = self.neuron(torch.floor(total / 2))
+        self.rest = total - 2 * fired
+        return 2 * fired
+
+
+def test_a_peers_network_runs_from_rest_and_is_counted() -> None:
+    made = Counter()
+    network = PeerNetwork(made, {"neuron": made.neuron}, lambda snn: setattr(snn, "rest", torch.zeros(())))
+    x = torch.tensor([[1.0, 5.0]])
+    means = torch.tensor([[[0, 4]], [[1, 5]], [[2 / 3, 14 / 3]], [[1, 5]]])
+    assert torch.allclose(network(x, timesteps=4, every_step=True), means)
+    assert torch.equal(network(x, timesteps=2), torch.tensor([[1.0, 5.0]]))
+    firing = ps.evaluate(network, [(x, torch.tensor([1]))], timesteps=(1, 2)).firing
+    assert firing is not None and (firing[1].spikes, firing[2].spikes, firing[2].events) == (2, 6, 3)
+    assert not made.neuron._forward_hooks
+    enlarged = PeerNetwork(made, {"neuron": made.neuron}, lambda snn: setattr(snn, "rest", torch.zeros(())), scale=4.0)
+    assert enlarged(x).tolist() == [[1.0, 5.0]]
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(SpecError, match=r"polarspike\[baselines\]"):
+        version("a-tool-that-nobody-has")
+    with pytest.raises(SpecError, match="unknown peer 'norse'; known: spikingjelly-rate"):
+        convert_with("norse", nn.ReLU(), [])
+
+
+@needs["spikingjelly"]
+@pytest.mark.parametrize("name", ["spikingjelly-rate", "spikingjelly-balanced"])
+def test_spikingjelly_converts_and_agrees_with_ours(name: str) -> None:
+    model, x = chain()
+    # Ours has spikes behind an average that a convolution reads, theirs in front of it: compared on one site.
+    single = nn.Sequential(*list(model.children())[:3], nn.Flatten(), nn.Linear(6 * 64, 5)).eval()
+    ours = prepare("balanced" if name.endswith("balanced") else "rate-max", single, example=x)
+    ours.calibrate([x])
+    theirs = convert_with(name, single, [x])
+    with torch.no_grad():
+        one, two = ours.network()(x, timesteps=8, every_step=True), theirs(x, timesteps=8, every_step=True)
+    # The image with the largest potential reaches the threshold exactly, and rounding decides; all others agree.
+    images = ((one - two).abs() < 1e-4).flatten(2).all(2).all(0)
+    assert int(images.sum()) >= len(x) - 1
+
+
+@needs["sinabs"]
+def test_sinabs_converts_a_chain_and_enlarged_networks() -> None:
+    model, x = chain()
+    with torch.no_grad():
+        truth = model(x)
+        fine = convert_with("sinabs", model, [x], scale=512.0)(x)
+        assert torch.allclose(fine, truth, atol=0.05 * truth.abs().max().item())
+        assert convert_with("sinabs", model, [x], percentile=99.0)(x, timesteps=4).shape == truth.shape
+
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.relu = nn.Linear(4, 4), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.relu(self.fc(x))
+
+    with pytest.raises(SpecError, match="is a branch of this model; give scale"):
+        convert_with("sinabs", Branch(), [torch.rand(2, 4)], percentile=99.0)
+    assert convert_with("sinabs", Branch(), [torch.rand(2, 4)], scale=8.0)(torch.rand(2, 4)).shape == (2, 4)
+    with pytest.raises(SpecError, match="nothing was converted"):
+        convert_with("sinabs", nn.Linear(4, 4), [torch.rand(2, 4)])
+
+
+@needs["spikingjelly"]
+def test_lif_fires_like_spikingjellys() -> None:
+    from spikingjelly.activation_based import neuron, surrogate
+
+    # Charge v + x without the factor 1 / tau, hard reset to 0: our law at b = 1/2.
+    theirs = neuron.LIFNode(
+        tau=2.0,
+        decay_input=False,
+        v_reset=0.0,
+        surrogate_function=surrogate.ATan(2.0),
+        detach_reset=True,
+        step_mode="m",
+    )
+    currents = torch.randn(9, 4, 50, requires_grad=True)
+    mine = LeakyNeuron(SiteSpec(0, 1)).train_of(currents).spikes
+    other = theirs(currents)
+    assert torch.equal(mine, other)
+    weights = torch.randn_like(mine)
+    (grad,) = torch.autograd.grad((mine * weights).sum(), currents)
+    (expected,) = torch.autograd.grad((other * weights).sum(), currents)
+    assert torch.allclose(grad, expected, atol=1e-5)
+
+
+@needs["snntorch"]
+def test_lif_fires_like_snntorchs() -> None:
+    import snntorch
+
+    theirs = snntorch.Leaky(beta=0.5, threshold=1.0, reset_mechanism="zero", reset_delay=False)
+    currents = torch.randn(9, 4, 50)
+    membrane = theirs.reset_mem()
+    other = []
+    for current in currents:
+        spikes, membrane = theirs(current, membrane)
+        other.append(spikes)
+    assert torch.equal(LeakyNeuron(SiteSpec(0, 1)).train_of(currents).spikes, torch.stack(other))
+
+
+def test_all_settings_are_plain() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(isinstance(setting, dict) for peer in PEERS.values() for setting in peer.settings)
