@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polarspike.errors import SpecError
+from polarspike.errors import MissingExtraError
 from polarspike.report.rivals import grouped, mean_of, name_of, plot_rivals, rivals_table
 
 BASE = {"network": "cnn", "trained_steps": "", "budget": "epochs", "epochs": "5", "events": "0.3", "spikes": "0.5",
@@ -54,5 +54,5 @@ def test_plots_are_two_files_a_network(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SpecError, match=r"polarspike\[report\]"):
+    with pytest.raises(MissingExtraError, match=r"polarspike\[report\]"):
         plot_rivals(ROWS, tmp_path)

@@ -16,7 +16,7 @@ import polarspike as ps
 from polarspike.baselines import prepare
 from polarspike.baselines.leaky import LeakyNeuron
 from polarspike.baselines.peers import PEERS, PeerNetwork, convert_with, version
-from polarspike.errors import SpecError
+from polarspike.errors import MissingExtraError, SpecError
 from polarspike.specs import SiteSpec
 from tests.networks import trained_like
 
@@ -64,7 +64,7 @@ def test_a_peers_network_runs_from_rest_and_is_counted() -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    with pytest.raises(SpecError, match=r"polarspike\[baselines\]"):
+    with pytest.raises(MissingExtraError, match=r"polarspike\[baselines\]"):
         version("a-tool-that-nobody-has")
     with pytest.raises(SpecError, match="unknown peer 'norse'; known: spikingjelly-rate"):
         convert_with("norse", nn.ReLU(), [])

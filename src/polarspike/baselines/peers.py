@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental import optimization
 
-from polarspike.errors import InputError, SpecError
+from polarspike.errors import InputError, MissingExtraError, SpecError
 from polarspike.inputs import batches_of
 from polarspike.modules import hooked
 from polarspike.spiking import Observer
@@ -91,14 +91,12 @@ def version(package: str) -> str:
     """The installed version, for a table.
 
     Raises:
-        SpecError: it is not installed; the message says how to.
+        MissingExtraError: it is not installed.
     """
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        raise SpecError(
-            f"{package} is not installed; pip install 'polarspike[baselines]', or {package} in an environment of its own"
-        ) from None
+        raise MissingExtraError(package, "baselines") from None
 
 
 def spikingjelly_rate(
@@ -217,7 +215,8 @@ def convert_with(peer: str, model: nn.Module, batches: Iterable[Any], **settings
         **settings: of its conversion; ``PEERS[peer].settings`` lists what is searched.
 
     Raises:
-        SpecError: an unknown peer, one that is not installed, or a model that it cannot take.
+        SpecError: an unknown peer, or a model that it cannot take.
+        MissingExtraError: it is not installed.
     """
     if peer not in PEERS:
         raise SpecError(f"unknown peer {peer!r}; known: {', '.join(PEERS)}")

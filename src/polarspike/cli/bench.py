@@ -13,7 +13,7 @@ import tyro
 from polarspike.baselines.comparison import Comparison, Contest
 from polarspike.baselines.published import published_table
 from polarspike.cli.command import Command, show, tell
-from polarspike.errors import SpecError
+from polarspike.errors import MissingExtraError, SpecError
 from polarspike.report.rivals import plot_rivals, rivals_table
 
 
@@ -69,7 +69,7 @@ class Bench(Command):
         try:
             for path in plot_rivals(rows, self.place):
                 tell(f"wrote {path}")
-        except SpecError as error:
+        except MissingExtraError as error:
             tell(f"no plots: {error}")
         return 0
 

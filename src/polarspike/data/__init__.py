@@ -7,7 +7,7 @@
 torch.Size([64, 1, 8, 8])
 """
 
-from polarspike.data import digits, fashion_mnist, mnist_5k
+from polarspike.data import cifar, digits, fashion_mnist, mnist_5k, photo_patches
 from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.loaders import batches
@@ -21,10 +21,12 @@ __all__ = [
     "Normalization",
     "Split",
     "batches",
+    "cifar",
     "digits",
     "fashion_mnist",
     "load",
     "mnist_5k",
     "names",
+    "photo_patches",
     "register",
 ]

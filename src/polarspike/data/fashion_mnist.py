@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.idx import read_labelled_images
+from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
 from polarspike.data.registry import FOLDER_VARIABLE, Source, register
 from polarspike.data.splits import Split
@@ -53,13 +53,8 @@ def fashion_mnist(source: Source) -> ImageDataset:
     )  # fmt: skip
 
 
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "polarspike" / NAME
-
-
 def _folders(source: Source) -> list[Path]:
-    return source.folders(NAME, DEBIAN_FOLDER, _cache())
+    return source.folders(NAME, DEBIAN_FOLDER, cache(NAME))
 
 
 def _find(source: Source) -> list[Path] | None:
@@ -89,7 +84,7 @@ def _download(source: Source) -> None:
     except ImportError as error:
         raise MissingExtraError("torchvision", "vision") from error
     named = source.folders(NAME)
-    folder = named[0] if named else _cache()
+    folder = named[0] if named else cache(NAME)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         FashionMNIST(str(folder), download=True)

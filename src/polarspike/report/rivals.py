@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polarspike.errors import SpecError
+from polarspike.errors import MissingExtraError
 from polarspike.files import replacing
 from polarspike.tables import aligned
 
@@ -75,7 +75,7 @@ def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
     """Two SVG files for each network: accuracy against true latency, and against spikes; none where nothing was measured.
 
     Raises:
-        SpecError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     plt = _pyplot()
     written = []
@@ -120,7 +120,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib as mpl
     except ImportError:
-        raise SpecError("plots need matplotlib; pip install 'polarspike[report]'") from None
+        raise MissingExtraError("matplotlib", "report") from None
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "polarspike"  # the same figure is the same file
     from matplotlib import pyplot as plt
