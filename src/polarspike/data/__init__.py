@@ -7,7 +7,7 @@
 torch.Size([64, 1, 8, 8])
 """
 
-from polarspike.data import cifar, digits, fashion_mnist, mnist_5k, photo_patches
+from polarspike.data import cifar, digits, events, fashion_mnist, mnist_5k, photo_patches
 from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.loaders import batches
@@ -23,6 +23,7 @@ __all__ = [
     "batches",
     "cifar",
     "digits",
+    "events",
     "fashion_mnist",
     "load",
     "mnist_5k",

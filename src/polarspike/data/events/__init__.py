@@ -1,0 +1,31 @@
+"""Event-camera data sets: recordings, their file formats, and the frames that a network sees.
+
+>>> from polarspike.data import events
+>>> events.names()
+['cifar10-dvs', 'dvs128-gesture', 'events-fashion-mnist', 'n-caltech101', 'n-mnist', 'saccade-direction']
+"""
+
+from polarspike.data.events import published, simulated
+from polarspike.data.events.dataset import EventDataset, find_source, load_events, names
+from polarspike.data.events.formats import read_aedat, read_bin, read_npy, write_bin
+from polarspike.data.events.frames import FrameSpec, to_frames
+from polarspike.data.events.simulation import CameraSpec, simulate
+from polarspike.data.events.streams import EventStream
+
+__all__ = [
+    "CameraSpec",
+    "EventDataset",
+    "EventStream",
+    "FrameSpec",
+    "find_source",
+    "load_events",
+    "names",
+    "published",
+    "read_aedat",
+    "read_bin",
+    "read_npy",
+    "simulate",
+    "simulated",
+    "to_frames",
+    "write_bin",
+]

@@ -1,0 +1,108 @@
+"""Frames of a whole part on disk: made once for each way of making them, mapped into memory afterwards.
+
+A cache is a folder named by a digest of everything that its content depends on: the data set, the part, the spec, and the
+name, size and time of every source file. It holds ``frames.npy``, ``labels.npy`` and ``settings.json``, is written under
+another name and renamed when it is whole, so that a kill leaves nothing that a later run could take for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from polarspike.data.events.frames import Frames
+from polarspike.data.splits import Split
+from polarspike.errors import DataError
+
+FORMAT = 1
+
+
+def stamp(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
+    """Name, size and time of every file, so that a changed source is another cache."""
+    found = []
+    for path in paths:
+        state = path.stat()
+        found.append((f"{path.parent.name}/{path.name}", state.st_size, state.st_mtime_ns))
+    return found
+
+
+def cached(
+    folder: Path,
+    settings: dict[str, Any],
+    samples: int,
+    shape: tuple[int, int, int, int],
+    make: Callable[[], Iterator[tuple[Frames, int]]],
+    *,
+    what: str,
+) -> Split:
+    """Frames (N, T * 2, H, W) and labels, from the cache below ``folder`` or made now.
+
+    Args:
+        folder: for all caches.
+        settings: what the content depends on, plain data.
+        samples: N.
+        shape: (T, 2, H, W) of one.
+        make: yields frames (T, 2, H, W) and the label of each sample.
+        what: for the progress bar and messages.
+
+    Raises:
+        DataError: the folder cannot be written, or the cache that is there is damaged.
+    """
+    described = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
+    place = folder / hashlib.sha256(described.encode()).hexdigest()[:24]
+    if not place.is_dir():
+        _make(place, described, samples, shape, make, what)
+    try:
+        frames = np.load(place / "frames.npy", mmap_mode="c")  # changes would stay in memory
+        labels = np.load(place / "labels.npy")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{place}: the cache of {what} is damaged ({error}); remove this folder") from error
+    merged = (samples, shape[0] * shape[1], *shape[2:])
+    wanted = (samples, *shape)
+    if frames.shape != wanted or labels.shape != (samples,):
+        raise DataError(f"{place}: the cache of {what} holds {frames.shape}, expected {wanted}; remove this folder")
+    return Split(torch.from_numpy(frames).view(merged), torch.from_numpy(labels))
+
+
+def _make(
+    place: Path,
+    described: str,
+    samples: int,
+    shape: tuple[int, int, int, int],
+    make: Callable[[], Iterator[tuple[Frames, int]]],
+    what: str,
+) -> None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    except OSError as error:
+        raise DataError(
+            f"{place.parent}: expected a folder that can be written, for the frames of {what}: {error}"
+        ) from error
+    try:
+        frames = np.lib.format.open_memmap(partial / "frames.npy", mode="w+", dtype=np.uint8, shape=(samples, *shape))
+        labels = np.zeros(samples, dtype=np.int64)
+        bar = tqdm(make(), total=samples, desc=f"frames of {what}", unit="recording", leave=False, disable=None)
+        for index, (sample, label) in enumerate(bar):
+            frames[index], labels[index] = sample, label
+        frames.flush()
+        del frames
+        np.save(partial / "labels.npy", labels)
+        (partial / "settings.json").write_text(described, encoding="utf-8")
+        try:
+            os.rename(partial, place)
+        except OSError:
+            if not place.is_dir():  # else another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,244 @@
+"""An event data set as frames, and the registry of those that can be read.
+
+What a sequence means to a network (docs/theory.md): T bins side by side as channels are one timestep
+(:meth:`EventDataset.channels`); T frames are T timesteps (:meth:`EventDataset.sequences`), integrated, read one by one, or
+trained through time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from polarspike.data.augment import Augmentation
+from polarspike.data.dataset import ImageDataset
+from polarspike.data.events.cache import cached, stamp
+from polarspike.data.events.frames import FrameSpec, to_frames
+from polarspike.data.events.streams import EventStream
+from polarspike.data.loaders import batches
+from polarspike.data.local import cache
+from polarspike.data.normalization import Normalization
+from polarspike.data.registry import Source, register
+from polarspike.data.splits import Split
+from polarspike.errors import DataError
+
+Part = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One sample: a file, or a stretch of one.
+
+    Args:
+        path: of the file.
+        label: from 0.
+        start, end: microseconds, where the file holds several samples.
+    """
+
+    path: Path
+    label: int
+    start: int | None = None
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Where the samples of a data set are, and how one is read.
+
+    Args:
+        train, test: the samples in a fixed order.
+        size: (H, W) of the sensor.
+        classes: names of the labels.
+        read: a recording's events.
+        settings: what the events depend on beside the files, plain data.
+    """
+
+    train: list[Recording]
+    test: list[Recording]
+    size: tuple[int, int]
+    classes: tuple[str, ...]
+    read: Callable[[Recording], EventStream]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EventSource:
+    """One data set of the registry.
+
+    Args:
+        name: what :func:`load_events` takes.
+        origin, licence: where the recordings come from, and on what terms.
+        augmentation: the usual random changes.
+        find: its recordings below a root, or in the usual places.
+        simulated: made by a simulation, and always labelled so.
+    """
+
+    name: str
+    origin: str
+    licence: str
+    augmentation: Augmentation
+    find: Callable[[Source], Recordings]
+    simulated: bool = False
+
+
+_sources: dict[str, EventSource] = {}
+
+
+def register_events(source: EventSource) -> None:
+    """Add a data set to the registry, and to that of images: the bins of ``FrameSpec()`` side by side as channels."""
+    _sources[source.name] = source
+
+    @register(source.name)
+    def as_images(place: Source) -> ImageDataset:
+        return load_events(source.name, place.root).channels()
+
+
+def names() -> list[str]:
+    """Names of all event data sets, sorted."""
+    return sorted(_sources)
+
+
+@dataclass(frozen=True, eq=False)
+class EventDataset:
+    """Frames of counts with their labels.
+
+    Args:
+        name: of the data set.
+        train, test: bytes (N, T * 2, H, W), bin by bin, darker before brighter; mapped from disk.
+        spec: how the recordings became frames.
+        classes, origin, licence, augmentation, simulated: as for the source.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    spec: FrameSpec
+    classes: tuple[str, ...]
+    origin: str
+    licence: str
+    augmentation: Augmentation
+    simulated: bool
+
+    @property
+    def normalization(self) -> Normalization:
+        """Of the training counts of either sign, the same for every bin: for merged channels, T times over."""
+        count, channels, height, width = self.train.images.shape
+        frames = self.train.images.view(count * channels // 2, 2, height, width)
+        one = Normalization.of(frames)
+        return Normalization(one.mean * self.spec.bins, one.std * self.spec.bins)
+
+    def channels(self) -> ImageDataset:
+        """The bins side by side as channels, (N, T * 2, H, W): one timestep."""
+        return ImageDataset(
+            name=self.name,
+            train=self.train,
+            test=self.test,
+            classes=self.classes,
+            origin=self.origin,
+            licence=self.licence,
+            normalization=self.normalization,
+            augmentation=self.augmentation,
+        )
+
+    def sequences(self, part: Part, batch_size: int, *, shuffle: bool = False, augmented: bool = False) -> Any:
+        """Batches of (frames (B, T, 2, H, W) float32, labels); every change is the same for all frames of a sample."""
+        split = self.train if part == "train" else self.test
+        merged = batches(
+            split,
+            batch_size,
+            normalization=self.normalization,
+            shuffle=shuffle,
+            augment=self.augmentation if augmented else None,
+            drop_last=augmented,
+        )
+        return _Sequences(merged, self.spec.bins)
+
+
+class _Sequences:
+    """Merged channels as frames again."""
+
+    def __init__(self, loader: Any, bins: int) -> None:
+        self.loader, self.bins = loader, bins
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for merged, labels in self.loader:
+            yield merged.view(len(merged), self.bins, 2, *merged.shape[2:]), labels
+
+
+def load_events(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    spec: FrameSpec | None = None,
+    *,
+    cache_folder: str | os.PathLike[str] | None = None,
+) -> EventDataset:
+    """The frames of an event data set, from its cache or made now.
+
+    Args:
+        name: one of :func:`names`.
+        root: the folder of its files; without it ``$POLARSPIKE_DATA/<name>``, then the user's cache.
+        spec: how recordings become frames; ``FrameSpec()`` if not given.
+        cache_folder: where frames are kept; the user's cache if not given.
+
+    Raises:
+        DataError: the name is unknown, files are missing or damaged, or the cache cannot be written.
+    """
+    source = find_source(name)
+    if root is not None and not Path(root).is_dir():
+        raise DataError(f"{name}: expected root to be a folder, got {str(root)!r}, which is none")
+    spec = spec or FrameSpec()
+    found = source.find(Source(None if root is None else Path(root)))
+    folder = Path(cache_folder) if cache_folder is not None else cache("frames")
+    train, test = (_part(source, found, part, spec, folder) for part in ("train", "test"))
+    return EventDataset(
+        name, train, test, spec, found.classes, source.origin, source.licence, source.augmentation, source.simulated
+    )
+
+
+def find_source(name: str) -> EventSource:
+    """The entry of this name.
+
+    Raises:
+        DataError: there is none; the message lists them.
+    """
+    if name not in _sources:
+        close = difflib.get_close_matches(str(name), _sources, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise DataError(f"unknown event data set {name!r}; known: {', '.join(names())}{hint}")
+    return _sources[name]
+
+
+def _part(source: EventSource, found: Recordings, part: str, spec: FrameSpec, folder: Path) -> Split:
+    recordings: list[Recording] = getattr(found, part)
+    files = list(dict.fromkeys(recording.path for recording in recordings))
+    settings = {
+        "data": source.name,
+        "part": part,
+        "spec": spec.to_dict(),
+        "files": stamp(files),
+        "samples": [[r.label, r.start, r.end] for r in recordings],
+        "made": found.settings,
+    }
+
+    def make() -> Iterator[tuple[Any, int]]:
+        for recording in recordings:
+            yield to_frames(found.read(recording), spec), recording.label
+
+    what = f"{source.name} {part}"
+    return cached(folder / source.name, settings, len(recordings), spec.shape(found.size), make, what=what)
+
+
+def fair_order(recordings: list[Recording], seed: int = 0) -> list[Recording]:
+    """A fixed random order, so that the beginning of a part is a fair sample of it."""
+    order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(seed))
+    return [recordings[index] for index in order.tolist()]

@@ -1,0 +1,72 @@
+"""Events -> frames of counts: what a network sees at each timestep.
+
+    F[b, c, r, s] = number of events of sign c in bin b at the pixels that (r, s) covers, at most 255
+
+Bins are of equal duration (``by="time"``) or of equally many events (``by="count"``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polarspike.data.events.streams import EventStream
+from polarspike.specs import Spec
+
+Frames = NDArray[np.uint8]
+_MOST = 255
+
+
+@dataclass(frozen=True)
+class FrameSpec(Spec):
+    """How a recording becomes frames.
+
+    Args:
+        bins: T.
+        by: ``"time"``: bins of equal duration; ``"count"``: of equally many events, so that a pause makes no empty frame.
+        height: rows of a frame; 0 for the sensor's. Each pixel counts the events of the sensor's pixels that fall on it.
+        width: columns; 0 for the sensor's.
+        duration_us: take the first so many microseconds; 0 for all.
+
+    Raises:
+        SpecError: a value is out of range.
+    """
+
+    bins: int = 10
+    by: Literal["time", "count"] = "time"
+    height: int = 0
+    width: int = 0
+    duration_us: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require("bins", self.bins >= 1, "an integer of at least 1")
+        for name in ("height", "width", "duration_us"):
+            self._require(name, getattr(self, name) >= 0, "an integer of at least 0")
+
+    def shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """(T, 2, H, W) of a recording by a sensor of this size."""
+        return self.bins, 2, self.height or size[0], self.width or size[1]
+
+
+def to_frames(events: EventStream, spec: FrameSpec) -> Frames:
+    """Counts (T, 2, H, W) as bytes; channel 1 is brighter."""
+    bins, signs, height, width = spec.shape(events.size)
+    if spec.duration_us and len(events):
+        events = events.between(int(events.t[0]), int(events.t[0]) + spec.duration_us)
+    if not len(events):
+        return np.zeros((bins, signs, height, width), dtype=np.uint8)
+    if spec.by == "time":
+        elapsed = events.t - events.t[0]
+        span = spec.duration_us or int(elapsed[-1]) + 1
+        place = np.minimum(elapsed * bins // span, bins - 1)
+    else:
+        place = np.arange(len(events)) * bins // len(events)
+    row = events.y * height // events.size[0]
+    column = events.x * width // events.size[1]
+    index = ((place * signs + events.p) * height + row) * width + column
+    counts = np.bincount(index, minlength=bins * signs * height * width)
+    return np.minimum(counts, _MOST).astype(np.uint8).reshape(bins, signs, height, width)

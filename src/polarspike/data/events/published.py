@@ -1,0 +1,205 @@
+"""Four recorded data sets, from the files that their authors distribute.
+
+    n-mnist          Train/<digit>/*.bin, Test/<digit>/*.bin                                      34x34, 60,000 + 10,000
+    n-caltech101     Caltech101/<class>/*.bin                                                     180x240, 8,709
+    cifar10-dvs      <class>/*.aedat (as published) or *.aedat4                                    128x128, 10,000
+    dvs128-gesture   *.aedat with *_labels.csv, trials_to_train.txt and trials_to_test.txt         128x128, 11 gestures
+                     or ibmGestureTrain/<user>/<label>.npy and ibmGestureTest/...
+
+Where the authors cut no test part (n-caltech101, cifar10-dvs), a tenth of every class is taken by a fixed seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from polarspike.data.augment import Augmentation
+from polarspike.data.events.dataset import (
+    EventSource,
+    Recording,
+    Recordings,
+    fair_order,
+    register_events,
+)
+from polarspike.data.events.formats import read_aedat, read_bin, read_npy
+from polarspike.data.events.streams import EventStream
+from polarspike.data.local import cache
+from polarspike.data.registry import FOLDER_VARIABLE, Source
+from polarspike.data.splits import stratified
+from polarspike.errors import DataError
+
+_TEST_FRACTION, _SEED = 0.1, 0
+_DIGITS = tuple("0123456789")
+_CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_GESTURES = ("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counter clockwise",
+             "left arm clockwise", "left arm counter clockwise", "arm roll", "air drums", "air guitar",
+             "other gestures")  # fmt: skip
+_SIZE = (128, 128)
+#: How many recordings each part must have: fewer are an unfinished unpacking.
+COUNTS = {"n-mnist": (60_000, 10_000), "n-caltech101": (8_709,), "cifar10-dvs": (10_000,)}
+
+
+def _n_mnist(source: Source) -> Recordings:
+    folder = _first(source, "n-mnist", ("Train", "Test"), "Unpack Train.zip and Test.zip of N-MNIST there")
+    train, test = (_by_class(folder / part, _DIGITS, "*.bin") for part in ("Train", "Test"))
+    for found, expected in zip((train, test), COUNTS["n-mnist"], strict=True):
+        _require("n-mnist", folder, found, expected)
+    return Recordings(fair_order(train), fair_order(test), (34, 34), _DIGITS, lambda r: read_bin(r.path, (34, 34)))
+
+
+def _n_caltech101(source: Source) -> Recordings:
+    folder = (
+        _first(source, "n-caltech101", ("Caltech101",), "Unpack Caltech101.zip of N-Caltech101 there") / "Caltech101"
+    )
+    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    found = _by_class(folder, classes, "*.bin")
+    return _cut("n-caltech101", folder, found, (180, 240), classes, lambda r: read_bin(r.path, (180, 240)))
+
+
+def _cifar10_dvs(source: Source) -> Recordings:
+    folder = _first(source, "cifar10-dvs", _CIFAR, "Unpack the ten archives of CIFAR10-DVS there")
+    pattern = "*.aedat" if next(folder.glob("airplane/*.aedat"), None) else "*.aedat4"
+    found = _by_class(folder, _CIFAR, pattern)
+    return _cut("cifar10-dvs", folder, found, _SIZE, _CIFAR, lambda r: read_aedat(r.path, _SIZE))
+
+
+def _dvs128_gesture(source: Source) -> Recordings:
+    how = "Unpack DvsGesture.tar.gz there (or ibmGestureTrain and ibmGestureTest)"
+    packed = ("ibmGestureTrain", "ibmGestureTest")
+    for folder in _places(source, "dvs128-gesture"):
+        if all((folder / part).is_dir() for part in packed):
+            train, test = (_packed_gestures(folder / part) for part in packed)
+            return Recordings(train, test, _SIZE, _GESTURES, lambda r: read_npy(r.path, _SIZE))
+    folder = _first(source, "dvs128-gesture", ("trials_to_train.txt", "trials_to_test.txt"), how)
+    train, test = (_gestures(folder, part) for part in ("train", "test"))
+    return Recordings(fair_order(train), fair_order(test), _SIZE, _GESTURES, _stretch)
+
+
+def _stretch(recording: Recording) -> EventStream:
+    assert recording.start is not None and recording.end is not None
+    return _whole_file(recording.path).between(recording.start, recording.end)
+
+
+@functools.lru_cache(maxsize=4)
+def _whole_file(path: Path) -> EventStream:
+    return read_aedat(path, _SIZE)
+
+
+def _gestures(folder: Path, part: str) -> list[Recording]:
+    """The stretches that the label files name; a label file counts gestures from 1."""
+    found = []
+    for line in _lines(folder / f"trials_to_{part}.txt"):
+        path = folder / line
+        labels = path.with_name(f"{path.stem}_labels.csv")
+        if not path.is_file():
+            raise DataError(
+                f"dvs128-gesture: expected {path}, which trials_to_{part}.txt names; unpack the archive again"
+            )
+        rows = list(csv.reader(_lines(labels)))[1:]
+        for row in rows:
+            try:
+                label, start, end = (int(value) for value in row[:3])
+            except ValueError as error:
+                raise DataError(f"{labels}: expected lines of class, start, end, got {','.join(row)!r}") from error
+            if not 1 <= label <= len(_GESTURES):
+                raise DataError(f"{labels}: expected classes in 1..{len(_GESTURES)}, got {label}")
+            found.append(Recording(path, label - 1, start, end))
+    return found
+
+
+def _packed_gestures(folder: Path) -> list[Recording]:
+    found = []
+    for path in sorted(folder.glob("*/*.npy")):
+        if not path.stem.isdigit() or int(path.stem) >= len(_GESTURES):
+            raise DataError(f"{path}: expected a name of 0 to {len(_GESTURES) - 1}, the label")
+        found.append(Recording(path, int(path.stem)))
+    if not found:
+        raise DataError(f"dvs128-gesture: expected {folder}/<user>/<label>.npy, found none; unpack the archive again")
+    return fair_order(found)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a text file, got: {error}") from error
+
+
+def _by_class(folder: Path, classes: tuple[str, ...], pattern: str) -> list[Recording]:
+    return [
+        Recording(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).glob(pattern))
+    ]
+
+
+def _cut(
+    name: str,
+    folder: Path,
+    found: list[Recording],
+    size: tuple[int, int],
+    classes: tuple[str, ...],
+    read: Callable[[Recording], EventStream],
+) -> Recordings:
+    """A tenth of every class as the test part."""
+    _require(name, folder, found, COUNTS[name][0])
+    kept, moved = stratified(torch.tensor([recording.label for recording in found]), _TEST_FRACTION, _SEED)
+    return Recordings([found[i] for i in kept.tolist()], [found[i] for i in moved.tolist()], size, classes, read)
+
+
+def _require(name: str, folder: Path, found: list[Recording], expected: int) -> None:
+    if len(found) != expected:
+        raise DataError(
+            f"{name}: expected {expected} recordings in {folder}, got {len(found)}; the archive is not wholly unpacked, "
+            "unpack it again"
+        )
+
+
+def _places(source: Source, name: str) -> list[Path]:
+    return source.folders(name, cache(name))
+
+
+def _first(source: Source, name: str, parts: tuple[str, ...], how: str) -> Path:
+    """The first place that holds these folders or files.
+
+    Raises:
+        DataError: none does.
+    """
+    places = _places(source, name)
+    for place in places:
+        if all((place / part).exists() for part in parts):
+            return place
+    wanted = ", ".join(parts[:3]) + (", ..." if len(parts) > 3 else "")
+    raise DataError(
+        f"{name}: expected {wanted} in one of: {', '.join(map(str, places))}. "
+        f"{how}, or name the folder by root or as ${FOLDER_VARIABLE}/{name}"
+    )
+
+
+_SACCADES = (
+    "G. Orchard, A. Jayawant, G. Cohen and N. Thakor, Converting Static Image Datasets to Spiking Neuromorphic Datasets "
+    "Using Saccades, 2015"
+)
+_TERMS = "as stated where it is published"
+for _source in (
+    EventSource("n-mnist", _SACCADES, _TERMS, Augmentation(shift=2), _n_mnist),
+    EventSource("n-caltech101", _SACCADES, _TERMS, Augmentation(flip=True, shift=4), _n_caltech101),
+    EventSource(
+        "cifar10-dvs",
+        "H. Li, H. Liu, X. Ji, G. Li and L. Shi, CIFAR10-DVS: An Event-Stream Dataset for Object Classification, 2017",
+        _TERMS,
+        Augmentation(flip=True, shift=4),
+        _cifar10_dvs,
+    ),
+    EventSource(
+        "dvs128-gesture",
+        "A. Amir et al., A Low Power, Fully Event-Based Gesture Recognition System, CVPR 2017",
+        _TERMS,
+        Augmentation(shift=4),
+        _dvs128_gesture,
+    ),
+):
+    register_events(_source)

@@ -1,0 +1,212 @@
+"""Event data sets from fixtures in their real layouts: parts, labels, frames, readings, and what wrong files are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import polarspike as ps
+from polarspike import data
+from polarspike.data import events
+from polarspike.data.events import FrameSpec, load_events, published, simulated
+from polarspike.data.events.streams import EventStream
+from polarspike.errors import DataError
+
+from .test_formats import aedat2_bytes, aedat31_bytes, bin_bytes
+
+SPEC = FrameSpec(bins=2)
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.delenv("POLARSPIKE_DATA", raising=False)
+    monkeypatch.setattr(published, "COUNTS", {"n-mnist": (30, 10), "n-caltech101": (24,), "cifar10-dvs": (200,)})
+
+
+def some(label: int, index: int, limit: int) -> list[tuple[int, int, int, int]]:
+    """Events that tell label and sample: one pixel of each."""
+    return [(label % limit, 0, 10, 1), (index % limit, 1, 20, 0), (2, 2, 30, 1)]
+
+
+def n_mnist(root: Path) -> Path:
+    for part, each in (("Train", 3), ("Test", 1)):
+        for digit in range(10):
+            folder = root / part / str(digit)
+            folder.mkdir(parents=True)
+            for index in range(each):
+                (folder / f"{index:05}.bin").write_bytes(bin_bytes(some(digit, index, 34)))
+    return root
+
+
+def n_caltech101(root: Path) -> Path:
+    for label, name in enumerate(("BACKGROUND_Google", "Faces_easy")):
+        folder = root / "Caltech101" / name
+        folder.mkdir(parents=True)
+        for index in range(12):
+            (folder / f"image_{index:04}.bin").write_bytes(bin_bytes(some(label, index, 200)))
+    return root
+
+
+def cifar10_dvs(root: Path) -> Path:
+    for label, name in enumerate(published._CIFAR):
+        (root / name).mkdir(parents=True)
+        for index in range(20):
+            (root / name / f"cifar10_{name}_{index}.aedat").write_bytes(aedat2_bytes(some(label, index, 128)))
+    return root
+
+
+def dvs128_gesture(root: Path) -> Path:
+    for part, user in (("train", "user01_led"), ("test", "user24_lab")):
+        (root / f"trials_to_{part}.txt").write_text(f"{user}.aedat\n\n")
+        (root / f"{user}.aedat").write_bytes(aedat31_bytes([(1, 1, 100, 1), (2, 2, 200, 0), (3, 3, 300, 1)]))
+        (root / f"{user}_labels.csv").write_text("class,startTime_usec,endTime_usec\n1,100,201\n11,300,400\n")
+    return root
+
+
+def packed_gestures(root: Path) -> Path:
+    for part in ("ibmGestureTrain", "ibmGestureTest"):
+        folder = root / part / "user01_lab"
+        folder.mkdir(parents=True)
+        for label in (0, 10):
+            np.save(folder / f"{label}.npy", np.array([[label, 1, 1, 0.1], [2, 2, 0, 0.2]]))
+    return root
+
+
+MAKERS = {
+    "n-mnist": (n_mnist, 30, 10, (34, 34), 10),
+    "n-caltech101": (n_caltech101, 22, 2, (180, 240), 2),
+    "cifar10-dvs": (cifar10_dvs, 180, 20, (128, 128), 10),
+    "dvs128-gesture": (dvs128_gesture, 2, 2, (128, 128), 11),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_real_layouts(name: str, tmp_path: Path) -> None:
+    make, train, test, size, classes = MAKERS[name]
+    found = load_events(name, make(tmp_path), SPEC)
+    assert (len(found.train), len(found.test), len(found.classes)) == (train, test, classes)
+    assert found.train.images.shape == (train, 4, *size) and not found.simulated
+    again = load_events(name, tmp_path, SPEC)
+    assert torch.equal(again.train.images, found.train.images)
+    if name in ("n-mnist", "cifar10-dvs"):  # the first event stands in the column of the label, in the first bin
+        columns = found.train.images[:, 1, 0].int().argmax(1)
+        assert torch.equal(columns, found.train.labels)
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    before = load_events("n-mnist", n_mnist(tmp_path), SPEC).test
+    path = tmp_path / "Test" / "3" / "00000.bin"
+    path.write_bytes(bin_bytes([(9, 9, 1, 1), (9, 9, 2, 1)]))
+    after = load_events("n-mnist", tmp_path, SPEC).test
+    changed = (before.images != after.images).flatten(1).any(1)
+    assert after.labels[changed].tolist() == [3]
+
+
+def test_gestures_as_tonic_packs_them(tmp_path: Path) -> None:
+    found = load_events("dvs128-gesture", packed_gestures(tmp_path), SPEC)
+    assert sorted(found.test.labels.tolist()) == [0, 10]
+    (tmp_path / "ibmGestureTest" / "user01_lab" / "arm.npy").touch()
+    with pytest.raises(DataError, match=r"arm\.npy: expected a name of 0 to 10, the label"):
+        load_events("dvs128-gesture", tmp_path, SPEC)
+
+
+def test_a_stretch_of_a_recording_is_a_sample(tmp_path: Path) -> None:
+    found = load_events("dvs128-gesture", dvs128_gesture(tmp_path), FrameSpec(bins=1)).train
+    by_label = {int(label): image for label, image in zip(found.labels, found.images, strict=True)}
+    assert int(by_label[0].sum()) == 2 and int(by_label[10].sum()) == 1 and int(by_label[10][1, 3, 3]) == 1
+
+
+def test_the_readings_of_a_sequence(tmp_path: Path) -> None:
+    found = load_events("cifar10-dvs", cifar10_dvs(tmp_path), SPEC)
+    images = found.channels()
+    assert images.in_channels == 4 and images.normalization.mean[:2] == images.normalization.mean[2:]
+    frames, labels = next(iter(found.sequences("train", 8)))
+    assert frames.shape == (8, 2, 2, 128, 128) and len(found.sequences("train", 8)) == 23
+    merged, same = next(iter(data.batches(images.train, 8, normalization=images.normalization)))
+    assert torch.equal(frames.flatten(1, 2), merged) and torch.equal(labels, same)
+    torch.manual_seed(0)
+    moved, _ = next(iter(found.sequences("train", 8, shuffle=True, augmented=True)))
+    assert moved.shape == frames.shape
+    assert data.load("cifar10-dvs", tmp_path).in_channels == 20  # ten bins of two signs, for `polarspike train`
+
+
+def test_a_network_learns_from_frames_at_one_timestep_and_at_several(tmp_path: Path) -> None:
+    found = load_events("n-mnist", n_mnist(tmp_path), FrameSpec(bins=3))
+    frames, _ = next(iter(found.sequences("train", 30)))
+    net = ps.models.create("cnn", num_classes=10, in_channels=2, width=4).eval()
+    qann = ps.quantize(net, ps.QuantSpec(), example=frames[:, 0])
+    ps.calibrate(qann, [frames.mean(1)])
+    snn = ps.convert(qann)
+    with torch.no_grad():
+        state = None
+        for t in range(3):
+            streamed, state = snn.step(frames[:, t], state)
+        assert torch.allclose(streamed, snn(frames, time_dim=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_missing_files_are_named_with_the_way_to_get_them(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{name}: expected .* in one of: .*npack .*POLARSPIKE_DATA/{name}"):
+        load_events(name, tmp_path)
+    with pytest.raises(DataError, match="expected root to be a folder"):
+        load_events(name, tmp_path / "nowhere")
+
+
+def test_unfinished_and_damaged_data_sets(tmp_path: Path) -> None:
+    (n_mnist(tmp_path / "a") / "Train" / "7" / "00001.bin").unlink()
+    with pytest.raises(DataError, match=r"expected 30 recordings in .*, got 29; the archive is not wholly unpacked"):
+        load_events("n-mnist", tmp_path / "a", SPEC)
+    (n_mnist(tmp_path / "b") / "Train" / "7" / "00001.bin").write_bytes(b"abc")
+    with pytest.raises(DataError, match=r"00001\.bin: expected 5 bytes for each event"):
+        load_events("n-mnist", tmp_path / "b", SPEC)
+    gestures = dvs128_gesture(tmp_path / "c" if (tmp_path / "c").mkdir() is None else tmp_path)
+    (gestures / "user01_led_labels.csv").write_text("class,startTime_usec,endTime_usec\n12,1,2\n")
+    with pytest.raises(DataError, match=r"expected classes in 1\.\.11, got 12"):
+        load_events("dvs128-gesture", gestures, SPEC)
+    (gestures / "user01_led_labels.csv").write_text("class,startTime_usec,endTime_usec\n1,x,2\n")
+    with pytest.raises(DataError, match="expected lines of class, start, end, got '1,x,2'"):
+        load_events("dvs128-gesture", gestures, SPEC)
+    (gestures / "user01_led.aedat").unlink()
+    with pytest.raises(DataError, match=r"which trials_to_train\.txt names"):
+        load_events("dvs128-gesture", gestures, SPEC)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(DataError, match=r"unknown event data set 'nmnist'.*did you mean 'n-mnist'"):
+        load_events("nmnist")
+
+
+class Few:
+    """A stand-in for Fashion-MNIST with a dozen of its images' shape."""
+
+    classes = tuple("abcdefghij")
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (12, 1, 28, 28), dtype=torch.uint8, generator=generator)
+        self.train = data.Split(images, torch.arange(12) % 10)
+        self.test = data.Split(images[:4], torch.arange(4))
+
+
+def test_simulated_sets_say_so_and_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "_images", lambda root: Few())
+    found = load_events("events-fashion-mnist", None, SPEC)
+    assert found.simulated and "simulated" in found.origin and len(found.train) == 12
+    assert found.train.labels.tolist() == Few().train.labels.tolist()
+    # The same image in the other part is another sample: it has a seed of its own.
+    assert not torch.equal(found.train.images[0], found.test.images[0])
+    ways = load_events("saccade-direction", None, FrameSpec(bins=6))
+    assert ways.classes == ("forward", "backward") and ways.train.labels.tolist() == [0, 1] * 6
+    assert events.find_source("saccade-direction").simulated
+
+
+def test_streams_of_nothing_make_empty_frames(tmp_path: Path) -> None:
+    root = n_mnist(tmp_path)
+    (root / "Test" / "0" / "00000.bin").write_bytes(b"")
+    found = load_events("n-mnist", root, SPEC)
+    assert int(found.test.images[found.test.labels == 0].sum()) == 0
+    assert len(EventStream.of([], [], [], [], (4, 4))) == 0

@@ -1,0 +1,162 @@
+"""Event files in their real formats: written here byte by byte as their authors describe them, then read."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polarspike.data.events import EventStream, read_aedat, read_bin, read_npy, write_bin
+from polarspike.errors import DataError, MissingExtraError
+
+#: x, y, t, p of a few events, in the order of time.
+EVENTS = [(0, 0, 5, 1), (33, 33, 5, 0), (12, 7, 70_000, 1), (3, 30, 8_000_000, 0)]
+
+
+def stream(events: list[tuple[int, int, int, int]], size: tuple[int, int]) -> EventStream:
+    x, y, t, p = zip(*events, strict=True)
+    return EventStream.of(x, y, t, p, size)
+
+
+def listed(events: EventStream) -> list[tuple[int, ...]]:
+    return list(zip(events.x.tolist(), events.y.tolist(), events.t.tolist(), events.p.tolist(), strict=True))
+
+
+def bin_bytes(events: list[tuple[int, int, int, int]]) -> bytes:
+    return b"".join(bytes([x, y, (p << 7) | (t >> 16), (t >> 8) & 0xFF, t & 0xFF]) for x, y, t, p in events)
+
+
+def aedat2_bytes(events: list[tuple[int, int, int, int]]) -> bytes:
+    """As jAER writes a DVS128: the camera on its side, 127 - y in bits 1 to 7, 127 - x in bits 8 to 14, bit 0 for OFF."""
+    header = b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n# Data format is int32 address\r\n"
+    body = b"".join(struct.pack(">II", (127 - x) << 8 | (127 - y) << 1 | (1 - p), t) for x, y, t, p in events)
+    return header + body
+
+
+def aedat31_bytes(events: list[tuple[int, int, int, int]], per_packet: int = 2, overflow: int = 0) -> bytes:
+    header = (
+        b"#!AER-DAT3.1\r\n#Format: RAW\r\n#Source 1: DVS128\r\n#Start-Time: 2016-05-05 15:52:24\r\n#!END-HEADER\r\n"
+    )
+    other = struct.pack("<hhiiiiii", 3, 1, 36, 4, 0, 1, 1, 1) + bytes(36)  # a packet of inertia, to be passed over
+    packets = [other]
+    for first in range(0, len(events), per_packet):
+        part = events[first : first + per_packet]
+        body = b"".join(struct.pack("<II", x << 17 | y << 2 | p << 1 | 1, t) for x, y, t, p in part)
+        packets.append(struct.pack("<hhiiiiii", 1, 1, 8, 4, overflow, len(part), len(part), len(part)) + body)
+    return header + b"".join(packets)
+
+
+def test_bin_files_of_n_mnist(tmp_path: Path) -> None:
+    path = tmp_path / "00001.bin"
+    path.write_bytes(bin_bytes(EVENTS))
+    found = read_bin(path, (34, 34))
+    assert listed(found) == EVENTS and found.size == (34, 34)
+    again = tmp_path / "again.bin"
+    write_bin(again, found)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_the_clock_of_a_bin_file_overflows(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bin_bytes([(1, 1, 8000, 1), (0, 240, 0, 0), (2, 2, 100, 0), (0, 240, 0, 0), (3, 3, 50, 1)]))
+    assert listed(read_bin(path, (34, 34))) == [(1, 1, 8000, 1), (2, 2, 100 + 8192, 0), (3, 3, 50 + 2 * 8192, 1)]
+
+
+def test_bin_files_that_are_not_whole_or_not_of_this_sensor(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(bin_bytes(EVENTS)[:-2])
+    with pytest.raises(DataError, match=r"a\.bin: expected 5 bytes for each event, got 18 bytes"):
+        read_bin(path, (34, 34))
+    path.write_bytes(bin_bytes([(40, 3, 1, 0)]))
+    with pytest.raises(
+        DataError, match=r"expected x in 0\.\.33, got 40\.\.40; it is damaged, or not of a sensor of 34x34"
+    ):
+        read_bin(path, (34, 34))
+    with pytest.raises(DataError, match="expected a readable file"):
+        read_bin(tmp_path / "nowhere.bin", (34, 34))
+    path.write_bytes(b"")
+    assert len(read_bin(path, (34, 34))) == 0
+    with pytest.raises(DataError, match="rows below 240"):
+        write_bin(path, stream([(0, 250, 0, 0)], (260, 260)))
+
+
+def test_aedat_2_of_cifar10_dvs(tmp_path: Path) -> None:
+    path = tmp_path / "cifar10_airplane_0.aedat"
+    events = [(0, 0, 10, 1), (127, 5, 11, 0), (64, 127, 2_000_000, 1)]
+    path.write_bytes(aedat2_bytes(events))
+    assert listed(read_aedat(path)) == events
+    path.write_bytes(aedat2_bytes(events)[:-3])
+    with pytest.raises(DataError, match="expected 8 bytes for each event, got 21 bytes"):
+        read_aedat(path)
+    path.write_bytes(b"#!AER-DAT2.0\r\n# no end")
+    with pytest.raises(DataError, match="the header has no end"):
+        read_aedat(path)
+
+
+def test_aedat_31_of_dvs128_gesture(tmp_path: Path) -> None:
+    path = tmp_path / "user01_led.aedat"
+    path.write_bytes(aedat31_bytes(EVENTS))
+    assert listed(read_aedat(path)) == EVENTS
+    path.write_bytes(aedat31_bytes(EVENTS, overflow=1))
+    assert read_aedat(path).t.tolist() == [t + (1 << 31) for _, _, t, _ in EVENTS]
+    invalid = bytearray(aedat31_bytes(EVENTS, per_packet=4))
+    invalid[-32] &= 0xFE  # the first event of the last packet is marked invalid
+    path.write_bytes(invalid)
+    assert listed(read_aedat(path)) == EVENTS[1:]
+
+
+@pytest.mark.parametrize(
+    ("cut", "text"), [(4, "events of 8 bytes runs? over the end"), (24, "has no whole header|runs? over the end")]
+)
+def test_truncated_aedat_31(tmp_path: Path, cut: int, text: str) -> None:
+    path = tmp_path / "a.aedat"
+    path.write_bytes(aedat31_bytes(EVENTS)[:-cut])
+    with pytest.raises(DataError, match=text):
+        read_aedat(path)
+
+
+def test_what_is_no_aedat(tmp_path: Path) -> None:
+    path = tmp_path / "a.aedat"
+    path.write_bytes(b"#!AER-DAT1.0\r\n")
+    with pytest.raises(DataError, match=r"expected the first line #!AER-DAT2\.0, 3\.1 or 4\.0, got"):
+        read_aedat(path)
+    path.write_bytes(b"#!AER-DAT3.1\r\n#Format: RAW\r\n")
+    with pytest.raises(DataError, match="ends with #!END-HEADER"):
+        read_aedat(path)
+    body = struct.pack("<hhiiiiii", 1, 1, 12, 4, 0, 1, 1, 1) + bytes(12)
+    path.write_bytes(b"#!AER-DAT3.1\r\n#!END-HEADER\r\n" + body)
+    with pytest.raises(DataError, match="expected polarity events of 8 bytes, got 12"):
+        read_aedat(path)
+
+
+def test_aedat_4_names_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aedat", None)
+    path = tmp_path / "a.aedat4"
+    path.write_bytes(b"#!AER-DAT4.0\r\n" + bytes(20))
+    with pytest.raises(MissingExtraError, match=r"'aedat'.*polarspike\[events\]"):
+        read_aedat(path)
+
+
+def test_npy_files_of_dvs128_gesture(tmp_path: Path) -> None:
+    path = tmp_path / "3.npy"
+    np.save(path, np.array([[1, 2, 1, 0.5], [3, 4, 0, 7.0]]))  # x, y, p, t in milliseconds
+    assert listed(read_npy(path)) == [(1, 2, 500, 1), (3, 4, 7000, 0)]
+    np.save(path, np.zeros((3, 5)))
+    with pytest.raises(DataError, match=r"expected columns x, y, p, t, got float64 \(3, 5\)"):
+        read_npy(path)
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="expected an array of numbers"):
+        read_npy(path)
+
+
+def test_a_stream_is_checked_and_put_in_order() -> None:
+    found = EventStream.of([1, 2], [0, 0], [9, 3], [0, 1], (4, 4))
+    assert found.t.tolist() == [3, 9] and found.x.tolist() == [2, 1]
+    assert len(found.between(3, 9)) == 1
+    with pytest.raises(DataError, match="as many x, y, t and p"):
+        EventStream.of([1], [0, 0], [1], [0], (4, 4))
+    with pytest.raises(DataError, match=r"expected p in 0\.\.1, got 2\.\.2"):
+        EventStream.of([1], [0], [1], [2], (4, 4))

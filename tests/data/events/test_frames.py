@@ -1,0 +1,102 @@
+"""Frames of counts: every event in its bin, its channel and its cell; and the cache that keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarspike.data.events import EventStream, FrameSpec, to_frames
+from polarspike.data.events.cache import cached
+from polarspike.errors import DataError, SpecError
+
+
+def recording(count: int, seed: int = 0, size: tuple[int, int] = (6, 8)) -> EventStream:
+    random = np.random.default_rng(seed)
+    t = np.sort(random.integers(0, 1000, count))
+    return EventStream.of(
+        random.integers(size[1], size=count),
+        random.integers(size[0], size=count),
+        t,
+        random.integers(2, size=count),
+        size,
+    )
+
+
+@given(st.integers(1, 200), st.integers(1, 9), st.sampled_from(["time", "count"]))
+@settings(max_examples=40, deadline=None)
+def test_every_event_is_counted_once(count: int, bins: int, by: str) -> None:
+    events = recording(count)
+    frames = to_frames(events, FrameSpec(bins=bins, by=by))  # type: ignore[arg-type]
+    assert frames.shape == (bins, 2, 6, 8) and int(frames.sum()) == count
+    assert int(frames[:, 1].sum()) == int(events.p.sum())
+    if by == "count":
+        per_bin = frames.sum((1, 2, 3))
+        assert per_bin.max() - per_bin.min() <= 1
+
+
+def test_bins_by_hand() -> None:
+    events = EventStream.of([0, 1, 2, 3], [0, 0, 1, 5], [100, 149, 150, 199], [1, 0, 1, 1], (6, 8))
+    frames = to_frames(events, FrameSpec(bins=2))
+    assert [tuple(place) for place in np.argwhere(frames)] == [(0, 0, 0, 1), (0, 1, 0, 0), (1, 1, 1, 2), (1, 1, 5, 3)]
+    smaller = to_frames(events, FrameSpec(bins=1, height=3, width=4))
+    assert smaller.shape == (1, 2, 3, 4) and smaller[0, 1, 0].tolist() == [1, 1, 0, 0] and smaller[0, 1, 2, 1] == 1
+    first = to_frames(events, FrameSpec(bins=2, duration_us=50))
+    assert int(first.sum()) == 2
+    assert to_frames(events.between(500, 600), FrameSpec(bins=3)).sum() == 0
+
+
+def test_counts_saturate() -> None:
+    many = EventStream.of([0] * 300, [0] * 300, list(range(300)), [1] * 300, (1, 1))
+    assert to_frames(many, FrameSpec(bins=1)).max() == 255
+
+
+@pytest.mark.parametrize("wrong", [{"bins": 0}, {"height": -1}, {"by": "hand"}, {"duration_us": -1}])
+def test_a_spec_is_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(SpecError):
+        FrameSpec(**wrong)  # type: ignore[arg-type]
+
+
+class Maker:
+    """Frames of three samples, counting how often they are asked for."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.made, self.fail_at = 0, fail_at
+
+    def __call__(self) -> Iterator[tuple[np.ndarray, int]]:
+        for index in range(3):
+            if index == self.fail_at:
+                raise KeyboardInterrupt
+            self.made += 1
+            yield np.full((2, 2, 3, 4), index, dtype=np.uint8), 5 - index
+
+
+def test_frames_are_made_once_for_each_setting(tmp_path: Path) -> None:
+    make = Maker()
+    first = cached(tmp_path, {"a": 1}, 3, (2, 2, 3, 4), make, what="test")
+    again = cached(tmp_path, {"a": 1}, 3, (2, 2, 3, 4), make, what="test")
+    assert make.made == 3 and torch.equal(first.images, again.images) and first.labels.tolist() == [5, 4, 3]
+    assert first.images.shape == (3, 4, 3, 4)
+    first.images[0] = 9  # stays in memory
+    assert int(cached(tmp_path, {"a": 1}, 3, (2, 2, 3, 4), make, what="test").images[0].max()) == 0
+    cached(tmp_path, {"a": 2}, 3, (2, 2, 3, 4), make, what="test")
+    assert make.made == 6 and len(list(tmp_path.iterdir())) == 2
+    place = next(path for path in tmp_path.iterdir() if json.loads((path / "settings.json").read_text())["a"] == 1)
+    (place / "frames.npy").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"the cache of test is damaged .*remove this folder"):
+        cached(tmp_path, {"a": 1}, 3, (2, 2, 3, 4), make, what="test")
+
+
+def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path, {}, 3, (2, 2, 3, 4), Maker(fail_at=2), what="test")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="expected a folder that can be written"):
+        cached(tmp_path / "file", {}, 3, (2, 2, 3, 4), Maker(), what="test")
