@@ -523,3 +523,20 @@ def test_a_broken_last_step_does_not_reach_the_checkpoint(tmp_path: Path) -> Non
     with pytest.raises(RunError, match="fit, epoch 1: the parameter weight became NaN or infinite"):
         fit(model, [batch], TrainSpec(epochs=1, learning_rate=1e30, warmup_epochs=0.0), run=run)
     assert not run.checkpoint_path.exists() and run.records() == []
+
+
+def test_shares_of_classes_are_targets_too() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 6)
+    labels = (x[:, 0] > 0).long()
+    shares = 0.9 * nn.functional.one_hot(labels, 2).float() + 0.05
+    model = nn.Linear(6, 2)
+    history = fit(model, [(x, shares)] * 30, TrainSpec(epochs=3, learning_rate=0.5, warmup_epochs=0.0), progress=False)
+    assert history.last.train_accuracy > 0.95
+    assert ps.evaluate(model, [(x, labels)]).accuracy[1] > 0.95
+    with pytest.raises(InputError, match="sum to 1 in every row"):
+        fit(model, [(x, 2 * shares)], TrainSpec(epochs=1), progress=False)
+    with pytest.raises(InputError, match="expected shares of 2 classes, got 3"):
+        fit(model, [(x, torch.full((64, 3), 1 / 3))], TrainSpec(epochs=1), progress=False)
+    with pytest.raises(InputError, match="expected class indices"):
+        ps.evaluate(model, [(x, shares)])

@@ -200,8 +200,10 @@ def _answers(
     return {1: apply(network, inputs)}
 
 
-def read_batch(batch: Any, device: torch.device, where: str) -> tuple[Inputs, Tensor]:
+def read_batch(batch: Any, device: torch.device, where: str, *, shares: bool = False) -> tuple[Inputs, Tensor]:
     """The inputs and the class indices (int64) of a batch ``(inputs, target)``, on ``device``.
+
+    With ``shares`` the target may also be (batch, classes): the share of every class, as mixtures have it.
 
     Raises:
         InputError: the batch is not such a pair.
@@ -210,6 +212,11 @@ def read_batch(batch: Any, device: torch.device, where: str) -> tuple[Inputs, Te
         got = f"{len(batch)} values" if isinstance(batch, tuple | list) else type(batch).__name__
         raise InputError(f"{where}: expected (inputs, target), got {got}; several inputs go into one dict")
     inputs, target = batch
+    if shares and isinstance(target, Tensor) and target.ndim == 2 and target.is_floating_point() and len(target):
+        off = (target.sum(1) - 1).abs().max()
+        if not bool(off < 1e-3) or float(target.min()) < 0:
+            raise InputError(f"{where}: expected the shares of classes to be at least 0 and to sum to 1 in every row")
+        return to_device(inputs, device), target.to(device, torch.float32, non_blocking=True)
     if not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point() or target.dtype == torch.bool:
         raise InputError(
             f"{where}: expected class indices as an integer tensor of shape (batch,), got {_describe(target)}"
@@ -232,6 +239,10 @@ def check_answer(answer: Any, target: Tensor, where: str) -> None:
     if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[0] != batch:
         raise InputError(f"{where}: expected an output of shape ({batch}, classes), got {_describe(answer)}")
     classes = answer.shape[1]
+    if target.ndim == 2:
+        if target.shape[1] != classes:
+            raise InputError(f"{where}: expected shares of {classes} classes, got {target.shape[1]}")
+        return
     if (wrong := (target < 0) | (target >= classes)).any():
         sample = int(wrong.nonzero()[0, 0])
         raise InputError(

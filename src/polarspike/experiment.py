@@ -23,7 +23,7 @@ from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
-from polarspike.data import Augmentation, ImageDataset
+from polarspike.data import ImageDataset
 from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
 from polarspike.equivalence import verify
 from polarspike.errors import RunError, SpecError
@@ -305,22 +305,13 @@ def _model(dataset: ImageDataset, recipe: Recipe) -> nn.Module:
 
 def _loaders(dataset: ImageDataset, recipe: Recipe) -> tuple[Any, Any, Any]:
     """Training (shuffled, augmented), test and calibration batches."""
-    augment: Augmentation | None = dataset.augmentation if recipe.augment else None
-    train = data.batches(
-        dataset.train,
-        recipe.batch_size,
-        normalization=dataset.normalization,
-        shuffle=True,
-        augment=augment,
-        drop_last=True,
+    return (
+        dataset.training(recipe.batch_size, augmented=recipe.augment),
+        dataset.evaluation(_TEST_BATCH),
+        dataset.evaluation(_TEST_BATCH, "train", images=recipe.calibration_images, seed=recipe.seed),
     )
-    test = data.batches(dataset.test, _TEST_BATCH, normalization=dataset.normalization)
-    chosen = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(recipe.seed))
-    subset = dataset.train.subset(chosen[: recipe.calibration_images])
-    return train, test, data.batches(subset, _TEST_BATCH, normalization=dataset.normalization)
 
 
 def _proof_batches(dataset: ImageDataset, recipe: Recipe) -> list[Any]:
     """The first ``proof_images`` images of the test part."""
-    first = dataset.test.subset(torch.arange(recipe.proof_images))
-    return list(data.batches(first, _TEST_BATCH, normalization=dataset.normalization))
+    return list(dataset.evaluation(_TEST_BATCH, images=recipe.proof_images))

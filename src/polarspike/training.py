@@ -167,7 +167,7 @@ def fit(
 
 
 def training_loss(logits: Tensor, target: Tensor, spec: TrainSpec, teacher_logits: Tensor | None = None) -> Tensor:
-    """The loss of one batch, computed in float32: logits (batch, classes), target (batch,) to a scalar."""
+    """The loss of one batch in float32: logits (batch, classes), target (batch,) or shares (batch, classes), to a scalar."""
     logits = logits.float()
     loss = F.cross_entropy(logits, target, label_smoothing=spec.label_smoothing)
     if teacher_logits is None:
@@ -226,7 +226,7 @@ def _train_epoch(
         where = f"fit, epoch {epoch}, step {step}"
         if step > steps:
             raise InputError(f"{where}: the loader has length {steps} but gives more batches; repair its __len__")
-        inputs, target = read_batch(batch, device, where)
+        inputs, target = read_batch(batch, device, where, shares=True)
         index = (epoch - 1) * steps + step
         rate = set_rates(course.optimizers, spec, index - 1, steps)
         guide: Tensor | None = None
@@ -250,7 +250,7 @@ def _train_epoch(
             _refuse_loss(model, inputs, where, value)
         course.move(loss, index)
         total_loss += value * len(target)
-        correct += (logits.argmax(dim=1) == target).sum()
+        correct += (logits.argmax(dim=1) == (target if target.ndim == 1 else target.argmax(dim=1))).sum()
         images += len(target)
     if step < steps:
         raise InputError(f"fit, epoch {epoch}: the loader has length {steps} but gave {step} batches")

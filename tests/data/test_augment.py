@@ -113,3 +113,61 @@ def test_images_that_cannot_be_changed_are_refused() -> None:
 def test_it_survives_a_dictionary() -> None:
     change = Augmentation(True, 2, 3)
     assert Augmentation.from_dict(change.to_dict()) == change
+
+
+# --- by torchvision -----------------------------------------------------------------------------------------------------
+
+
+def test_randaugment_and_erasing_follow_from_the_generator_alone() -> None:
+    pytest.importorskip("torchvision")
+    augment = Augmentation(randaugment=9, erasing=0.5)
+    before = images(20, channels=3, height=16, width=16)
+    torch.manual_seed(0)
+    one = augment(before, generator(3))
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    two = augment(before, generator(3))
+    assert torch.equal(one, two) and not torch.equal(one, augment(before, generator(4)))
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is as it was
+    assert one.shape == before.shape and one.dtype == torch.uint8
+    untouched = int((one == before).flatten(1).all(1).sum())
+    assert untouched < 10
+
+
+def test_erasing_blackens_a_rectangle_of_some_images() -> None:
+    pytest.importorskip("torchvision")
+    after = Augmentation(erasing=0.5)(images(200, channels=1, height=16, width=16), generator())
+    black = (after == 0).flatten(1).sum(1)
+    assert 60 < int((black > 0).sum()) < 140 and int(black.max()) <= 0.4 * 256
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixtures_have_shares_that_sum_to_one(kind: str) -> None:
+    pytest.importorskip("torchvision")
+    augment = Augmentation(**{kind: 1.0})  # type: ignore[arg-type]
+    assert augment.mixes and not augment.is_identity
+    pictures = torch.zeros(8, 1, 10, 10) + torch.arange(8).view(-1, 1, 1, 1).float()
+    mixed, shares = augment.mixed(pictures, torch.arange(8), 8, generator(1))
+    assert shares.shape == (8, 8) and torch.allclose(shares.sum(1), torch.ones(8))
+    again, _ = augment.mixed(pictures, torch.arange(8), 8, generator(1))
+    assert torch.equal(mixed, again)
+    # Each image is what its shares say: the mean of a mixture is the mixture of the (constant) images.
+    assert torch.allclose(mixed.mean((1, 2, 3)), shares @ torch.arange(8).float(), atol=1e-4)
+
+
+def test_both_mixtures_take_turns() -> None:
+    pytest.importorskip("torchvision")
+    pictures = torch.rand(6, 1, 10, 10)
+    kinds = set()
+    for seed in range(12):
+        mixed, _ = Augmentation(mixup=1.0, cutmix=1.0).mixed(pictures, torch.arange(6), 6, generator(seed))
+        pasted = all(any(torch.equal(mixed[i, 0, 0, 0], other[0, 0, 0]) for other in pictures) for i in range(6))
+        kinds.add(pasted)
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize("wrong", [{"randaugment": 31}, {"erasing": 1.5}, {"mixup": -1.0}, {"cutmix": float("inf")}])
+def test_torchvisions_changes_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(SpecError):
+        Augmentation(**wrong)  # type: ignore[arg-type]

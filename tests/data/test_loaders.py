@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
+from polarspike import data
 from polarspike.data import Augmentation, Normalization, Split, batches
 from polarspike.data.loaders import Batch
 from polarspike.errors import DataError, SpecError
@@ -158,3 +161,32 @@ def test_no_batch_left_and_other_channels_are_refused() -> None:
         batches(numbered(10), 16, normalization=PLAIN, drop_last=True)
     with pytest.raises(DataError, match="expected a normalization of 1 channels like the images, got one of 3"):
         batches(numbered(10), 2, normalization=Normalization((0.0,) * 3, (1.0,) * 3))
+
+
+def test_mixtures_come_as_shares_and_need_the_number_of_classes() -> None:
+    pytest.importorskip("torchvision")
+    digits = data.load("digits")
+    mixed = dataclasses.replace(digits, augmentation=data.Augmentation(mixup=0.2))
+    torch.manual_seed(0)
+    images, shares = next(iter(mixed.training(32)))
+    assert images.shape == (32, 1, 8, 8) and shares.shape == (32, 10) and torch.allclose(shares.sum(1), torch.ones(32))
+    with pytest.raises(SpecError, match="need the number of classes"):
+        data.batches(digits.train, 8, normalization=digits.normalization, augment=data.Augmentation(cutmix=1.0))
+
+
+def test_workers_make_the_same_batches() -> None:
+    digits = data.load("digits")
+    found = []
+    for workers in (0, 1):
+        torch.manual_seed(5)
+        found.append([images for images, _ in digits.training(500, workers=workers)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_evaluation_takes_the_first_or_chosen_images() -> None:
+    digits = data.load("digits")
+    first = torch.cat([images for images, _ in digits.evaluation(10, images=25)])
+    assert len(first) == 25 and digits.count("test") == 359
+    assert torch.equal(first, next(iter(digits.evaluation(25)))[0])
+    one, two = (torch.cat([labels for _, labels in digits.evaluation(10, "train", images=40, seed=s)]) for s in (0, 1))
+    assert len(one) == 40 and not torch.equal(one, two)

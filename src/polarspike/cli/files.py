@@ -81,12 +81,9 @@ class Images:
         Raises:
             SpecError: there are not so many.
         """
-        test = self.dataset.test
-        if count is not None:
-            if not 1 <= count <= len(test):
-                raise SpecError(f"--images: expected 1..{len(test)} ({self.dataset.name}), got {count}")
-            test = test.subset(torch.arange(count))
-        return data.batches(test, _BATCH, normalization=self.normalization)
+        if count is not None and not 1 <= count <= (there := self.dataset.count("test")):
+            raise SpecError(f"--images: expected 1..{there} ({self.dataset.name}), got {count}")
+        return self.dataset.evaluation(_BATCH, images=count, normalization=self.normalization)
 
 
 def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: Source) -> Images:

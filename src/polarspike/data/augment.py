@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polarspike.errors import InputError
+from polarspike.errors import InputError, MissingExtraError
 from polarspike.specs import Spec
 
 
 @dataclass(frozen=True)
 class Augmentation(Spec):
-    """Which random changes each image of a batch gets, drawn anew for every image: flip, then shift, then cutout.
+    """Which random changes each image of a batch gets, drawn anew for every image, in the order of these fields.
 
     Args:
         flip: mirror left and right with probability 1/2.
-        shift: move by up to this many pixels, uniform in both directions; what enters is black (byte 0).
+        shift: move by up to this many pixels, uniform in both directions; what enters is black (byte 0). A shift by a
+            fraction of the size is what others call a random crop with padding.
         cutout: side in pixels of a black square whose middle is uniform over the image, clipped at the border; 0 for
             none. Source: DeVries and Taylor 2017, arXiv 1708.04552 (they fill with the mean).
+        randaugment: magnitude in 0..30 of two random operations of torchvision's RandAugment; 0 for none.
+        erasing: probability of torchvision's RandomErasing (a black rectangle of 2 to 33 % of the area).
+        mixup: alpha of torchvision's MixUp, which mixes images and labels of a batch; 0 for none.
+        cutmix: alpha of torchvision's CutMix; with both, a coin decides for each batch.
 
     Raises:
-        SpecError: a value is of the wrong type or negative.
+        SpecError: a value is of the wrong type or out of range.
 
     >>> Augmentation(flip=True, shift=2).is_identity
     False
@@ -32,25 +40,39 @@ class Augmentation(Spec):
     flip: bool = False
     shift: int = 0
     cutout: int = 0
+    randaugment: int = 0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require("flip", isinstance(self.flip, bool), "True or False")
-        for name in ("shift", "cutout"):
+        for name in ("shift", "cutout", "randaugment"):
             value = getattr(self, name)
             is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
             self._require(name, is_count, "an integer of at least 0")
+        self._require("randaugment", self.randaugment <= 30, "an integer in 0..30")
+        self._require("erasing", 0 <= self.erasing <= 1, "a probability")
+        for name in ("mixup", "cutmix"):
+            self._require(name, 0 <= getattr(self, name) < float("inf"), "a finite number of at least 0")
 
     @property
     def is_identity(self) -> bool:
         """Whether no image can change."""
-        return not self.flip and self.shift == 0 and self.cutout == 0
+        return self == Augmentation()
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and labels of a batch are mixed."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Changed copies of images (N, C, H, W), of the same shape and type; the input is left as it is.
 
         Raises:
             InputError: the images are not (N, C, H, W), or not larger than the shift.
+            MissingExtraError: an operation of torchvision is asked for, and it is not installed.
         """
         if images.dim() != 4:
             raise InputError(f"Augmentation: expected images (N, C, H, W), got the shape {tuple(images.shape)}")
@@ -65,7 +87,51 @@ class Augmentation(Spec):
             images = random_shift(images, self.shift, generator)
         if self.cutout:
             images = random_cutout(images, self.cutout, generator)
+        if self.randaugment or self.erasing:
+            images = self._by_torchvision(images, generator)
         return images
+
+    def mixed(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Normalized images (N, C, H, W) and labels (N,) as mixtures: images, and shares (N, classes) of the classes."""
+        transforms = _torchvision()
+        with _seeded(generator):
+            kinds = [(transforms.MixUp, self.mixup), (transforms.CutMix, self.cutmix)]
+            wanted = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
+            chosen = wanted[int(torch.randint(len(wanted), ()))]
+            result: tuple[Tensor, Tensor] = chosen(images, labels)
+        return result
+
+    def _by_torchvision(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        transforms = _torchvision()
+        steps = []
+        if self.randaugment:
+            steps.append(transforms.RandAugment(num_ops=2, magnitude=self.randaugment))
+        if self.erasing:
+            steps.append(transforms.RandomErasing(p=self.erasing, value=0))
+        with _seeded(generator):
+            changed = []
+            for image in images:  # each its own operations
+                for step in steps:
+                    image = step(image)
+                changed.append(image)
+        return torch.stack(changed)
+
+
+def _torchvision() -> Any:
+    try:
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise MissingExtraError("torchvision", "vision") from error
+    return v2
+
+
+@contextlib.contextmanager
+def _seeded(generator: torch.Generator) -> Iterator[None]:
+    """Within this context torch's global generator follows from the given one; torchvision asks no other."""
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import torch
+from torch.utils.data import DataLoader
+
 from polarspike.data.augment import Augmentation
+from polarspike.data.loaders import Batch, batches
 from polarspike.data.normalization import Normalization
 from polarspike.data.splits import Split, stratified
 from polarspike.errors import DataError
@@ -88,3 +92,46 @@ class ImageDataset:
             raise DataError(f"{self.name}: a validation part was already cut; cut it from the data set as loaded")
         kept, moved = stratified(self.train.labels, fraction, seed)
         return dataclasses.replace(self, train=self.train.subset(kept), validation=self.train.subset(moved))
+
+    def count(self, part: str) -> int:
+        """How many samples a part has."""
+        return len(self.parts()[part])
+
+    def training(self, batch_size: int, *, augmented: bool = True, workers: int = 0) -> DataLoader[Batch]:
+        """Shuffled batches of the training part with the usual changes; a smaller last one is left out."""
+        return batches(
+            self.train,
+            batch_size,
+            normalization=self.normalization,
+            shuffle=True,
+            augment=self.augmentation if augmented else None,
+            drop_last=True,
+            classes=self.num_classes,
+            workers=workers,
+        )
+
+    def evaluation(
+        self,
+        batch_size: int,
+        part: str = "test",
+        *,
+        images: int | None = None,
+        seed: int | None = None,
+        normalization: Normalization | None = None,
+    ) -> DataLoader[Batch]:
+        """Batches of a part as it is.
+
+        Args:
+            batch_size: samples per batch.
+            part: ``"train"``, ``"validation"`` or ``"test"``.
+            images: only so many; None for all.
+            seed: which of them, at random; None for the first ones.
+            normalization: another one than the data set's.
+        """
+        split = self.parts()[part]
+        if images is not None:
+            order = torch.arange(len(split))
+            if seed is not None:
+                order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+            split = split.subset(order[:images])
+        return batches(split, batch_size, normalization=normalization or self.normalization)

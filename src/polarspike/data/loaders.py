@@ -26,6 +26,8 @@ def batches(
     augment: Augmentation | None = None,
     seed: int | None = None,
     drop_last: bool = False,
+    classes: int | None = None,
+    workers: int = 0,
 ) -> DataLoader[Batch]:
     """A loader of ``(images, labels)``: (B, C, H, W) float32, normalized, and (B,) int64; iterate it again and again.
 
@@ -41,9 +43,11 @@ def batches(
         augment: random changes of each image, before normalization.
         seed: take this number in place of the drawn one: every iteration is then the same.
         drop_last: leave a smaller last batch out (batch norm cannot train on one sample).
+        classes: of the data set; needed where the augmentation mixes labels, which then are (B, classes) shares.
+        workers: processes that make batches ahead; the same batches as with none.
 
     Raises:
-        SpecError: ``batch_size`` is not an integer of at least 1, or the seed is none of at least 0.
+        SpecError: ``batch_size`` is not an integer of at least 1, the seed is none of at least 0, or classes are missing.
         DataError: ``drop_last`` would leave no batch, or split and normalization differ in channels.
     """
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
@@ -61,14 +65,26 @@ def batches(
         )
     if augment is not None and augment.is_identity:
         augment = None
+    if augment is not None and augment.mixes and classes is None:
+        raise SpecError("batches: mixup and cutmix need the number of classes; give classes")
     sampler = _BatchKeys(len(split), batch_size, shuffle, drop_last, seed, draws=shuffle or augment is not None)
-    return DataLoader(
-        _WholeBatches(split, normalization, augment),
+    return _Loader(
+        _WholeBatches(split, normalization, augment, classes or 0),
         sampler=sampler,
         batch_size=None,  # the sampler's items are whole batches already
         collate_fn=_unchanged,
+        num_workers=workers,
         generator=torch.Generator(),  # else the loader draws from the global generator for workers it does not have
     )
+
+
+class _Loader(DataLoader[Batch]):
+    """A loader that draws once for each iteration; with workers, torch asks the sampler for its keys twice."""
+
+    def __iter__(self) -> Any:
+        assert isinstance(self.sampler, _BatchKeys)
+        self.sampler.begin()
+        return super().__iter__()
 
 
 class _BatchKey(NamedTuple):
@@ -86,16 +102,18 @@ class _BatchKeys(Sampler[_BatchKey]):
     ) -> None:
         self.samples, self.batch_size, self.shuffle, self.drop_last = samples, batch_size, shuffle, drop_last
         self.seed, self.draws = seed, draws
+        self.current = 0 if seed is None else seed
+
+    def begin(self) -> None:
+        """Draw what the next iteration follows from."""
+        if self.seed is None and self.draws:
+            self.current = int(torch.empty((), dtype=torch.int64).random_())
 
     def __len__(self) -> int:
         return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
 
     def __iter__(self) -> Iterator[_BatchKey]:
-        # Not a generator function: the draw must happen now, not when the first batch is asked for.
-        seed = self.seed
-        if seed is None:
-            seed = int(torch.empty((), dtype=torch.int64).random_()) if self.draws else 0
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(self.current)
         order = torch.randperm(self.samples, generator=generator) if self.shuffle else torch.arange(self.samples)
         seeds = torch.empty(len(self), dtype=torch.int64).random_(generator=generator)
         groups = torch.split(order, self.batch_size)[: len(self)]
@@ -105,15 +123,17 @@ class _BatchKeys(Sampler[_BatchKey]):
 class _WholeBatches(Dataset[Batch]):
     """Indexed by a whole batch at once: one gather in place of one copy per image."""
 
-    def __init__(self, split: Split, normalization: Normalization, augment: Augmentation | None) -> None:
-        self.split, self.normalization, self.augment = split, normalization, augment
+    def __init__(self, split: Split, normalization: Normalization, augment: Augmentation | None, classes: int) -> None:
+        self.split, self.normalization, self.augment, self.classes = split, normalization, augment, classes
 
     def __getitem__(self, key: _BatchKey) -> Batch:
-        images = self.split.images[key.indices]  # (B, C, H, W) uint8
-        if self.augment is not None:
-            # Each batch has its own seed, so no batch depends on which process made the one before.
-            images = self.augment(images, torch.Generator().manual_seed(key.seed))
-        return self.normalization(images), self.split.labels[key.indices]
+        images, labels = self.split.images[key.indices], self.split.labels[key.indices]  # (B, C, H, W) uint8
+        if self.augment is None:
+            return self.normalization(images), labels
+        # Each batch has its own seed, so no batch depends on which process made the one before.
+        generator = torch.Generator().manual_seed(key.seed)
+        images = self.normalization(self.augment(images, generator))
+        return self.augment.mixed(images, labels, self.classes, generator) if self.augment.mixes else (images, labels)
 
 
 def _unchanged(batch: Any) -> Any:
