@@ -23,7 +23,7 @@ from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
-from polarspike.data import ImageDataset
+from polarspike.data import AnyDataset
 from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
 from polarspike.equivalence import verify
 from polarspike.errors import RunError, SpecError
@@ -169,7 +169,7 @@ class Prepared:
     """An experiment whose data are loaded and whose network is built: what could not work was refused by now."""
 
     recipe: Recipe
-    dataset: ImageDataset
+    dataset: AnyDataset
     ann: nn.Module
     device: str
 
@@ -190,11 +190,13 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
     require_device(device)
     models.describe(recipe.model)
     dataset = data.load(recipe.data, root, download=download)
-    if recipe.batch_size > len(dataset.train):
-        raise SpecError(f"batch_size: expected at most {len(dataset.train)} ({dataset.name}), got {recipe.batch_size}")
-    if recipe.proof_images > len(dataset.test):
+    if recipe.batch_size > dataset.count("train"):
         raise SpecError(
-            f"proof_images: expected at most {len(dataset.test)} ({dataset.name}), got {recipe.proof_images}"
+            f"batch_size: expected at most {dataset.count('train')} ({dataset.name}), got {recipe.batch_size}"
+        )
+    if recipe.proof_images > dataset.count("test"):
+        raise SpecError(
+            f"proof_images: expected at most {dataset.count('test')} ({dataset.name}), got {recipe.proof_images}"
         )
     torch.manual_seed(recipe.seed)
     return Prepared(recipe, dataset, _model(dataset, recipe), device)
@@ -259,7 +261,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     return outcome
 
 
-def quantize_for(recipe: Recipe, dataset: ImageDataset, ann: nn.Module, calibration: Iterable[Any]) -> QuantizedNetwork:
+def quantize_for(recipe: Recipe, dataset: AnyDataset, ann: nn.Module, calibration: Iterable[Any]) -> QuantizedNetwork:
     """The calibrated quantized network of a trained ANN, with what a user of its file must know in ``notes``."""
     device = next(ann.parameters()).device
     example, _ = next(iter(calibration))
@@ -296,14 +298,14 @@ def examine(
     )
 
 
-def _model(dataset: ImageDataset, recipe: Recipe) -> nn.Module:
+def _model(dataset: AnyDataset, recipe: Recipe) -> nn.Module:
     options: dict[str, Any] = {} if recipe.width is None else {"width": recipe.width}
     if models.describe(recipe.model).needs_image_size:
         options["image_size"] = dataset.image_size
     return models.create(recipe.model, num_classes=dataset.num_classes, in_channels=dataset.in_channels, **options)
 
 
-def _loaders(dataset: ImageDataset, recipe: Recipe) -> tuple[Any, Any, Any]:
+def _loaders(dataset: AnyDataset, recipe: Recipe) -> tuple[Any, Any, Any]:
     """Training (shuffled, augmented), test and calibration batches."""
     return (
         dataset.training(recipe.batch_size, augmented=recipe.augment),
@@ -312,6 +314,6 @@ def _loaders(dataset: ImageDataset, recipe: Recipe) -> tuple[Any, Any, Any]:
     )
 
 
-def _proof_batches(dataset: ImageDataset, recipe: Recipe) -> list[Any]:
+def _proof_batches(dataset: AnyDataset, recipe: Recipe) -> list[Any]:
     """The first ``proof_images`` images of the test part."""
     return list(dataset.evaluation(_TEST_BATCH, images=recipe.proof_images))

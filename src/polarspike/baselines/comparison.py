@@ -147,6 +147,8 @@ class Contest:
         self.say = say
         self.ledger = Ledger(place / "rivals.csv", (*ASKED, *FOUND))
         dataset = data.load(comparison.data, root=root)
+        if not isinstance(dataset, data.ImageDataset):
+            raise SpecError(f"Comparison.data: expected a data set in memory, {comparison.data!r} is not; give another")
         self.scene = Scene(dataset, comparison.frames, len(comparison.rates) > 1, comparison.limit)
 
     def missing(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from polarspike import data
 from polarspike.checkpoint import load
 from polarspike.cli.command import tell
-from polarspike.data import ImageDataset, Normalization
+from polarspike.data import AnyDataset, Normalization
 from polarspike.errors import CheckpointError, DataError, SpecError
 from polarspike.experiment import require_device
 from polarspike.quantized import QuantizedNetwork
@@ -72,7 +72,7 @@ class Source:
 class Images:
     """Test images that fit a network."""
 
-    dataset: ImageDataset
+    dataset: AnyDataset
     normalization: Normalization
 
     def batches(self, count: int | None = None) -> Any:
@@ -119,5 +119,6 @@ def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: S
     if dataset.name != made_for:
         tell(f"note: {path} was made for {made_for}, and its classes may mean something else in {dataset.name}")
     with torch.no_grad():
-        network(normalization(dataset.test.images[:1]))  # a network for one image size says so here
+        first, _ = next(iter(dataset.evaluation(1, images=1, normalization=normalization)))
+        network(first)  # a network for one image size says so here
     return Images(dataset, normalization)

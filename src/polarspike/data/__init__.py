@@ -1,4 +1,4 @@
-"""Image data sets in memory, with fixed parts, and batches of them.
+"""Image data sets with fixed parts, in memory or on disk, and batches of them.
 
 >>> from polarspike import data
 >>> digits = data.load("digits")
@@ -7,24 +7,28 @@
 torch.Size([64, 1, 8, 8])
 """
 
-from polarspike.data import cifar, digits, events, fashion_mnist, mnist_5k, photo_patches
+from polarspike.data import cifar, digits, events, fashion_mnist, imagenet, mnist_5k, photo_patches
 from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.loaders import batches
 from polarspike.data.normalization import Normalization
-from polarspike.data.registry import load, names, register
+from polarspike.data.registry import AnyDataset, load, names, register
 from polarspike.data.splits import Split
+from polarspike.data.streamed import StreamedDataset
 
 __all__ = [
+    "AnyDataset",
     "Augmentation",
     "ImageDataset",
     "Normalization",
     "Split",
+    "StreamedDataset",
     "batches",
     "cifar",
     "digits",
     "events",
     "fashion_mnist",
+    "imagenet",
     "load",
     "mnist_5k",
     "names",

@@ -67,9 +67,39 @@ def batches(
         augment = None
     if augment is not None and augment.mixes and classes is None:
         raise SpecError("batches: mixup and cutmix need the number of classes; give classes")
-    sampler = _BatchKeys(len(split), batch_size, shuffle, drop_last, seed, draws=shuffle or augment is not None)
+    made = _WholeBatches(split, normalization, augment, classes or 0)
+    draws = shuffle or augment is not None
+    return over(
+        made, len(split), batch_size, shuffle=shuffle, drop_last=drop_last, draws=draws, seed=seed, workers=workers
+    )
+
+
+def over(
+    made: Dataset[Batch],
+    samples: int,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    drop_last: bool,
+    draws: bool,
+    seed: int | None = None,
+    workers: int = 0,
+) -> DataLoader[Batch]:
+    """A loader over a data set that is indexed by whole batches (:class:`Key`).
+
+    Args:
+        made: gives the batch of a key.
+        samples: how many there are.
+        batch_size: as for :func:`batches`, like those that follow.
+        shuffle: see there.
+        drop_last: see there.
+        draws: something is random, so that an iteration draws a seed.
+        seed: see there.
+        workers: see there.
+    """
+    sampler = _Keys(samples, batch_size, shuffle, drop_last, seed, draws=draws)
     return _Loader(
-        _WholeBatches(split, normalization, augment, classes or 0),
+        made,
         sampler=sampler,
         batch_size=None,  # the sampler's items are whole batches already
         collate_fn=_unchanged,
@@ -82,19 +112,19 @@ class _Loader(DataLoader[Batch]):
     """A loader that draws once for each iteration; with workers, torch asks the sampler for its keys twice."""
 
     def __iter__(self) -> Any:
-        assert isinstance(self.sampler, _BatchKeys)
+        assert isinstance(self.sampler, _Keys)
         self.sampler.begin()
         return super().__iter__()
 
 
-class _BatchKey(NamedTuple):
+class Key(NamedTuple):
     """All that one batch depends on: indices of its samples (B,) int64, and the seed of its augmentation."""
 
     indices: Tensor
     seed: int
 
 
-class _BatchKeys(Sampler[_BatchKey]):
+class _Keys(Sampler[Key]):
     """The keys of one iteration after the other."""
 
     def __init__(
@@ -112,12 +142,12 @@ class _BatchKeys(Sampler[_BatchKey]):
     def __len__(self) -> int:
         return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
 
-    def __iter__(self) -> Iterator[_BatchKey]:
+    def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed(self.current)
         order = torch.randperm(self.samples, generator=generator) if self.shuffle else torch.arange(self.samples)
         seeds = torch.empty(len(self), dtype=torch.int64).random_(generator=generator)
         groups = torch.split(order, self.batch_size)[: len(self)]
-        return iter([_BatchKey(group, int(seed)) for group, seed in zip(groups, seeds, strict=True)])
+        return iter([Key(group, int(seed)) for group, seed in zip(groups, seeds, strict=True)])
 
 
 class _WholeBatches(Dataset[Batch]):
@@ -126,7 +156,7 @@ class _WholeBatches(Dataset[Batch]):
     def __init__(self, split: Split, normalization: Normalization, augment: Augmentation | None, classes: int) -> None:
         self.split, self.normalization, self.augment, self.classes = split, normalization, augment, classes
 
-    def __getitem__(self, key: _BatchKey) -> Batch:
+    def __getitem__(self, key: Key) -> Batch:
         images, labels = self.split.images[key.indices], self.split.labels[key.indices]  # (B, C, H, W) uint8
         if self.augment is None:
             return self.normalization(images), labels

@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from polarspike.data.dataset import ImageDataset
+from polarspike.data.streamed import StreamedDataset
 from polarspike.errors import DataError
 
 FOLDER_VARIABLE = "POLARSPIKE_DATA"
@@ -34,18 +36,20 @@ class Source:
         return ([Path(shared) / name] if shared else []) + list(usual)
 
 
-Reader = Callable[[Source], ImageDataset]
+AnyDataset = ImageDataset | StreamedDataset
+Reader = Callable[[Source], AnyDataset]
+AnyReader = TypeVar("AnyReader", bound=Reader)
 _readers: dict[str, Reader] = {}
 
 
-def register(name: str) -> Callable[[Reader], Reader]:
+def register(name: str) -> Callable[[AnyReader], AnyReader]:
     """Add a reader to the registry.
 
     Raises:
         DataError: the name is taken.
     """
 
-    def add(reader: Reader) -> Reader:
+    def add(reader: AnyReader) -> AnyReader:
         if name in _readers:
             raise DataError(f"the data set name {name!r} is already registered by {_readers[name].__module__}")
         _readers[name] = reader
@@ -59,8 +63,8 @@ def names() -> list[str]:
     return sorted(_readers)
 
 
-def load(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> ImageDataset:
-    """A data set in memory; the same name gives the same images in the same order and parts everywhere.
+def load(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> AnyDataset:
+    """A data set; the same name gives the same images in the same order and parts everywhere.
 
     Args:
         name: one of :func:`names`.

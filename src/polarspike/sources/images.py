@@ -176,7 +176,10 @@ def _dataset(name: str, root: Path | None) -> data.ImageDataset:
         raise DataError(
             f"images: {name!r} is no folder, no file, and no dataset; datasets: {', '.join(data.names())}{hint}"
         )
-    return data.load(name, root)
+    dataset = data.load(name, root)
+    if not isinstance(dataset, data.ImageDataset):
+        raise DataError(f"images: {name!r} is not held in memory; give a folder of its pictures instead")
+    return dataset
 
 
 def _spread(values: Tensor, count: int) -> Tensor:

@@ -1,0 +1,150 @@
+"""``imagenet-1k`` and ``tiny-imagenet-200``, from folders of pictures; ImageNet also from WebDataset shards.
+
+    imagenet-1k          train/<class>/*.JPEG and val/<class>/*.JPEG, 1,000 classes        (folder)
+                         *train*.tar and *val*.tar, pictures beside their labels           (shards)
+    tiny-imagenet-200    wnids.txt, train/<class>/images/*.JPEG, val/images/*.JPEG with val/val_annotations.txt
+
+ImageNet's validation part is what everybody tests on, and is the test part here, too. The same holds for Tiny-ImageNet,
+whose own test part has no labels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polarspike.data.augment import Augmentation
+from polarspike.data.local import cache
+from polarspike.data.normalization import Normalization
+from polarspike.data.pictures import Files, Pictures, Shards
+from polarspike.data.registry import FOLDER_VARIABLE, Source, register
+from polarspike.data.streamed import StreamedDataset
+from polarspike.errors import DataError
+
+#: Pictures of the training and the test part; other numbers are an unfinished copy.
+COUNTS = {"imagenet-1k": (1_281_167, 50_000), "tiny-imagenet-200": (100_000, 10_000)}
+CLASSES = {"imagenet-1k": 1000, "tiny-imagenet-200": 200}
+_SUFFIXES = (".jpeg", ".jpg", ".png")
+# The customary figures, not recomputed from 1.3 million pictures.
+_NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@register("imagenet-1k")
+def imagenet_1k(source: Source) -> StreamedDataset:
+    """1,281,167 training and 50,000 validation pictures of 1,000 classes, at 224x224 pixels.
+
+    Raises:
+        DataError: neither layout is there, or it is not whole.
+    """
+    name = "imagenet-1k"
+    places = source.folders(name, cache(name))
+    for place in places:
+        if (place / "train").is_dir() and (place / "val").is_dir():
+            classes = _folders(place / "train")
+            parts: list[Pictures] = [_by_folder(place / part, classes) for part in ("train", "val")]
+            return _imagenet(name, place, parts, classes)
+        shards = [sorted(place.glob(f"*{part}*.tar")) for part in ("train", "val")]
+        if all(shards):
+            classes = tuple(f"class {index}" for index in range(CLASSES[name]))
+            return _imagenet(name, place, [Shards(paths) for paths in shards], classes)
+    raise DataError(
+        f"{name}: expected train/<class>/*.JPEG and val/<class>/*.JPEG, or *train*.tar and *val*.tar (WebDataset), in one "
+        f"of: {', '.join(map(str, places))}. Get them from https://www.image-net.org (registration), or name the folder by "
+        f"root or as ${FOLDER_VARIABLE}/{name}"
+    )
+
+
+@register("tiny-imagenet-200")
+def tiny_imagenet_200(source: Source) -> StreamedDataset:
+    """100,000 training and 10,000 validation pictures of 64x64 pixels in 200 classes.
+
+    Raises:
+        DataError: files are missing, or it is not whole.
+    """
+    name = "tiny-imagenet-200"
+    places = source.folders(name, cache(name))
+    for place in (inner for outer in places for inner in (outer, outer / name)):
+        if all((place / part).exists() for part in ("wnids.txt", "train", "val/val_annotations.txt")):
+            classes = tuple(line for line in _lines(place / "wnids.txt") if line)
+            train = _by_folder(place / "train", classes, inner="images")
+            test = _annotated(place / "val", classes)
+            _require(name, place, [train, test], classes)
+            return StreamedDataset(
+                name, train, test, classes,
+                origin="Stanford CS231n, Tiny ImageNet Challenge; pictures of ImageNet",
+                licence="that of ImageNet: research and education, no commercial use",
+                normalization=_NORMALIZATION,
+                augmentation=Augmentation(flip=True),
+                size=64,
+                resize=64,
+            )  # fmt: skip
+    raise DataError(
+        f"{name}: expected wnids.txt, train/<class>/images and val/val_annotations.txt in one of: "
+        f"{', '.join(map(str, places))}. Unpack tiny-imagenet-200.zip there, or name the folder by root or as "
+        f"${FOLDER_VARIABLE}/{name}"
+    )
+
+
+def _imagenet(name: str, place: Path, parts: list[Pictures], classes: tuple[str, ...]) -> StreamedDataset:
+    _require(name, place, parts, classes)
+    train, test = parts
+    return StreamedDataset(
+        name,
+        train,
+        test,
+        classes=classes,
+        origin="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015",
+        licence="research and education, no commercial use (terms of access of image-net.org)",
+        normalization=_NORMALIZATION,
+        augmentation=Augmentation(flip=True),
+    )
+
+
+def _require(name: str, place: Path, parts: list[Pictures], classes: tuple[str, ...]) -> None:
+    if len(classes) != CLASSES[name]:
+        raise DataError(
+            f"{name}: expected {CLASSES[name]} classes in {place}, got {len(classes)}; the copy is not whole"
+        )
+    for part, pictures, expected in zip(("train", "val"), parts, COUNTS[name], strict=True):
+        if len(pictures) != expected:
+            raise DataError(
+                f"{name}: expected {expected} pictures in the {part} part of {place}, got {len(pictures)}; the copy is not "
+                "whole"
+            )
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+
+
+def _by_folder(folder: Path, classes: tuple[str, ...], inner: str = "") -> Files:
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = folder / name / inner
+        if not found.is_dir():
+            raise DataError(
+                f"{folder}: expected a folder {name}/{inner} of pictures, found none; the copy is not whole"
+            )
+        for path in sorted(path for path in found.iterdir() if path.suffix.lower() in _SUFFIXES):
+            paths.append(path)
+            labels.append(label)
+    return Files(paths, labels)
+
+
+def _annotated(folder: Path, classes: tuple[str, ...]) -> Files:
+    """Pictures whose classes stand in a text file: name, class, and more, parted by tabs."""
+    known = {name: label for label, name in enumerate(classes)}
+    paths, labels = [], []
+    for line in _lines(folder / "val_annotations.txt"):
+        file, *rest = line.split("\t")
+        if not rest or rest[0] not in known:
+            raise DataError(f"{folder / 'val_annotations.txt'}: expected lines of FILE, CLASS, got {line!r}")
+        paths.append(folder / "images" / file)
+        labels.append(known[rest[0]])
+    return Files(paths, labels)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a text file, got: {error}") from error

@@ -1,0 +1,197 @@
+"""Data sets that stay on disk, from fixtures in their real layouts: folders, shards, annotations; whole and damaged."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from polarspike import data
+from polarspike.data import imagenet
+from polarspike.data.streamed import StreamedDataset, random_part
+from polarspike.errors import DataError
+
+pil = pytest.importorskip("PIL.Image")
+CLASSES, EACH = 3, 4
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
+    for name in ("imagenet-1k", "tiny-imagenet-200"):
+        monkeypatch.setitem(imagenet.COUNTS, name, (CLASSES * EACH, CLASSES * 2))
+        monkeypatch.setitem(imagenet.CLASSES, name, CLASSES)
+    monkeypatch.setattr(StreamedDataset, "__init__", small_images(StreamedDataset.__init__))
+
+
+def small_images(init: Callable[..., None]) -> Callable[..., None]:
+    """ImageNet at 32 pixels in place of 224, for the tests' sake."""
+
+    def made(self: StreamedDataset, *args: object, **kwargs: object) -> None:
+        init(self, *args, **{"size": 32, "resize": 36, **kwargs})
+
+    return made
+
+
+def jpeg(label: int, size: tuple[int, int] = (60, 48), format: str = "JPEG") -> bytes:
+    """A picture whose left half has the red of its label, and whose right half is black."""
+    pixels = np.zeros((size[1], size[0], 3), dtype=np.uint8)
+    pixels[:, : size[0] // 2, 0] = 80 * (label + 1)
+    out = io.BytesIO()
+    pil.fromarray(pixels).save(out, format)
+    return out.getvalue()
+
+
+def folders(root: Path) -> Path:
+    for part, each in (("train", EACH), ("val", 2)):
+        for label in range(CLASSES):
+            folder = root / part / f"n0000000{label}"
+            folder.mkdir(parents=True)
+            for index in range(each):
+                (folder / f"n0000000{label}_{index}.JPEG").write_bytes(jpeg(label))
+    return root
+
+
+def shards(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    samples = {"train": EACH, "val": 2}
+    for part, each in samples.items():
+        for number in range(2):  # two shards of a part
+            with tarfile.open(root / f"imagenet-{part}-{number:06}.tar", "w") as shard:
+                for index in range(CLASSES * each // 2):
+                    label = (index + number) % CLASSES
+                    key = f"{part}_{number}_{index}"
+                    entries = {"jpg": jpeg(label), "cls": str(label).encode()}
+                    for suffix, content in entries.items():
+                        info = tarfile.TarInfo(f"{key}.{suffix}")
+                        info.size = len(content)
+                        shard.addfile(info, io.BytesIO(content))
+    return root
+
+
+def tiny(root: Path) -> Path:
+    root = root / "tiny-imagenet-200"
+    names = [f"n0000000{label}" for label in range(CLASSES)]
+    for label, name in enumerate(names):
+        folder = root / "train" / name / "images"
+        folder.mkdir(parents=True)
+        for index in range(EACH):
+            (folder / f"{name}_{index}.JPEG").write_bytes(jpeg(label, (64, 64)))
+    (root / "wnids.txt").write_text("\n".join(names) + "\n")
+    (root / "val" / "images").mkdir(parents=True)
+    lines = []
+    for index in range(2 * CLASSES):
+        (root / "val" / "images" / f"val_{index}.JPEG").write_bytes(jpeg(index % CLASSES, (64, 64)))
+        lines.append(f"val_{index}.JPEG\t{names[index % CLASSES]}\t0\t0\t63\t63")
+    (root / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+LAYOUTS = {"folders": ("imagenet-1k", folders), "shards": ("imagenet-1k", shards), "tiny": ("tiny-imagenet-200", tiny)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_pictures_with_their_labels(layout: str, tmp_path: Path) -> None:
+    name, make = LAYOUTS[layout]
+    make(tmp_path)
+    found = data.load(name, tmp_path)
+    assert isinstance(found, StreamedDataset) and found.num_classes == CLASSES
+    assert (found.count("train"), found.count("test")) == (CLASSES * EACH, 2 * CLASSES)
+    images, labels = next(iter(found.evaluation(100)))
+    assert images.shape == (2 * CLASSES, 3, *found.image_size)
+    red = images[:, 0, found.size // 2, 2] * 0.229 + 0.485  # of the left part, before the normalization
+    assert torch.allclose(red * 255, 80 * (labels + 1).float(), atol=4)
+
+
+def test_training_batches_follow_from_the_seed_with_and_without_workers(tmp_path: Path) -> None:
+    found = data.load("imagenet-1k", folders(tmp_path))
+    drawn = []
+    for seed, workers in ((0, 0), (0, 1), (1, 0)):
+        torch.manual_seed(seed)
+        drawn.append(list(found.training(5, workers=workers)))
+    assert len(drawn[0]) == 2  # a smaller last batch is left out
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(drawn[0], drawn[1], strict=True))
+    assert not torch.equal(drawn[0][0][0], drawn[2][0][0])
+    one, two = (next(iter(found.evaluation(4, "train", images=4, seed=seed)))[1] for seed in (0, 1))
+    assert len(one) == 4 and not torch.equal(one, two)
+
+
+def test_random_parts_lie_inside() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for width, height in ((500, 375), (40, 400), (400, 40)):
+        for _ in range(50):
+            left, top, wide, high = random_part(width, height, generator)
+            assert left >= 0 and top >= 0 and left + wide <= width + 1e-6 and top + high <= height + 1e-6
+            assert wide * high <= width * height + 1e-6
+
+
+def test_a_picture_smaller_than_the_cut_is_enlarged(tmp_path: Path) -> None:
+    root = folders(tmp_path)
+    (root / "val" / "n00000000" / "n00000000_0.JPEG").write_bytes(jpeg(0, (20, 11)))
+    images, _ = next(iter(data.load("imagenet-1k", root).evaluation(1)))
+    assert images.shape == (1, 3, 32, 32) and bool(images.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["imagenet-1k", "tiny-imagenet-200"])
+def test_missing_files_are_named_with_the_way_to_get_them(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{name}: expected .*POLARSPIKE_DATA/{name}"):
+        data.load(name, tmp_path)
+
+
+def test_copies_that_are_not_whole(tmp_path: Path) -> None:
+    root = folders(tmp_path / "a")
+    (root / "train" / "n00000001" / "n00000001_0.JPEG").unlink()
+    with pytest.raises(DataError, match=r"expected 12 pictures in the train part of .*, got 11"):
+        data.load("imagenet-1k", root)
+    (root / "train" / "n00000009").mkdir()
+    with pytest.raises(DataError, match="n00000009"):
+        data.load("imagenet-1k", root)
+    root = tiny(tmp_path / "b")
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn99\n")
+    with pytest.raises(DataError, match="expected lines of FILE, CLASS"):
+        data.load("tiny-imagenet-200", tmp_path / "b")
+
+
+def test_damaged_pictures_and_shards_are_named(tmp_path: Path) -> None:
+    root = folders(tmp_path / "a")
+    path = root / "val" / "n00000000" / "n00000000_0.JPEG"
+    path.write_bytes(jpeg(0)[:100])
+    found = data.load("imagenet-1k", root)
+    with pytest.raises(DataError, match=r"n00000000_0\.JPEG: expected a picture"):
+        list(found.evaluation(8))
+    root = shards(tmp_path / "b")
+    path = next(root.glob("*train*.tar"))
+    content = path.read_bytes()
+    path.write_bytes(content[:700])
+    with pytest.raises(DataError, match=rf"{path.name}: expected (a whole tar file|.* with a label|pictures)"):
+        data.load("imagenet-1k", root)
+    path.write_bytes(b"no tar")
+    with pytest.raises(DataError, match="expected a whole tar file"):
+        data.load("imagenet-1k", root)
+    with tarfile.open(path, "w") as shard:
+        for name, text in (("a.jpg", jpeg(0)), ("a.cls", b"seven")):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            shard.addfile(info, io.BytesIO(text))
+    with pytest.raises(DataError, match=r"a\.cls: expected the number of a class, got b'seven'"):
+        data.load("imagenet-1k", root)
+
+
+def test_labels_in_json(tmp_path: Path) -> None:
+    root = shards(tmp_path)
+    for path in root.glob("*.tar"):
+        with tarfile.open(path) as shard:
+            members = [(m.name, shard.extractfile(m).read()) for m in shard]  # type: ignore[union-attr]
+        with tarfile.open(path, "w") as shard:
+            for name, content in members:
+                if name.endswith(".cls"):
+                    name, content = name.replace(".cls", ".json"), b'{"label": %s}' % content
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                shard.addfile(info, io.BytesIO(content))
+    assert data.load("imagenet-1k", root).count("train") == CLASSES * EACH
