@@ -642,7 +642,7 @@ def test_convert_a_resnet_by_name_on_pictures(call: Call, tmp_path: Path) -> Non
     [
         (
             ["--data", "mnist-5000"],
-            "unknown data set 'mnist-5000'; known: digits, fashion-mnist, mnist-5k; did you mean",
+            "did you mean 'mnist-5k'?",
         ),
         (["--model", "resnet19"], "unknown model 'resnet19'; known: cnn, mlp"),
         (["--width", "0"], "expected width to be an integer of at least 1"),
@@ -711,7 +711,7 @@ def test_a_checkpoint_of_another_dataset(call: Call, tmp_path: Path, trained: Pa
         assert code == 2 and out == "" and f"made for photos: expected images of {channels} channels" in err
         assert "digits has 1 channels and 10 classes; give --data photos" in err
         code, _, err = call("evaluate", other)
-        assert code == 2 and "made for 'photos', which is no dataset here; give --data, one of: digits" in err
+        assert code == 2 and "made for 'photos', which is no dataset here; give --data, one of: " in err
 
 
 def test_a_network_for_another_image_size(call: Call, trained: Path) -> None:

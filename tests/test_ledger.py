@@ -49,6 +49,27 @@ def test_a_torn_line_is_no_row_and_spoils_no_other(tmp_path: Path) -> None:
     assert [row["run"] for row in ledger.rows()] == ["1", "3"]
 
 
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_wherever_a_kill_tears_a_row_it_is_no_row(tmp_path: Path, cut: int) -> None:
+    ledger = Ledger(tmp_path / "table.csv", ("run", "text"))
+    ledger.add({"run": 1, "text": "one"}, started=0.0)
+    ledger.add({"run": 2, "text": 'quoted, "twice"'}, started=0.0)
+    ledger.path.write_bytes(ledger.path.read_bytes()[:-1][: -cut + 1 or None])
+    if cut > 1:
+        assert [row["run"] for row in ledger.rows()] == ["1"]
+        ledger.add({"run": 3, "text": "three"}, started=0.0)
+        assert [row["run"] for row in ledger.rows()] == ["1", "3"]
+
+
+def test_a_run_of_several_rows_counts_with_all_of_them(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "table.csv", ("run", "latency"))
+    ledger.add({"run": 1, "latency": 1}, {"run": 1, "latency": 2}, started=0.0)
+    assert ledger.missing([{"run": 1}]) == []
+    lines = ledger.path.read_text().splitlines()
+    ledger.path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:9])
+    assert ledger.missing([{"run": 1}]) == [{"run": 1}]
+
+
 def test_other_columns_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     Ledger(path, ("a",)).add({"a": 1}, started=0.0)
@@ -72,7 +93,7 @@ def test_two_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.1, "0.1"), (1 / 3, "0.333333"), (None, ""), ((0, 3), "(0, 3)"), (7, "7")]
+    ("value", "text"), [(0.1, "0.1"), ("a\nb", "a b"), (1 / 3, "0.333333"), (None, ""), ((0, 3), "(0, 3)"), (7, "7")]
 )
 def test_as_text(value: object, text: str) -> None:
     assert as_text(value) == text

@@ -1,16 +1,19 @@
 """A table of finished runs as a CSV file: a long comparison goes on where it stopped, and several processes share it.
 
-A line is written in one piece when its run has ended, behind those that are there, with the run's seconds, the date, the
-version of torch and the number of threads.
+The rows of a run are written in one piece when it has ended, behind those that are there, with the run's seconds, the date,
+the version of torch, the number of threads, how many rows the run has, and a mark at the end of each. What a kill has torn
+lacks the mark, and a run counts only with all of its rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import io
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,10 @@ from typing import Any
 import torch
 
 from polarspike.errors import RunError
+from polarspike.files import replacing
 
-_CONDITIONS = ("seconds", "date", "torch", "threads")
+_END = "."
+_CONDITIONS = ("seconds", "date", "torch", "threads", "rows", "end")
 
 
 class Ledger:
@@ -37,7 +42,7 @@ class Ledger:
         self.path = Path(path)
         self.columns = (*columns, *_CONDITIONS)
         if self.path.exists():
-            with self.path.open(newline="") as file:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 there = tuple(next(csv.reader(file), ()))
             if there != self.columns:
                 raise RunError(
@@ -46,55 +51,73 @@ class Ledger:
                 )
 
     def rows(self) -> list[dict[str, str]]:
-        """All rows as they are written."""
+        """All whole rows as they are written."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
-            return [
-                row for row in csv.DictReader(file) if None not in row.values()
-            ]  # a kill may have torn the last one
+        # Line by line, so that a torn quotation mark cannot swallow the rows behind it.
+        lines = self.path.read_text(encoding="utf-8").splitlines()[1:]
+        found = []
+        for line in lines:
+            cells = next(csv.reader([line]), [])
+            if len(cells) == len(self.columns) and cells[-1] == _END:
+                found.append(dict(zip(self.columns, cells, strict=True)))
+        return found
 
     def add(self, *rows: Mapping[str, Any], started: float) -> None:
-        """Append the rows of a run that began at ``started`` (:func:`time.perf_counter`), all of them or none."""
+        """Append the rows of a run that began at ``started`` (:func:`time.perf_counter`), all of them in one piece."""
         conditions = (
             time.perf_counter() - started,
             datetime.date.today().isoformat(),
             torch.__version__,
             torch.get_num_threads(),
+            len(rows),
+            _END,
         )
         lines = b"".join(self._line({**row, **dict(zip(_CONDITIONS, conditions, strict=True))}) for row in rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        try:
-            _append(self.path, flags | os.O_EXCL, self._line(dict(zip(self.columns, self.columns, strict=True))))
-        except FileExistsError:
-            _end_line(self.path)
-        _append(self.path, flags, lines)
+        if not self.path.exists():
+            self._begin()
+        _end_line(self.path)
+        _append(self.path, lines)
 
     def missing(self, runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The runs that no row answers: every row differs from them in a value."""
-        rows = [frozenset(row.items()) for row in self.rows()]
-        return [
-            dict(run)
-            for run in runs
-            if not any({(key, as_text(value)) for key, value in run.items()} <= row for row in rows)
-        ]
+        """The runs that do not have all of their rows."""
+        rows = [(frozenset(row.items()), int(row["rows"])) for row in self.rows()]
+
+        def whole(run: Mapping[str, Any]) -> bool:
+            wanted = {(key, as_text(value)) for key, value in run.items()}
+            counts = Counter(count for row, count in rows if wanted <= row)
+            return any(there >= count for count, there in counts.items())
+
+        return [dict(run) for run in runs if not whole(run)]
 
     def _line(self, row: Mapping[str, Any]) -> bytes:
         text = io.StringIO()
         csv.DictWriter(text, self.columns, lineterminator="\n").writerow({k: as_text(v) for k, v in row.items()})
         return text.getvalue().encode()
 
+    def _begin(self) -> None:
+        """Put the header there, whole; another process may be faster."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        header = self._line(dict(zip(self.columns, self.columns, strict=True)))
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        with replacing(beside) as partial:
+            partial.write_bytes(header)
+        with contextlib.suppress(FileExistsError):
+            os.link(beside, self.path)
+        beside.unlink()
+
 
 def as_text(value: object) -> str:
-    """How a value is written: six digits of a float, nothing for None."""
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    """How a value is written: six digits of a float, nothing for None, one line."""
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.splitlines())
 
 
-def _append(path: Path, flags: int, data: bytes) -> None:
-    handle = os.open(path, flags, 0o644)
+def _append(path: Path, data: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
     try:
-        os.write(handle, data)  # one call, so that the lines of two processes do not mix
+        while data:  # one call as a rule, so that the lines of two processes do not mix; a full disk takes a part
+            data = data[os.write(handle, data) :]
     finally:
         os.close(handle)
 
@@ -102,5 +125,6 @@ def _append(path: Path, flags: int, data: bytes) -> None:
 def _end_line(path: Path) -> None:
     """Close a line that a kill has torn, so that the next one stands by itself."""
     with path.open("rb") as file:
-        if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-            _append(path, os.O_WRONLY | os.O_APPEND, b"\n")
+        torn = file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+    if torn:
+        _append(path, b"\n")

@@ -40,7 +40,9 @@ def test_every_rival_does_everything(method: str) -> None:
         found = ps.evaluate(rival.network(), [(x, labels)], timesteps=steps)
         assert found.firing is not None
         counts = rival.count(x, steps)
-        assert counts.timesteps == latency
+        assert counts.timesteps == latency or (
+            method == "cos" and steps < 2
+        )  # runs on so that later sites can rehearse
         assert counts.totals["spikes"] == found.firing[steps].spikes
         largest = max(row.largest for row in counts.synapses)
         assert largest <= 1 or rival.method.spikes == "multi" or METHODS[method].family == "quantization"
@@ -99,7 +101,7 @@ def test_thresholds_by_hand() -> None:
     qann = ps.quantize(model.eval(), ps.QuantSpec(0, 1), example=batches[0])
 
     def steps(strategy: str) -> list[float]:
-        set_thresholds(qann, batches, strategy)  # type: ignore[arg-type]
+        set_thresholds(qann, batches, strategy, passes=1)  # type: ignore[arg-type]
         return [site.step.item() for site in qann.sites().values()]
 
     assert steps("max") == [5.0, 10.0]
@@ -122,8 +124,12 @@ def test_later_sites_see_clipped_activations() -> None:
         model[2].weight.fill_(1.0)
     batch = torch.tensor([[0.0], [0.0], [0.0], [8.0]])
     qann = ps.quantize(model.eval(), ps.QuantSpec(0, 1), example=batch)
-    set_thresholds(qann, [batch], "balanced")
+    set_thresholds(qann, [batch], "balanced", passes=1)
     assert [site.step.item() for site in qann.sites().values()] == [4.0, 2.0]  # 2 * 8 / 4, then 2 * 4 / 4
+    set_thresholds(qann, [batch], "balanced", passes=1, images=2)  # [0, 0] moves nothing, [0, 8] moves by 8
+    assert [site.step.item() for site in qann.sites().values()] == [8.0, 8.0]
+    set_thresholds(qann, [batch], "balanced", passes=60)
+    assert [site.step.item() for site in qann.sites().values()] == pytest.approx([8.0, 8.0], rel=1e-3)  # has settled
 
 
 def test_a_threshold_of_a_silent_channel_is_like_its_neighbours() -> None:
@@ -134,7 +140,7 @@ def test_a_threshold_of_a_silent_channel_is_like_its_neighbours() -> None:
     x = torch.ones(2, 1, 2, 2)
     qann = ps.quantize(model.eval(), ps.QuantSpec(0, 1, granularity="channel"), example=x)
     for strategy in ("max", "balanced"):
-        set_thresholds(qann, [x], strategy)  # type: ignore[arg-type]
+        set_thresholds(qann, [x], strategy, passes=1)  # type: ignore[arg-type]
         (site,) = qann.sites().values()
         factor = 2.0 if strategy == "balanced" else 1.0
         assert site.step.tolist() == [factor, factor, 4 * factor]
@@ -142,7 +148,7 @@ def test_a_threshold_of_a_silent_channel_is_like_its_neighbours() -> None:
 
 def test_what_a_method_cannot_do_is_refused_by_name() -> None:
     x = signal("attention")
-    with pytest.raises(OperatorError, match=r"qcfs: site .* is signed by nature.* one of st-bif"):
+    with pytest.raises(OperatorError, match=r"qcfs: site .* is signed by nature.* one of polarspike, st-bif"):
         prepare("qcfs", network("attention"), example=x)
     with pytest.raises(SpecError, match="unknown rival 'resnet'; known: rate-max"):
         prepare("resnet", network("plain"), example=signal("plain"))

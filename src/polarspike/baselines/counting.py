@@ -6,33 +6,42 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from polarspike.baselines.sequences import SequenceNetwork
-from polarspike.baselines.settling import SettlingNetwork
+from polarspike.baselines.scene import OverFrames
 from polarspike.counting.counts import OperationCounts
 from polarspike.counting.recording import Recording
 from polarspike.counting.tally import Tally
-from polarspike.inputs import as_call, batch_size, batches_of, bind
+from polarspike.inputs import as_call, batch_size, batches_of, bind, map_inputs
 from polarspike.modules import apply
 from polarspike.neurons import NeuronState
 from polarspike.quantized import parameters_of
 
 
 @torch.no_grad()
-def count_rival(network: SequenceNetwork | SettlingNetwork, batch: Any, timesteps: int = 1) -> OperationCounts:
+def count_rival(network: nn.Module, batch: Any, timesteps: int = 1) -> OperationCounts:
     """Every step counts, those of a rehearsal too: the result is of ``network.rehearsal + timesteps`` steps.
 
-    A rehearsal inside a site is counted as if the sites before it had sent the same spikes in it. A network that settles
+    A rehearsal inside a site (COS) is counted as if the sites before it had sent the same spikes in it, and needs as many
+    corrected steps of theirs, which are run and counted where T is less. A network that settles
     sooner has as many steps as it took. The layers behind the input are counted at every step, as everywhere: where the
     image enters but once, ``static_input_macs`` is what they cost.
+
+    Args:
+        network: of neurons of ours (all rivals' are), with ``network`` (the graph) and ``observe``.
+        batch: inputs, or (inputs, target); for a network over frames (batch, frames, ...).
+        timesteps: T.
     """
     inputs, _ = next(iter(batches_of([batch])))
+    over_frames = isinstance(network, OverFrames)
+    inner: Any = network.network if over_frames else network
+    simulated = max(timesteps, getattr(inner, "rehearsal", 0) - getattr(inner, "pre_run", 0))
     fired: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    with network.observe(lambda site, t, spikes: fired[site][t].append(spikes)):  # in pieces of the batch
-        apply(network, inputs, timesteps=timesteps)
+    with inner.observe(lambda site, t, spikes: fired[site][t].append(spikes)):  # in pieces of the batch
+        apply(network, inputs, timesteps=simulated)
     trains = {site: [torch.cat(found[t]) for t in sorted(found)] for site, found in fired.items()}
-    recording = Recording(network.network, list(bind(parameters_of(network.network), *as_call(inputs)).values()))
+    first = map_inputs(lambda value: value[:, 0], inputs) if over_frames else inputs
+    recording = Recording(inner.network, list(bind(parameters_of(inner.network), *as_call(first)).values()))
     steps = min(len(train) for train in trains.values())
     tally = Tally(recording, steps, steps - 1, batch_size(inputs))
     before: dict[str, NeuronState] = {}

@@ -95,7 +95,7 @@ METHODS: dict[str, Method] = {
                build=lambda spec, name, _: MultiSpikeNeuron(spec, name)),
         Method("st-bif", "ST-BIF+", "SpikeZIP-TF, ICML 2024", "conversion", "signed", start="lsq", signed=True),
         Method("lsq", "LSQ", "Esser et al., ICLR 2020", "quantization", "multi", start="lsq", signed=True),
-        Method("lsq+", "LSQ+", "Bhalgat et al., CVPRW 2020", "quantization", "multi", start="lsq", signed=True),
+        Method("lsq+", "LSQ+", "Bhalgat et al., CVPRW 2020", "quantization", "multi", start="mse", signed=True),
         Method("pact", "PACT", "Choi et al., 2018", "quantization", "multi", start="percentile"),
         Method("lif", "LIF, surrogate gradient", "Wu et al. 2018; Fang et al. 2021", "direct", "binary",
                build=lambda spec, name, _: LeakyNeuron(spec, name)),

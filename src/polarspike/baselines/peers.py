@@ -120,10 +120,19 @@ def spikingjelly_rate(
     return _spikingjelly(ann2snn.Converter(recipe).convert(copy.deepcopy(model).eval()))
 
 
-def spikingjelly_balanced(model: nn.Module, batches: Iterable[Any]) -> PeerNetwork:
-    """SpikingJelly's local threshold balancing."""
+def spikingjelly_balanced(
+    model: nn.Module, batches: Iterable[Any], *, passes: int = 1, images: int | None = None
+) -> PeerNetwork:
+    """SpikingJelly's local threshold balancing, given the batches so many times, in pieces of so many images."""
     ann2snn = _package("spikingjelly", "spikingjelly.activation_based.ann2snn")
-    recipe = ann2snn.LocalThresholdBalancingRecipe(_pairs(batches))
+    pairs = _pairs(batches)
+    if images is not None:
+        pairs = [
+            (x[first : first + images], y[first : first + images])
+            for x, y in pairs
+            for first in range(0, len(x), images)
+        ]
+    recipe = ann2snn.LocalThresholdBalancingRecipe(pairs * passes)
     return _spikingjelly(ann2snn.Converter(recipe).convert(copy.deepcopy(model).eval()))
 
 
@@ -195,7 +204,12 @@ PEERS: dict[str, Peer] = {
             {"mode": "99.9%", "channel_wise": True, "half_threshold": True, "pre_spike_maxpool": True},
         ),
     ),
-    "spikingjelly-balanced": Peer("spikingjelly", "SpikingJelly, threshold balancing", spikingjelly_balanced),
+    "spikingjelly-balanced": Peer(
+        "spikingjelly",
+        "SpikingJelly, threshold balancing",
+        spikingjelly_balanced,
+        ({}, {"passes": 8}, {"images": 25}, {"passes": 10, "images": 25}),
+    ),
     "sinabs": Peer(
         "sinabs",
         "Sinabs",

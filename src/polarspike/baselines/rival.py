@@ -216,6 +216,11 @@ def prepare(name: str, model: nn.Module, spec: RivalSpec | None = None, *, examp
             f"{name}: site {signed[0]!r} is signed by nature, and the method has no negative levels; take a network of "
             f"rectified activations, or one of {', '.join(key for key, known in METHODS.items() if known.signed)}"
         )
+    if signed and codes < 2 and method.family != "direct":
+        raise OperatorError(
+            f"{name}: site {signed[0]!r} is signed by nature, and {spec.levels} levels hold no negative one beside zero and "
+            "a positive one; give at least 3"
+        )
     half = dataclasses.replace(rectified, negative=max(1, codes // 2), positive=max(1, codes - codes // 2))
     spread = dataclasses.replace(rectified, overrides=dict.fromkeys(signed, half))
     return Rival(method, spec, quantize(model, spread, example=example))

@@ -23,8 +23,9 @@ from torch.utils import _pytree as pytree
 
 from polarspike.baselines.neurons import OffsetSpikeNeuron, ResidualMembraneNeuron, RivalNeuron
 from polarspike.contract import Rule, rules_of
+from polarspike.errors import InputError, OperatorError
 from polarspike.graph import depth_of, modules_of, signals
-from polarspike.inputs import Signature, bind, frames_of
+from polarspike.inputs import Signature, batch_size, bind, frames_of
 from polarspike.operators import moving
 from polarspike.quantized import fitting, parameters_of
 from polarspike.spiking import Observer
@@ -100,43 +101,54 @@ class SequenceNetwork(nn.Module):
         steps = timesteps if timesteps is not None or time_dim is not None else self.timesteps
         frames = cast(list[Mapping[str, Any]], frames_of(given, steps, time_dim))
         self._named_signature.check(frames[0])
-        length = next(value.shape[0] for value in frames[0].values() if isinstance(value, Tensor))
-        size = length if torch.is_grad_enabled() else max(1, _PIECE // (len(frames) + self.pre_run))
-        answers = [self._run([_rows(f, i, size) for f in frames]) for i in range(0, length, max(1, size))]
+        length = batch_size(frames[0])
+        if length == 0:
+            raise InputError("expected at least one image, got an empty batch")
+        size = length if torch.is_grad_enabled() else max(1, _PIECE // (self._simulated(len(frames)) + self.pre_run))
+        answers = [self._run([_rows(f, i, size) for f in frames]) for i in range(0, length, size)]
         outputs = pytree.tree_map(lambda *parts: torch.cat(parts, 1), *answers)  # (T, batch, ...)
         if every_step:
             return pytree.tree_map(_running_mean, outputs)
         return pytree.tree_map(lambda y: y.mean(0), outputs)
 
+    def _simulated(self, timesteps: int) -> int:
+        """How many counted steps are run for T: a site's rehearsal (COS) needs as many corrected inputs as it is long."""
+        return max(timesteps, self.rehearsal - self.pre_run)
+
     def _run(self, frames: list[Mapping[str, Any]]) -> Any:
-        """The outputs of all counted steps, (T, batch, ...)."""
-        rehearsed = self.pre_run
-        frames = [frames[t % len(frames)] for t in range(rehearsed)] + frames
-        walk = _Walk(self.network, len(frames), self.pooling)
+        """The outputs of the T counted steps, (T, batch, ...)."""
+        asked, rehearsed = len(frames), self.pre_run
+        ahead = [frames[t % asked] for t in range(rehearsed)]
+        frames = ahead + [frames[t % asked] for t in range(self._simulated(asked))]
+        walk = _Walk(self.network, len(frames), rehearsed, batch_size(frames[0]), self.pooling)
         folded = {
             name: torch.cat([f[name] for f in frames]) if isinstance(value, Tensor) else value
             for name, value in frames[0].items()
         }
         with fitting(self._named_signature, frames[0]):
             output = walk.run(*folded.values())
-        self._report(walk, rehearsed)
-        return pytree.tree_map(lambda y: _unfolded(y, len(frames))[rehearsed:], output)
+        self._report(walk, rehearsed, asked)
+        return pytree.tree_map(lambda y: _unfolded(y, len(frames))[rehearsed : rehearsed + asked], output)
 
-    def _report(self, walk: _Walk, rehearsed: int) -> None:
+    def _report(self, walk: _Walk, rehearsed: int, asked: int) -> None:
         for name, train in walk.trains.items() if self._observers else ():
             parts = [] if train.rehearsal is None else list(train.rehearsal)
             first = 1 - rehearsed - len(parts)
             for t, spikes in enumerate([*parts, *train.spikes], start=first):
                 for observer in self._observers:
-                    observer(name, t, spikes.detach())
+                    # What is fired beyond T so that later sites can rehearse has been fired when the answer is there.
+                    observer(name, min(t, asked), spikes.detach())
 
 
 class _Walk(fx.Interpreter):
     """All timesteps of a graph at once; ``trains`` holds what the sites fired."""
 
-    def __init__(self, network: fx.GraphModule, length: int, pooling: Pooling) -> None:
+    def __init__(self, network: fx.GraphModule, length: int, rehearsed: int, images: int, pooling: Pooling) -> None:
         super().__init__(network)
         self.length = length
+        self.images = images
+        #: Neurons start anew after a pre-run, so sums and means over time do, too.
+        self.parts = [part for part in (rehearsed, length - rehearsed) if part]
         self.pooling = pooling
         self.dependent = signals(network)
         self.rules = rules_of(network, self.dependent)
@@ -149,7 +161,7 @@ class _Walk(fx.Interpreter):
         rule = self.rules.get(n, Rule.AFFINE)
         if self.length == 1 or rule is Rule.AFFINE or (rule is Rule.HOMOGENEOUS and self.pooling == "steps"):
             return super().run_node(n)
-        times = torch.arange(1, self.length + 1)
+        times = torch.cat([torch.arange(1, part + 1) for part in self.parts])
         given = {
             parent: pytree.tree_map(
                 lambda x: self._sums(x, times if rule is Rule.DIFFERENCE else None), self.env[parent]
@@ -162,6 +174,11 @@ class _Walk(fx.Interpreter):
 
     def _fire(self, node: fx.Node, neuron: RivalNeuron) -> Tensor:
         x: Tensor = self.env[node.all_input_nodes[0]]
+        if x.shape[0] != self.length * self.images:
+            raise OperatorError(
+                f"{node.target}: expected the batch in dimension 0, {self.images} images at {self.length} timesteps, got "
+                f"shape {tuple(x.shape)}; rivals need a network that keeps its batch in front (batch_first=True)"
+            )
         train = neuron.train_of(_unfolded(x, self.length))
         self.trains[str(node.target)] = train
         spikes = train.spikes.flatten(0, 1)
@@ -171,7 +188,7 @@ class _Walk(fx.Interpreter):
         """Running sums over the timesteps, or means where the times are given."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return x
-        total = _unfolded(x, self.length).cumsum(0)
+        total = torch.cat([part.cumsum(0) for part in torch.split(_unfolded(x, self.length), self.parts)])
         if times is not None:
             total = total / times.to(x).view(-1, *(1,) * (total.dim() - 1))
         return total.flatten(0, 1)
@@ -183,7 +200,8 @@ class _Walk(fx.Interpreter):
         response = _unfolded(y, self.length)
         if times is not None:
             response = response * times.to(y).view(-1, *(1,) * (response.dim() - 1))
-        return torch.cat((response[:1], response[1:] - response[:-1])).flatten(0, 1)
+        parts = [torch.cat((part[:1], part[1:] - part[:-1])) for part in torch.split(response, self.parts)]
+        return torch.cat(parts).flatten(0, 1)
 
 
 def _longest(sites: Iterable[RivalNeuron], kind: type[ResidualMembraneNeuron] | type[OffsetSpikeNeuron]) -> int:

@@ -3,7 +3,8 @@
     max          theta = max x                                               (Diehl et al. 2015)
     percentile   theta = the 99.9 % quantile of x                            (Rueckauer et al. 2017)
     balanced     theta <- theta + 2 mean(relu(x - theta)), batch by batch from theta = 0, where later sites already see
-                 activations clipped at theta (Bu, Li and Yu, CVPR 2025)
+                 activations clipped at theta (Bu, Li and Yu, CVPR 2025); it grows by what the largest activations exceed
+                 it on average, so it takes hundreds of small batches to settle
 
 One threshold for each site, or for each channel where its sites have a step per channel.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from polarspike import ops
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import batches_of, to_device
+from polarspike.inputs import batch_size, batches_of, map_inputs, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.observation import observe
 from polarspike.quantized import QuantizedNetwork
@@ -29,8 +30,17 @@ _QUANTILE = 0.999
 
 
 @torch.no_grad()
-def set_thresholds(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor, strategy: Threshold) -> None:
+def set_thresholds(
+    qann: QuantizedNetwork, batches: Iterable[Any] | Tensor, strategy: Threshold, *, passes: int = 10, images: int = 25
+) -> None:
     """Set the last level of every site, P s, to its threshold, in place.
+
+    Args:
+        qann: any quantized network.
+        batches: of inputs, or (inputs, target).
+        strategy: see above.
+        passes: of balancing, over all batches.
+        images: of one update of balancing; larger batches are cut.
 
     Raises:
         SpecError: an unknown strategy.
@@ -39,7 +49,7 @@ def set_thresholds(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor, stra
     if strategy not in get_args(Threshold):
         raise SpecError(f"threshold: expected one of {', '.join(get_args(Threshold))}, got {strategy!r}")
     if strategy == "balanced":
-        found = _balanced(qann, batches)
+        found = _balanced(qann, list(batches_of(batches)), passes, images)
     else:
         seen = observe(qann, batches)
         found = {
@@ -55,7 +65,7 @@ def set_thresholds(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor, stra
         site.set_step(step if site.spec.channels else step[0])
 
 
-def _balanced(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor) -> dict[str, Tensor]:
+def _balanced(qann: QuantizedNetwork, batches: list[Any], passes: int, images: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def clip(name: str, site: PolarityQuantizer, x: Tensor) -> Tensor:
@@ -75,8 +85,11 @@ def _balanced(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor) -> dict[s
     device = device_of(qann)
     handles = [site.register_forward_hook(answer(name)) for name, site in qann.sites().items()]
     with hooked(handles), evaluating(qann), qann.float_activations():
-        for inputs, _ in batches_of(batches):
-            apply(qann, to_device(inputs, device))
+        for _ in range(passes):
+            for inputs, _ in batches:
+                for first in range(0, batch_size(inputs), images):
+                    part = map_inputs(lambda value, first=first: value[first : first + images], inputs)
+                    apply(qann, to_device(part, device))
     if len(found) < len(qann.sites()):
         raise CalibrationError("thresholds: expected at least one batch, got an empty loader; check the data")
     return found

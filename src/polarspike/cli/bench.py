@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from polarspike.baselines.comparison import Comparison, Contest
+from polarspike.baselines.comparison import Comparison
+from polarspike.baselines.contest import Contest
 from polarspike.baselines.published import published_table
 from polarspike.cli.command import Command, show, tell
 from polarspike.errors import MissingExtraError, SpecError
@@ -62,7 +63,7 @@ class Bench(Command):
             show(contest.announcement())
             return 0
         contest.carry_out()
-        rows = contest.ledger.rows()
+        rows = contest.rows()
         show(rivals_table(rows))
         if self.published:
             show(f"\npublished by others, not measured here\n{published_table()}")

@@ -13,22 +13,29 @@ from polarspike.files import replacing
 from polarspike.tables import aligned
 
 Row = Mapping[str, str]
-_KEYS = ("network", "method", "levels", "trained_steps", "budget")
-_WIDTH = 160
+_KEYS = ("data", "network", "method", "levels", "trained_steps", "budget")
+_WIDTH = 200
 _MARKS = "os^vD*Phx+<>p"
+#: Columns of the first answer: heading, column, digits.
+_COSTS = (("events", "events", 3), ("spikes", "spikes", 3), ("nJ a", "nj_a", 1), ("nJ b", "nj_b", 1), ("nJ c", "nj_c", 1),
+          ("nJ d", "nj_d", 1), ("nJ qann", "nj_qann", 1), ("nJ ann", "nj_ann", 1), ("x time", "time_ratio", 2),
+          ("ms", "ms_per_image", 2))  # fmt: skip
 
 
 def grouped(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[int, list[Row]]]:
-    """The rows of each method, by true latency; several are of several seeds."""
-    found: dict[tuple[str, ...], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    """The rows of each method that was measured, by true latency; several are of several seeds, each seed once."""
+    found: dict[tuple[str, ...], dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        found[tuple(row[key] for key in _KEYS)][int(row["latency"])].append(row)
-    return found
+        if row["accuracy"]:
+            found[tuple(row[key] for key in _KEYS)][int(row["latency"])].setdefault(row["seed"], row)
+    return {
+        key: {latency: list(seeds.values()) for latency, seeds in latencies.items()} for key, latencies in found.items()
+    }
 
 
 def name_of(key: Sequence[str]) -> str:
     """A method and its variant in one word."""
-    _, method, levels, steps, budget = key
+    *_, method, levels, steps, budget = key
     parts = [method, f"{levels} levels" if levels else "", f"T={steps}" if steps else ""]
     return " ".join(part for part in (*parts, "" if budget == "epochs" else f"equal {budget}") if part)
 
@@ -42,33 +49,36 @@ def mean_of(rows: Sequence[Row], column: str) -> float | None:
 def rivals_table(rows: Sequence[Row]) -> str:
     """Accuracy at every true latency, with its spread, and what the smallest one costs.
 
-    ``+-`` is half of the difference between the best and the worst seed. Spikes are per neuron and image; energy is of int8
-    arithmetic in nJ per image: |k| accumulates (b), the dense float network (ann) and the dense quantized one (qann).
+    ``+-`` is half of the difference between the best and the worst seed, and (n) says where fewer seeds than in the first
+    column were measured. Epochs: the method's own / with those of the float network that it starts from. Spikes are per
+    neuron and image; energy is of int8 arithmetic in nJ per image under the conventions a to d, of the dense quantized
+    network and of the dense float network; time is that of the float network times so much.
     """
-    if not rows:
-        return "nothing has been measured yet"
-    latencies = sorted({int(row["latency"]) for row in rows})
-    lines: list[str] = []
     groups = grouped(rows)
-    for network in dict.fromkeys(key[0] for key in groups):
-        header = ["method", "seeds", "epochs", *(f"{latency}" for latency in latencies),
-                  "at", "events", "spikes", "nJ b", "nJ qann", "nJ ann", "time"]  # fmt: skip
-        table = [header]
+    if not groups:
+        return "nothing has been measured yet"
+    latencies = sorted({latency for found in groups.values() for latency in found})
+    lines: list[str] = []
+    for data, network in dict.fromkeys(key[:2] for key in groups):
+        headings = (heading for heading, _, _ in _COSTS)
+        table = [["method", "seeds", "epochs", "s own", *map(str, latencies), "at", *headings]]
         for key, found in groups.items():
-            if key[0] != network:
+            if key[:2] != (data, network):
                 continue
-            least = min(found)
+            seeds, least = max(map(len, found.values())), min(found)
             first = found[least]
-            cells = [_accuracy(found.get(latency, ())) for latency in latencies]
-            costs = [_number(mean_of(first, column), digits) for column, digits in (
-                ("events", 3), ("spikes", 3), ("nj_b", 1), ("nj_qann", 1), ("nj_ann", 1), ("time_ratio", 2))]  # fmt: skip
-            table.append([name_of(key), str(len(first)), first[0]["epochs"] or "-", *cells, str(least), *costs])
+            cells = [_accuracy(found.get(latency, ()), seeds) for latency in latencies]
+            costs = [_number(mean_of(first, column), digits) for _, column, digits in _COSTS]
+            epochs = f"{first[0]['own_epochs'] or '-'}/{first[0]['epochs'] or '-'}"
+            own = _number(mean_of(first, "own_seconds"), 0)
+            table.append([name_of(key), str(seeds), epochs, own, *cells, str(least), *costs])
         lines += [
-            f"{network}: accuracy in % at true latency, and the cost of the first answer",
+            f"{data}, {network}: accuracy in % at true latency; the cost of the first answer",
             *aligned(table, _WIDTH),
-            "",
         ]
-    return "\n".join(lines)
+        lines.append("")
+    left_out = {f"{row['method']}: {row['setting']}": None for row in rows if not row["accuracy"]}
+    return "\n".join([*lines, *left_out]).rstrip()
 
 
 def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
@@ -80,23 +90,27 @@ def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
     plt = _pyplot()
     written = []
     groups = grouped(rows)
-    for network in dict.fromkeys(key[0] for key in groups):
+    for data, network in dict.fromkeys(key[:2] for key in groups):
+        mine = {key: found for key, found in groups.items() if key[:2] == (data, network)}
         for axis in ("latency", "spikes"):
             figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-            for index, (key, found) in enumerate(groups.items()):
-                points = [(latency if axis == "latency" else mean_of(found[latency], "spikes"), found[latency])
-                          for latency in sorted(found)]  # fmt: skip
-                drawn = [(x, mean_of(at, "accuracy")) for x, at in points if x is not None]
-                if key[0] == network and drawn and key[1] != "ann":
+            for index, (key, found) in enumerate(mine.items()):
+                if key[2] == "ann":
+                    axes.axhline(mean_of(next(iter(found.values())), "accuracy"), color="black", ls=":", label="ann")
+                    continue
+                places = [
+                    (latency if axis == "latency" else mean_of(found[latency], "spikes"), found[latency])
+                    for latency in sorted(found)
+                ]
+                drawn = [(x, mean_of(at, "accuracy")) for x, at in places if x]
+                if drawn:
                     axes.plot(*zip(*drawn, strict=True), marker=_MARKS[index % len(_MARKS)], label=name_of(key), lw=1)
-                elif key[0] == network and key[1] == "ann":
-                    axes.axhline(mean_of(found[1], "accuracy"), color="black", ls=":", label="ann")
             axes.set_xscale("log", base=2 if axis == "latency" else 10)
             axes.set_xlabel("true latency, timesteps" if axis == "latency" else "spikes per neuron and image")
             axes.set_ylabel("accuracy, %")
-            axes.set_title(network)
+            axes.set_title(f"{data}, {network}")
             axes.legend(fontsize=7, loc="lower right")
-            target = place / f"rivals-{network}-{axis}.svg"
+            target = place / f"rivals-{data}-{network}-{axis}.svg"
             with replacing(target) as partial:
                 figure.savefig(partial, format="svg", metadata={"Date": None})
             plt.close(figure)
@@ -104,12 +118,13 @@ def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
     return written
 
 
-def _accuracy(rows: Sequence[Row]) -> str:
+def _accuracy(rows: Sequence[Row], seeds: int) -> str:
     values = [float(row["accuracy"]) for row in rows]
     if not values:
         return "-"
     spread = f"+-{(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}"
+    fewer = f" ({len(values)})" if len(values) < seeds else ""
+    return f"{statistics.fmean(values):.2f}{spread}{fewer}"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -1,0 +1,283 @@
+"""Carry a comparison out: all methods on the same network, images and counts, in one table that several processes may fill.
+
+Every method starts from the same float network of a seed, or from its fresh weights (direct training). What trains has the
+same epochs, schedule, augmentation and teacher, and as many trials of the learning rate, of which validation images choose.
+Direct training at T timesteps has the same epochs once more, and once the same *time*: epochs / T.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from polarspike import data
+from polarspike.baselines.comparison import ASKED, Comparison
+from polarspike.baselines.measurement import MEASURED, measured
+from polarspike.baselines.methods import Method, describe
+from polarspike.baselines.peers import PEERS, convert_with, version
+from polarspike.baselines.rival import Rival, RivalSpec, prepare
+from polarspike.baselines.scene import MeanFrame, OverFrames, Scene
+from polarspike.errors import InputError, OperatorError, RunError, SpecError
+from polarspike.evaluation import evaluate
+from polarspike.ledger import Ledger
+from polarspike.locks import locked
+from polarspike.runs import RunDirectory
+from polarspike.specs import TrainSpec
+from polarspike.training import fit
+
+#: Own: of the method; in all: with those of the float network that it started from.
+_COST = ("ann_accuracy", "own_epochs", "epochs", "own_seconds", "setting")
+
+
+class Contest:
+    """The runs of a comparison.
+
+    Args:
+        comparison: what is asked.
+        place: a directory: the table ``rivals.csv``, and what was trained.
+        root: of the dataset's files, where it is not the usual one.
+        say: told what begins.
+
+    Raises:
+        SpecError: the dataset is not held in memory.
+        RunError: the table that is there has other columns.
+    """
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        place: Path,
+        *,
+        root: Path | None = None,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.asked = comparison
+        self.place = place
+        self.say = say
+        self.ledger = Ledger(place / "rivals.csv", (*ASKED, *MEASURED, *_COST))
+        dataset = data.load(comparison.data, root=root)
+        if not isinstance(dataset, data.ImageDataset):
+            raise SpecError(f"Comparison.data: expected a data set in memory, {comparison.data!r} is not; give another")
+        self.scene = Scene(dataset, comparison.frames, len(comparison.rates) > 1, comparison.limit)
+
+    def missing(self) -> list[dict[str, Any]]:
+        """The runs that the table lacks."""
+        return self.ledger.missing(self.asked.runs())
+
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of this comparison's runs."""
+        wanted = {tuple("" if value is None else str(value) for value in run.values()) for run in self.asked.runs()}
+        return [row for row in self.ledger.rows() if tuple(row[key] for key in ASKED) in wanted]
+
+    def announcement(self) -> str:
+        """The runs that are missing, and what they will cost by the mean of those that are done."""
+        missing = self.missing()
+        done = {tuple(row[key] for key in ASKED): float(row["seconds"]) for row in self.rows()}
+        lines = [_described(run) for run in missing]
+        cost = (
+            f"about {len(missing) * statistics.fmean(done.values()) / 60:.0f} minutes"
+            if done
+            else "known after the first run"
+        )
+        return "\n".join([*lines, f"{len(missing)} runs to do, {len(done)} done; cost of the rest: {cost}"])
+
+    def carry_out(self) -> None:
+        """Do what is missing, one run after the other; what another process is doing is left to it."""
+        for run in self.missing():
+            with locked(self.place / "locks" / f"{'-'.join(map(str, run.values()))}.lock", wait=False) as held:
+                if not held or not self.ledger.missing([run]):
+                    continue
+                self.say(_described(run))
+                started = time.perf_counter()
+                try:
+                    rows = self._run(run)
+                except OperatorError as error:
+                    rows = [{"setting": f"not applicable: {error}"}]
+                    self.say(f"  not applicable: {error}")
+                self.ledger.add(*({**run, **row} for row in rows), started=started)
+
+    def _run(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+        name, seed = run["method"], run["seed"]
+        ann, accuracy = self._control(seed)
+        cost = {"ann_accuracy": accuracy, "epochs": self.asked.float_epochs + self.asked.epochs}
+        if name == "ann":
+            latency = self.asked.frames or 1  # it sees the mean of all frames
+            return [{**cost, "latency": latency, "timesteps": latency, "accuracy": accuracy, "own_epochs": 0}]
+        if name in PEERS:
+            return [{**cost, **row} for row in self._peer(name, ann)]
+        method = describe(name)
+        rates = self.asked.direct_rates if method.family == "direct" else self.asked.rates
+        best: tuple[float, Rival, dict[str, Any]] | None = None
+        for rate in rates if method.trains else (0.0,):
+            try:
+                rival, own = self._made(run, method, rate, ann)
+                score = self._score(rival, run) if len(rates) > 1 and method.trains else 0.0
+            except (RunError, InputError) as error:
+                if len(rates) == 1:
+                    raise
+                self.say(f"  rate {rate:g}: {error}")  # it diverged: no candidate
+                continue
+            if best is None or score > best[0]:
+                best = score, rival, own
+        if best is None:
+            raise RunError(f"{name}: every rate of {rates} fails; give smaller ones")
+        _, rival, own = best
+        return [{**cost, **own, **row} for row in self._measured(rival, ann)]
+
+    def _parent(self, seed: int) -> nn.Module:
+        model = self.scene.model(self.asked.model, seed, **self._options())
+        self._fit(model, f"float-{seed}", self._spec(seed, self.asked.float_epochs, self._float_rate()))
+        return model
+
+    def _control(self, seed: int) -> tuple[nn.Module, float]:
+        """The float network with every epoch that the others had, and its percentage of right answers."""
+        found: list[tuple[float, nn.Module]] = []
+        for rate in self.asked.rates:
+            model = self._parent(seed)
+            spec = self._spec(seed, self.asked.epochs, self._scaled(rate), self.asked.distillation)
+            try:
+                self._fit(model, f"control-{seed}-{rate:g}", spec, copy.deepcopy(model))
+                score = _accuracy(self._whole(model), self.scene.validation()) if len(self.asked.rates) > 1 else 0.0
+            except (RunError, InputError):
+                score = -math.inf
+                if len(self.asked.rates) == 1:
+                    raise
+            found.append((score, model))
+        _, best = max(found, key=lambda pair: pair[0])
+        return best, _accuracy(self._whole(best), self.scene.test())
+
+    def _made(self, run: dict[str, Any], method: Method, rate: float, ann: nn.Module) -> tuple[Rival, dict[str, Any]]:
+        """A method's network, calibrated and trained; and what that cost."""
+        seed, steps = run["seed"], run["trained_steps"]
+        spec = RivalSpec(run["levels"] or 2, steps or 1, self.asked.rehearsal, pooling=self.asked.pooling)
+        if method.name == "st-bif" and self.scene.frames:
+            raise OperatorError("st-bif: the image enters once and then settles; it has no reading of a sequence")
+        example, _ = self.scene.calibration(8)[0]
+        direct = method.family == "direct"
+        parent = self._parent(seed)
+        if direct:
+            start = self.scene.model(self.asked.model, seed, **self._options())
+            epochs = self.asked.float_epochs + self.asked.epochs
+            if run["budget"] == "time":
+                epochs = max(1, -(-epochs // steps))
+        else:
+            start, epochs = (parent if method.trains else ann), self.asked.epochs
+        rival = prepare(method.name, start, spec, example=example[:2])
+        rival.calibrate(self.scene.calibration())
+        if not method.trains:
+            return rival, {"own_epochs": 0, "own_seconds": 0.0}
+        # Those that share a start share what is trained: QCFS, SRP, COS and group neurons.
+        what = f"{method.name}-{steps}-{run['budget']}" if direct else _quantizer_of(method)
+        stage = f"{what}-{run['levels'] or 0}-{seed}-{rate:g}".replace("+", "plus")
+        train = self._spec(seed, epochs, self._scaled(rate), self.asked.distillation)
+        trained: nn.Module = rival.trained
+        teacher: nn.Module = copy.deepcopy(parent)
+        if direct:
+            # The value of a ternary spike is no step of a calibrated quantizer: the optimizer of the weights moves it.
+            train = dataclasses.replace(train, step_rate=0.0)
+            if self.scene.frames:
+                trained, teacher = OverFrames(trained), MeanFrame(teacher)
+        seconds = self._fit(trained, stage, train, teacher, sequences=steps if direct else 0)
+        own = {"own_epochs": epochs, "own_seconds": seconds, "setting": f"rate {rate:g}"}
+        return rival, {**own, "epochs": epochs} if direct else own
+
+    def _peer(self, name: str, ann: nn.Module) -> list[dict[str, Any]]:
+        """The best setting at each latency, chosen on training images."""
+        if self.scene.frames:
+            raise OperatorError(f"{name}: other tools are driven on images")
+        calibration = self.scene.calibration()
+        tried, failed = [], []
+        for setting in PEERS[name].settings:
+            try:
+                network = convert_with(name, ann, calibration, **setting)
+                tried.append((setting, network, evaluate(network, calibration, self.asked.latencies).accuracy))
+            except Exception as error:  # the tool's own errors have no common base
+                failed.append(f"{setting}: {type(error).__name__}: {error}")
+        if not tried:
+            raise OperatorError(f"{name}: no setting converts this network: {failed[0]}")
+        rows = []
+        for latency in self.asked.latencies:
+            setting, network, _ = max(tried, key=lambda trial: trial[2][latency])
+            (row,) = measured(network, ann, self.scene.test(), {latency: latency}, counted=False)
+            package = PEERS[name].package
+            rows.append({**row, "own_epochs": 0, "setting": f"{package} {version(package)}, {setting}"})
+        return rows
+
+    def _measured(self, rival: Rival, ann: nn.Module) -> list[dict[str, Any]]:
+        steps = {latency: rival.timesteps(latency) for latency in self.asked.latencies}
+        wanted = {latency: T for latency, T in steps.items() if T is not None and (self.scene.frames or T) >= T}
+        if not wanted:
+            raise OperatorError(f"{rival.method.name}: no latency of {self.asked.latencies} leaves a step that counts")
+        network: nn.Module = rival.network()
+        return measured(OverFrames(network) if self.scene.frames else network, ann, self.scene.test(), wanted)
+
+    def _score(self, rival: Rival, run: dict[str, Any]) -> float:
+        """Percentage right on validation images: of the quantized network, or through time at the T of training."""
+        if rival.qann is not None:
+            return _accuracy(self._whole(rival.qann), self.scene.validation())
+        network: nn.Module = OverFrames(rival.network()) if self.scene.frames else rival.network()
+        return _accuracy(network, self.scene.validation(), run["trained_steps"])
+
+    def _whole(self, ann: nn.Module) -> nn.Module:
+        return MeanFrame(ann) if self.scene.frames else ann
+
+    def _fit(
+        self, model: nn.Module, stage: str, spec: TrainSpec, teacher: nn.Module | None = None, *, sequences: int = 0
+    ) -> float:
+        """Train, or load what was trained before; the seconds of training. One process at a time trains a stage."""
+        name = stage.replace(".", "_")
+        path = self.place / f"{self.asked.network}-{self.asked.training}" / name
+        with locked(self.place / "locks" / f"{path.parent.name}-{name}.lock"):
+            run = RunDirectory(path, resume=path.exists())
+            history = fit(
+                model,
+                self.scene.training(sequences),
+                spec,
+                teacher=teacher if spec.distillation else None,
+                run=run,
+                resume=True,
+                progress=False,
+            )
+        return sum(epoch.seconds for epoch in history.epochs)
+
+    def _spec(self, seed: int, epochs: int, rate: float, distillation: float = 0.0) -> TrainSpec:
+        transformer = self.asked.model == "vit"
+        return TrainSpec(
+            epochs=epochs,
+            seed=seed,
+            warmup_epochs=min(1.0, epochs / 4),
+            optimizer="adamw" if transformer else "sgd",
+            learning_rate=rate,
+            weight_decay=0.02 if transformer else 5e-4,
+            distillation=distillation,
+        )
+
+    def _float_rate(self) -> float:
+        return 3e-3 if self.asked.model == "vit" else 0.2
+
+    def _scaled(self, rate: float) -> float:
+        """A Transformer's usual rate under AdamW is 50 times below that of a network with batch norm under SGD."""
+        return rate / 50 if self.asked.model == "vit" else rate
+
+    def _options(self) -> dict[str, Any]:
+        return {} if self.asked.width is None else {"width": self.asked.width}
+
+
+def _described(run: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in run.items() if value is not None and key != "setup")
+
+
+def _quantizer_of(method: Method) -> str:
+    return method.name if method.name in ("lsq+", "pact") else f"quantized-{method.start}"
+
+
+def _accuracy(network: nn.Module, batches: Any, timesteps: int = 1) -> float:
+    return 100 * evaluate(network, batches, timesteps).accuracy[timesteps]
