@@ -644,7 +644,7 @@ def test_convert_a_resnet_by_name_on_pictures(call: Call, tmp_path: Path) -> Non
             ["--data", "mnist-5000"],
             "did you mean 'mnist-5k'?",
         ),
-        (["--model", "resnet19"], "unknown model 'resnet19'; known: cnn, mlp"),
+        (["--model", "resnet19"], "unknown model 'resnet19'; known: cnn, event_cnn, mlp"),
         (["--width", "0"], "expected width to be an integer of at least 1"),
         (["--model", "vgg16", "--width", "-3"], "width"),
         (["--batch-size", "100000"], "batch_size: expected at most 1438"),
@@ -814,3 +814,14 @@ def test_bench_lists_measures_and_goes_on(call: Call, tmp_path: Path) -> None:
     assert code == 2 and "Comparison.methods: expected some of ann, polarspike" in err
     code, _, err = call(*asked, "--threads", "0")
     assert code == 2 and "--threads: expected at least 1" in err
+
+
+def test_a_recipe_by_name_is_rehearsed_and_leaves_nothing(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call("train", "demo", "--rehearse", "--width", "8", "--timesteps", "1")
+    assert code == 0 and "rehearsed: cnn on mnist-5k" in out and "verified at T = 1: 0 of" in err, err
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = call("train", "demos", "--rehearse")
+    assert code == 2 and "unknown recipe 'demos'" in err and "did you mean 'demo'?" in err

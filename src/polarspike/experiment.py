@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,6 +49,7 @@ class Recipe(Spec):
         data: a dataset of :mod:`polarspike.data`.
         model: a network of :mod:`polarspike.models`.
         width: channels of its first layer, None for its own default.
+        options: of the network beside its width, by name.
         batch_size: of training.
         ann: how the float network is trained.
         quant: which codes the sites get.
@@ -63,6 +64,7 @@ class Recipe(Spec):
     data: str = "fashion-mnist"
     model: str = "resnet20"
     width: int | None = None
+    options: Mapping[str, int | str] = field(default_factory=dict)
     batch_size: int = 128
     ann: TrainSpec = field(default_factory=TrainSpec)
     quant: QuantSpec = field(default_factory=QuantSpec)
@@ -199,7 +201,7 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
             f"proof_images: expected at most {dataset.count('test')} ({dataset.name}), got {recipe.proof_images}"
         )
     torch.manual_seed(recipe.seed)
-    return Prepared(recipe, dataset, _model(dataset, recipe), device)
+    return Prepared(recipe, dataset, build_model(dataset, recipe), device)
 
 
 def require_device(device: str) -> None:
@@ -298,8 +300,9 @@ def examine(
     )
 
 
-def _model(dataset: AnyDataset, recipe: Recipe) -> nn.Module:
-    options: dict[str, Any] = {} if recipe.width is None else {"width": recipe.width}
+def build_model(dataset: AnyDataset, recipe: Recipe) -> nn.Module:
+    """The recipe's network for the images of a dataset, with fresh weights from torch's global generator."""
+    options: dict[str, Any] = {**recipe.options, **({} if recipe.width is None else {"width": recipe.width})}
     if models.describe(recipe.model).needs_image_size:
         options["image_size"] = dataset.image_size
     return models.create(recipe.model, num_classes=dataset.num_classes, in_channels=dataset.in_channels, **options)

@@ -1,7 +1,11 @@
 """The published experiments as plain values; the files in recipes/ say what each costs and what to expect of it.
 
-Start and rate of the steps are those with which the published figures were taken, not the present defaults.
+Start and rate of the steps of ``DEMO`` and ``FASHION_MNIST`` are those with which their figures were taken, not the present
+defaults. Experiments that need a GPU are recipes with nothing to expect yet: each runs end to end on random images
+(``polarspike train NAME --rehearse``), and none has been run on its data.
 """
+
+from typing import Any
 
 from polarspike.experiment import Recipe
 from polarspike.specs import QuantSpec, TrainSpec
@@ -27,3 +31,58 @@ FASHION_MNIST = Recipe(
 
 #: The recipe that ``polarspike train`` starts from, by dataset; for any other dataset it is ``Recipe()``.
 PUBLISHED = {recipe.data: recipe for recipe in (DEMO, FASHION_MNIST)}
+
+
+def _convolutional(
+    data: str, model: str, *, epochs: int = 200, fine: int = 50, batch: int = 128, **rest: Any
+) -> Recipe:
+    """SGD with the customary rate and decay; eight levels, and the float network as a teacher."""
+    return Recipe(
+        data=data,
+        model=model,
+        batch_size=batch,
+        ann=TrainSpec(epochs=epochs, learning_rate=0.1, warmup_epochs=5.0),
+        quant=QuantSpec(negative=0, positive=7),
+        qann=TrainSpec(epochs=fine, learning_rate=0.02, distillation=0.5, temperature=4.0),
+        **rest,
+    )
+
+
+def _transformer(data: str, *, width: int, heads: int, patch: int, batch: int, epochs: int, fine: int) -> Recipe:
+    """AdamW; sites that are signed by nature get levels (7, 8), attention probabilities (0, 8)."""
+    return Recipe(
+        data=data,
+        model="vit",
+        width=width,
+        options={"depth": 12, "heads": heads, "ratio": 4, "patch": patch},
+        batch_size=batch,
+        ann=TrainSpec(epochs=epochs, optimizer="adamw", learning_rate=1e-3, weight_decay=0.05, warmup_epochs=10.0),
+        quant=QuantSpec(negative=7, positive=8),
+        qann=TrainSpec(
+            epochs=fine, optimizer="adamw", learning_rate=1e-4, weight_decay=0.05, distillation=0.9, temperature=2.0
+        ),
+    )
+
+
+#: All recipes by name: what ``polarspike train NAME`` takes. One file in recipes/ for each.
+RECIPES: dict[str, Recipe] = {
+    "demo": DEMO,
+    "fashion_mnist": FASHION_MNIST,
+    "photo_patches_cnn": _convolutional("photo-patches", "cnn", epochs=20, fine=10, batch=64),
+    "cifar10_vgg16": _convolutional("cifar-10", "vgg16"),
+    "cifar10_resnet18": _convolutional("cifar-10", "resnet18"),
+    "cifar10_resnet20": _convolutional("cifar-10", "resnet20"),
+    "cifar10_vit_ti": _transformer("cifar-10", width=192, heads=3, patch=4, batch=128, epochs=300, fine=60),
+    "cifar100_vgg16": _convolutional("cifar-100", "vgg16"),
+    "cifar100_resnet20": _convolutional("cifar-100", "resnet20"),
+    "tiny_imagenet_resnet18": _convolutional("tiny-imagenet-200", "resnet18", epochs=100, fine=30, batch=256),
+    "imagenet_resnet34": _convolutional(
+        "imagenet-1k", "resnet34", epochs=90, fine=20, batch=256, options={"stem": "imagenet"}
+    ),
+    "imagenet_vit_s": _transformer("imagenet-1k", width=384, heads=6, patch=16, batch=256, epochs=300, fine=30),
+    "n_mnist_event_cnn": _convolutional("n-mnist", "event_cnn", epochs=30, fine=10, batch=64),
+    "n_caltech101_event_cnn": _convolutional("n-caltech101", "event_cnn", epochs=100, fine=30, batch=32),
+    "cifar10_dvs_event_cnn": _convolutional("cifar10-dvs", "event_cnn", epochs=100, fine=30, batch=32),
+    "dvs128_gesture_event_cnn": _convolutional("dvs128-gesture", "event_cnn", epochs=150, fine=30, batch=16),
+    "events_fashion_mnist_event_cnn": _convolutional("events-fashion-mnist", "event_cnn", epochs=15, fine=5, width=16),
+}

@@ -38,7 +38,7 @@ def test_a_registered_reader_is_used_and_its_name_is_taken(monkeypatch: pytest.M
     digits = data.load("digits")
     seen: list[Source] = []
 
-    @data.register("toy")
+    @data.register("toy", data.Shape(1, 4, 4, 2))
     def toy(source: Source) -> data.ImageDataset:
         seen.append(source)
         return digits
@@ -46,7 +46,7 @@ def test_a_registered_reader_is_used_and_its_name_is_taken(monkeypatch: pytest.M
     assert data.load("toy", tmp_path, download=True) is digits
     assert seen == [Source(tmp_path, download=True)]
     with pytest.raises(DataError, match=r"the data set name 'toy' is already registered by [\w.]*test_data_registry"):
-        data.register("toy")(toy)
+        data.register("toy", data.Shape(1, 4, 4, 2))(toy)
 
 
 def test_the_order_of_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import itertools
 import json
 import runpy
@@ -21,6 +22,7 @@ from polarspike import recipes
 from polarspike.cli.command import Command, show, tell
 from polarspike.errors import SpecError
 from polarspike.experiment import Recipe, carry_out, prepare
+from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
 
 
@@ -52,8 +54,11 @@ class Train(Command):
     """Train, quantize, convert, verify and evaluate a network on a dataset, by a recipe.
 
     Args:
+        name: a recipe of this library (a wrong name lists them), or a Python file as for --recipe; it comes before all
+            options.
         recipe: a Python file that sets RECIPE = Recipe(...); it is run, as your own code. Without it, the recipe that is
             published for the dataset. Options override its values.
+        rehearse: run every stage on 64 random images of the right shape, write nothing, and fail where anything is wrong.
         run: the directory for everything that it makes; runs/DATA-MODEL if not given.
         resume: continue the run that is there (`--run`), with what it was asked for.
         root: the folder of the dataset's files, where it is not the usual one.
@@ -61,7 +66,9 @@ class Train(Command):
         device: where to train and evaluate.
     """
 
+    name: Annotated[str, tyro.conf.Positional] = ""
     recipe: Path | None = None
+    rehearse: bool = False
     run: Path | None = None
     resume: bool = False
     root: Path | None = None
@@ -73,12 +80,14 @@ class Train(Command):
     def starting(cls, arguments: Sequence[str]) -> Self:
         """The command before its options: the recipe's values are what the options then start from.
 
-        That recipe is, in this order: the file of ``--recipe``; what a run that is resumed recorded; what is published
-        for ``--data``; ``Recipe()``.
+        That recipe is, in this order: the one that is named; the file of ``--recipe``; what a run that is resumed recorded;
+        what is published for ``--data``; ``Recipe()``.
 
         Raises:
-            SpecError: the file is none, fails, or sets no recipe.
+            SpecError: the name is unknown, or the file is none, fails, or sets no recipe.
         """
+        if arguments[1:2] and not arguments[1].startswith("-"):
+            return cls(values=named_recipe(arguments[1]))
         peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in ("--recipe", "--run", "--data"):
             peek.add_argument(name, nargs="?")
@@ -97,11 +106,31 @@ class Train(Command):
         return self.run or Path("runs") / f"{self.values.data}-{self.values.model}"
 
     def execute(self) -> int:
+        if self.rehearse:
+            start = time.monotonic()
+            rehearse(self.values, say=lambda message: tell(f"[{time.monotonic() - start:5.0f} s] {message}"))
+            show(f"rehearsed: {self.values.model} on {self.values.data}")
+            return 0
         root = None if self.root is None else str(self.root)
         return _work(self.values, self.place, self.resume, root=root, download=self.download, device=self.device)
 
     def after_interrupt(self, arguments: Sequence[str]) -> str:
         return _advice(self.place, arguments)
+
+
+def named_recipe(name: str) -> Recipe:
+    """A recipe of this library by its name, or of a file.
+
+    Raises:
+        SpecError: there is neither.
+    """
+    if name in recipes.RECIPES:
+        return recipes.RECIPES[name]
+    if name.endswith(".py"):
+        return read_recipe(Path(name))
+    close = difflib.get_close_matches(name, recipes.RECIPES, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise SpecError(f"unknown recipe {name!r}: expected a .py file or one of {', '.join(recipes.RECIPES)}{hint}")
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -12,7 +12,7 @@ from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.loaders import batches
 from polarspike.data.normalization import Normalization
-from polarspike.data.registry import AnyDataset, load, names, register
+from polarspike.data.registry import AnyDataset, Shape, load, names, register, shape_of
 from polarspike.data.splits import Split
 from polarspike.data.streamed import StreamedDataset
 
@@ -21,6 +21,7 @@ __all__ = [
     "Augmentation",
     "ImageDataset",
     "Normalization",
+    "Shape",
     "Split",
     "StreamedDataset",
     "batches",
@@ -34,4 +35,5 @@ __all__ = [
     "names",
     "photo_patches",
     "register",
+    "shape_of",
 ]

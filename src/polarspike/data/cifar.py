@@ -22,7 +22,7 @@ from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.local import Layout, locate
 from polarspike.data.normalization import Normalization
-from polarspike.data.registry import Source, register
+from polarspike.data.registry import Shape, Source, register
 from polarspike.data.splits import Split
 from polarspike.errors import DataError
 
@@ -78,7 +78,7 @@ _ORIGIN = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images,
 _LICENCE = "none stated by its authors"
 
 
-@register("cifar-10")
+@register("cifar-10", Shape(3, 32, 32, 10))
 def cifar_10(source: Source) -> ImageDataset:
     """50,000 training and 10,000 test images of 10 classes, in the order of the files.
 
@@ -90,7 +90,7 @@ def cifar_10(source: Source) -> ImageDataset:
     return _dataset(_CIFAR_10, train, test, _CLASSES_10)
 
 
-@register("cifar-100")
+@register("cifar-100", Shape(3, 32, 32, 100))
 def cifar_100(source: Source) -> ImageDataset:
     """50,000 training and 10,000 test images of 100 classes (the fine ones), in the order of the files.
 

@@ -8,7 +8,7 @@ from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.idx import read_labelled_images
 from polarspike.data.normalization import Normalization
-from polarspike.data.registry import Source, register
+from polarspike.data.registry import Shape, Source, register
 from polarspike.data.splits import Split, stratified
 from polarspike.errors import DataError
 
@@ -19,7 +19,7 @@ SPLIT_SEED = 0
 TEST_FRACTION = 0.2
 
 
-@register("digits")
+@register("digits", Shape(1, 8, 8, 10))
 def digits(source: Source) -> ImageDataset:
     """1,438 training and 359 test images; the split is stratified with seed 0.
 

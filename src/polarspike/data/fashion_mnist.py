@@ -9,7 +9,7 @@ from polarspike.data.dataset import ImageDataset
 from polarspike.data.idx import read_labelled_images
 from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
-from polarspike.data.registry import FOLDER_VARIABLE, Source, register
+from polarspike.data.registry import FOLDER_VARIABLE, Shape, Source, register
 from polarspike.data.splits import Split
 from polarspike.errors import DataError, MissingExtraError
 
@@ -19,7 +19,7 @@ DOWNLOADED = Path("FashionMNIST", "raw")  # where torchvision puts the files bel
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-@register(NAME)
+@register(NAME, Shape(1, 28, 28, 10))
 def fashion_mnist(source: Source) -> ImageDataset:
     """60,000 training and 10,000 test images, in the order of the files.
 

@@ -16,7 +16,7 @@ from polarspike.data.augment import Augmentation
 from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
 from polarspike.data.pictures import Files, Pictures, Shards
-from polarspike.data.registry import FOLDER_VARIABLE, Source, register
+from polarspike.data.registry import FOLDER_VARIABLE, Shape, Source, register
 from polarspike.data.streamed import StreamedDataset
 from polarspike.errors import DataError
 
@@ -28,7 +28,7 @@ _SUFFIXES = (".jpeg", ".jpg", ".png")
 _NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-@register("imagenet-1k")
+@register("imagenet-1k", Shape(3, 224, 224, 1000))
 def imagenet_1k(source: Source) -> StreamedDataset:
     """1,281,167 training and 50,000 validation pictures of 1,000 classes, at 224x224 pixels.
 
@@ -53,7 +53,7 @@ def imagenet_1k(source: Source) -> StreamedDataset:
     )
 
 
-@register("tiny-imagenet-200")
+@register("tiny-imagenet-200", Shape(3, 64, 64, 200))
 def tiny_imagenet_200(source: Source) -> StreamedDataset:
     """100,000 training and 10,000 validation pictures of 64x64 pixels in 200 classes.
 

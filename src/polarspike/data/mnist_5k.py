@@ -11,7 +11,7 @@ import torch
 from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.normalization import Normalization
-from polarspike.data.registry import Source, register
+from polarspike.data.registry import Shape, Source, register
 from polarspike.data.splits import Split, stratified
 from polarspike.errors import DataError, MissingExtraError
 
@@ -21,7 +21,7 @@ SPLIT_SEED = 0
 TEST_FRACTION = 0.2
 
 
-@register("mnist-5k")
+@register("mnist-5k", Shape(1, 28, 28, 10))
 def mnist_5k(source: Source) -> ImageDataset:
     """4,000 training and 1,000 test images of 28x28 pixels, 400 and 100 of each class; the split's seed is 0.
 

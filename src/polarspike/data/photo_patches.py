@@ -18,7 +18,7 @@ from torch import Tensor
 from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.normalization import Normalization
-from polarspike.data.registry import Source, register
+from polarspike.data.registry import Shape, Source, register
 from polarspike.data.splits import Split
 from polarspike.errors import DataError, MissingExtraError
 
@@ -33,7 +33,7 @@ PHOTOS = {
 }  # fmt: skip
 
 
-@register("photo-patches")
+@register("photo-patches", Shape(3, 32, 32, 10))
 def photo_patches(source: Source) -> ImageDataset:
     """6,000 training and 1,500 test patches of 10 photos; the same everywhere, as long as the photos are.
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.streamed import StreamedDataset
@@ -37,13 +37,37 @@ class Source:
 
 
 AnyDataset = ImageDataset | StreamedDataset
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the images of a data set look like, known without its files.
+
+    Args:
+        channels: C.
+        height: H in pixels.
+        width: W in pixels.
+        classes: how many.
+    """
+
+    channels: int
+    height: int
+    width: int
+    classes: int
+
+
 Reader = Callable[[Source], AnyDataset]
 AnyReader = TypeVar("AnyReader", bound=Reader)
 _readers: dict[str, Reader] = {}
+_shapes: dict[str, Shape] = {}
 
 
-def register(name: str) -> Callable[[AnyReader], AnyReader]:
+def register(name: str, shape: Shape) -> Callable[[AnyReader], AnyReader]:
     """Add a reader to the registry.
+
+    Args:
+        name: what :func:`load` takes.
+        shape: of its images.
 
     Raises:
         DataError: the name is taken.
@@ -52,7 +76,7 @@ def register(name: str) -> Callable[[AnyReader], AnyReader]:
     def add(reader: AnyReader) -> AnyReader:
         if name in _readers:
             raise DataError(f"the data set name {name!r} is already registered by {_readers[name].__module__}")
-        _readers[name] = reader
+        _readers[name], _shapes[name] = reader, shape
         return reader
 
     return add
@@ -76,11 +100,22 @@ def load(name: str, root: str | os.PathLike[str] | None = None, *, download: boo
             how to get it.
         MissingExtraError: the data set comes inside a package that is not installed.
     """
-    reader = _readers.get(name)
-    if reader is None:
-        close = difflib.get_close_matches(str(name), _readers, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"unknown data set {name!r}; known: {', '.join(names())}{hint}")
+    reader = _readers.get(name) or _unknown(name)
     if root is not None and not Path(root).is_dir():
         raise DataError(f"{name}: expected root to be a folder, got {str(root)!r}, which is none")
     return reader(Source(None if root is None else Path(root), download))
+
+
+def shape_of(name: str) -> Shape:
+    """What the images of a data set look like.
+
+    Raises:
+        DataError: the name is unknown.
+    """
+    return _shapes.get(name) or _unknown(name)
+
+
+def _unknown(name: str) -> NoReturn:
+    close = difflib.get_close_matches(str(name), _readers, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise DataError(f"unknown data set {name!r}; known: {', '.join(names())}{hint}")

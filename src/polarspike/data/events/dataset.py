@@ -25,7 +25,7 @@ from polarspike.data.events.streams import EventStream
 from polarspike.data.loaders import batches
 from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
-from polarspike.data.registry import Source, register
+from polarspike.data.registry import Shape, Source, register
 from polarspike.data.splits import Split
 from polarspike.errors import DataError
 
@@ -74,6 +74,8 @@ class EventSource:
 
     Args:
         name: what :func:`load_events` takes.
+        size: (H, W) of the sensor.
+        classes: how many.
         origin, licence: where the recordings come from, and on what terms.
         augmentation: the usual random changes.
         find: its recordings below a root, or in the usual places.
@@ -81,6 +83,8 @@ class EventSource:
     """
 
     name: str
+    size: tuple[int, int]
+    classes: int
     origin: str
     licence: str
     augmentation: Augmentation
@@ -95,7 +99,9 @@ def register_events(source: EventSource) -> None:
     """Add a data set to the registry, and to that of images: the bins of ``FrameSpec()`` side by side as channels."""
     _sources[source.name] = source
 
-    @register(source.name)
+    height, width = source.size
+
+    @register(source.name, Shape(2 * FrameSpec().bins, height, width, source.classes))
     def as_images(place: Source) -> ImageDataset:
         return load_events(source.name, place.root).channels()
 

@@ -185,10 +185,12 @@ _SACCADES = (
 )
 _TERMS = "as stated where it is published"
 for _source in (
-    EventSource("n-mnist", _SACCADES, _TERMS, Augmentation(shift=2), _n_mnist),
-    EventSource("n-caltech101", _SACCADES, _TERMS, Augmentation(flip=True, shift=4), _n_caltech101),
+    EventSource("n-mnist", (34, 34), 10, _SACCADES, _TERMS, Augmentation(shift=2), _n_mnist),
+    EventSource("n-caltech101", (180, 240), 101, _SACCADES, _TERMS, Augmentation(flip=True, shift=4), _n_caltech101),
     EventSource(
         "cifar10-dvs",
+        _SIZE,
+        10,
         "H. Li, H. Liu, X. Ji, G. Li and L. Shi, CIFAR10-DVS: An Event-Stream Dataset for Object Classification, 2017",
         _TERMS,
         Augmentation(flip=True, shift=4),
@@ -196,6 +198,8 @@ for _source in (
     ),
     EventSource(
         "dvs128-gesture",
+        _SIZE,
+        11,
         "A. Amir et al., A Low Power, Fully Event-Based Gesture Recognition System, CVPR 2017",
         _TERMS,
         Augmentation(shift=4),

@@ -20,6 +20,7 @@ from polarspike.data.fashion_mnist import fashion_mnist
 from polarspike.data.registry import Source
 
 _ORIGIN = "Fashion-MNIST (arXiv 1708.07747) through a simulated event camera (three saccades); not a recording"
+_SENSOR = (CameraSpec().size, CameraSpec().size)
 _LICENCE = "MIT (Expat), copyright 2017 Zalando SE"
 
 
@@ -70,7 +71,12 @@ def _saccade_direction(source: Source) -> Recordings:
     )
 
 
+_COMMON = (_ORIGIN, _LICENCE)
 register_events(
-    EventSource("events-fashion-mnist", _ORIGIN, _LICENCE, Augmentation(shift=2), _events_fashion_mnist, simulated=True)
+    EventSource(
+        "events-fashion-mnist", _SENSOR, 10, *_COMMON, Augmentation(shift=2), _events_fashion_mnist, simulated=True
+    )
 )
-register_events(EventSource("saccade-direction", _ORIGIN, _LICENCE, Augmentation(), _saccade_direction, simulated=True))
+register_events(
+    EventSource("saccade-direction", _SENSOR, 2, *_COMMON, Augmentation(), _saccade_direction, simulated=True)
+)

@@ -1,0 +1,26 @@
+"""ViT-S on ImageNet-1k, exact at the first timestep.
+
+Command:   polarspike train imagenet_vit_s
+           (rehearsed on random images: polarspike train imagenet_vit_s --rehearse)
+Hardware:  eight GPUs
+Cost:      300 + 30 epochs, and 30 of the control; its time is not measured
+Expected:  unknown: it has not been run on its data
+Published: by others, not reproduced here:
+           PMSM v1: 81.6 % at T = 1
+           SpikeZIP-TF Q32: 0.26 % at T = 32
+           SpikeZIP-TF Q32: 81.07 % at T = 64
+           SDT-V3 10M (direct): 78.5 %
+           SDT-V3 173M (direct): 86.2 %
+
+The values are ``RECIPES["imagenet_vit_s"]`` in ``polarspike/recipes.py``: an installed command line has them.
+"""
+
+import sys
+
+from polarspike.cli import main
+from polarspike.recipes import RECIPES
+
+RECIPE = RECIPES["imagenet_vit_s"]
+
+if __name__ == "__main__":
+    raise SystemExit(main(["train", "--recipe", __file__, *sys.argv[1:]]))

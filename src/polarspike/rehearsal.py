@@ -1,0 +1,116 @@
+"""Rehearse an experiment: every stage of a recipe on 64 random images, before hours are spent on it.
+
+    overfit the float network -> quantize, calibrate -> overfit the quantized network -> convert -> verify at every T of the
+    recipe -> evaluate -> save and load
+
+A network that cannot learn 64 images by heart, or whose codes differ after conversion, has a mistake that no amount of data
+repairs. Images are as the recipe's dataset has them, but for their size: they are cut to the smallest that exercises the
+whole network (two patches a side of a Transformer), so that a minute is enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from polarspike import data, models
+from polarspike.checkpoint import load, save
+from polarspike.conversion import convert
+from polarspike.data import Augmentation, ImageDataset, Normalization, Split
+from polarspike.equivalence import verify
+from polarspike.errors import RunError
+from polarspike.evaluation import evaluate
+from polarspike.experiment import Recipe, build_model, quantize_for
+from polarspike.specs import TrainSpec
+from polarspike.training import fit
+
+IMAGES = 64
+_ROUND, _MOST_ROUNDS = 16, 6  # steps of a round, and how many rounds a network gets to learn the images by heart
+
+
+def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: None) -> None:
+    """Run every stage of a recipe on random images.
+
+    Args:
+        recipe: whose network, levels, optimizers and timesteps are used.
+        say: told what begins, one line each.
+
+    Raises:
+        RunError: a stage fails: the images are not learned, a code differs, or a file does not come back as it was.
+        PolarspikeError: what the stages themselves raise.
+    """
+    dataset = random_images(recipe)
+    say(f"rehearse {recipe.model} on {IMAGES} random images {tuple(dataset.train.images.shape[1:])}, {recipe.data}")
+    torch.manual_seed(recipe.seed)
+    ann = build_model(dataset, recipe)
+    batches = list(dataset.evaluation(IMAGES, "train"))
+    _learn("the float network", ann, dataset, recipe.ann, say)
+    qann = quantize_for(recipe, dataset, ann, batches)
+    _learn("the quantized network", qann, dataset, recipe.qann, say)
+    snn = convert(qann)
+    for timesteps in recipe.timesteps:
+        proof = verify(qann, snn, batches[:1], timesteps=timesteps)
+        if timesteps == 1 and not proof.exact:
+            raise RunError(
+                f"rehearsal, verify at T = 1: {proof.different} codes differ, first at {proof.first_difference}"
+            )
+        say(f"verified at T = {timesteps}: {proof.different} of {proof.compared} codes differ")
+    right = evaluate(snn, batches).correct[1]
+    if right < IMAGES:
+        raise RunError(f"rehearsal, spiking network: expected all {IMAGES} images right at T = 1, got {right}")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "snn.safetensors"
+        save(snn, path)
+        inputs, _ = batches[0]
+        if not torch.equal(load(path)(inputs), snn(inputs)):
+            raise RunError("rehearsal, file: the network that was saved and loaded answers otherwise")
+    say(f"the spiking network has all {IMAGES} images right at T = 1, and so has its file")
+
+
+def random_images(recipe: Recipe) -> ImageDataset:
+    """64 random images of the shape and the classes of the recipe's dataset, the same for training and test."""
+    shape = data.shape_of(recipe.data)
+    entry = models.describe(recipe.model)
+    side = 2 * int(recipe.options["patch"]) if "patch" in recipe.options else entry.image_size
+    if recipe.options.get("stem") == "imagenet":
+        side *= 4  # the stem has a quarter of the pixels left
+    height, width = min(shape.height, side), min(shape.width, side)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    images = torch.randint(256, (IMAGES, shape.channels, height, width), dtype=torch.uint8, generator=generator)
+    split = Split(images, torch.randint(shape.classes, (IMAGES,), generator=generator))
+    return ImageDataset(
+        name=recipe.data,
+        train=split,
+        test=split,
+        classes=tuple(f"class {index}" for index in range(shape.classes)),
+        origin="random numbers",
+        licence="none needed",
+        normalization=Normalization.of(images),
+        augmentation=Augmentation(),
+    )
+
+
+def _learn(what: str, model: nn.Module, dataset: ImageDataset, spec: TrainSpec, say: Callable[[str], None]) -> None:
+    """Train with the recipe's optimizer, all images in a batch, until all are right."""
+    # Few steps: no smoothing, no teacher, no average that would lag behind, no weight on spikes or weights.
+    plain = dataclasses.replace(
+        spec, epochs=_ROUND, warmup_epochs=4.0, label_smoothing=0.0, distillation=0.0, averaging=0.0, activity=0.0,
+        weight_decay=0.0, precision="fp32",
+    )  # fmt: skip
+    right = 0
+    for turn in range(1, _MOST_ROUNDS + 1):
+        rate = plain.learning_rate / (2 if turn <= 2 else 8)  # a rate for much data is too much for little
+        history = fit(model, dataset.training(IMAGES), dataclasses.replace(plain, learning_rate=rate), progress=False)
+        right = evaluate(model, dataset.evaluation(IMAGES, "train")).correct[1]
+        if right == IMAGES:
+            say(f"{what} has learned {IMAGES} images by heart in {turn * _ROUND} steps, loss {history.last.loss:.3g}")
+            return
+    raise RunError(
+        f"rehearsal, {what}: expected all {IMAGES} random images right after {_MOST_ROUNDS * _ROUND} steps, got {right}; "
+        "look at its learning rate, its levels, and whether gradients reach all of it"
+    )

@@ -1,0 +1,107 @@
+"""Every recipe runs end to end on random images; what cannot work fails there, loudly."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import polarspike as ps
+from polarspike import models, recipes, rehearsal
+from polarspike.errors import RunError
+from polarspike.experiment import Recipe
+from polarspike.recipes import RECIPES
+from polarspike.rehearsal import random_images, rehearse
+from polarspike.specs import TrainSpec
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+#: Narrower than the recipes, for the tests' sake; `polarspike train NAME --rehearse` takes them as they are.
+WIDTHS = {"vgg16": 16, "resnet18": 16, "resnet34": 8, "event_cnn": 8}
+
+
+def test_every_recipe_has_its_file_and_every_file_its_recipe() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(RECIPES)
+    for name, recipe in RECIPES.items():
+        found = runpy.run_path(str(FOLDER / f"{name}.py"))
+        assert found["RECIPE"] == recipe
+        text = found["__doc__"]
+        assert all(part in text for part in ("Command:", "Cost:", "Expected:")), name
+        if recipe not in recipes.PUBLISHED.values():
+            assert f"polarspike train {name}" in text and "Published:" in text and "Hardware:" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_rehearses(name: str) -> None:
+    torch.manual_seed(0)
+    recipe = RECIPES[name]
+    if recipe.model in WIDTHS:
+        recipe = dataclasses.replace(recipe, width=WIDTHS[recipe.model])
+    elif recipe.model == "vit":
+        recipe = dataclasses.replace(
+            recipe, width=16 * int(recipe.options["heads"]), options={**recipe.options, "depth": 3}
+        )
+    said: list[str] = []
+    rehearse(recipe, say=said.append)
+    assert "verified at T = 1: 0 of" in " ".join(said) and "all 64 images right" in said[-1]
+
+
+def test_random_images_have_the_shape_and_the_classes_of_the_dataset() -> None:
+    made = random_images(RECIPES["imagenet_vit_s"])
+    assert made.train.images.shape == (64, 3, 32, 32) and made.num_classes == 1000  # two patches a side
+    assert random_images(RECIPES["n_mnist_event_cnn"]).in_channels == 20
+    assert torch.equal(made.train.images, random_images(RECIPES["imagenet_vit_s"]).train.images)
+
+
+class Stuck(nn.Module):
+    """Answers the same whatever it sees, because no gradient reaches its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(1, 4, 3), nn.ReLU()
+        self.head = nn.Linear(4 * 36, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.relu(self.conv(x)).flatten(1) * 0.0)
+
+
+SMALL = Recipe(
+    data="digits",
+    model="cnn",
+    width=4,
+    ann=TrainSpec(learning_rate=0.1),
+    qann=TrainSpec(learning_rate=0.05),
+    timesteps=(1, 2),
+)
+
+
+def test_a_network_that_cannot_learn_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "build_model", lambda dataset, recipe: Stuck())
+    with pytest.raises(RunError, match=r"the float network: expected all 64 random images right .* got \d+; look at"):
+        rehearse(SMALL)
+
+
+def test_levels_that_are_too_few_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "_MOST_ROUNDS", 2)
+    bad = dataclasses.replace(SMALL, qann=TrainSpec(learning_rate=1e-9, step_rate=0.0), quant=ps.QuantSpec(0, 1))
+    with pytest.raises(RunError, match="the quantized network: expected all 64"):
+        rehearse(dataclasses.replace(bad, width=16))
+
+
+def test_a_conversion_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(qann: ps.QuantizedNetwork) -> ps.SpikingNetwork:
+        snn = ps.convert(qann)
+        next(iter(snn.sites().values())).start.mul_(1.01)
+        return snn
+
+    monkeypatch.setattr(rehearsal, "convert", wrong)
+    with pytest.raises(RunError, match=r"verify at T = 1: \d+ codes differ, first at"):
+        rehearse(dataclasses.replace(SMALL, width=16))
+
+
+def test_models_of_recipes_exist() -> None:
+    assert {recipe.model for recipe in RECIPES.values()} <= set(models.names())
