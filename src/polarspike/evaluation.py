@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from polarspike import distributed
 from polarspike.errors import InputError, SpecError
 from polarspike.inputs import Inputs, to_device
 from polarspike.modules import apply, device_of, evaluating
@@ -87,6 +88,17 @@ class FiringCounter:
         self._counts[site, t] = counts if previous is None else previous + counts
         if t == 1:
             self._pairs[site] = self._pairs.get(site, 0) + spikes.numel()
+
+    def merge(self, all_of_them: Sequence[FiringCounter]) -> None:
+        """Become the sum of the counters of several processes, which hold this one's counts, too."""
+        counts: dict[tuple[str, int], Tensor] = {}
+        pairs: dict[str, int] = {}
+        for counter in all_of_them:
+            for key, value in counter._counts.items():
+                counts[key] = value.cpu() if key not in counts else counts[key] + value.cpu()
+            for site, number in counter._pairs.items():
+                pairs[site] = pairs.get(site, 0) + number
+        self._counts, self._pairs = counts, pairs
 
     @property
     def sites(self) -> list[str]:
@@ -175,8 +187,9 @@ def evaluate(
     correct = dict.fromkeys(steps, 0)
     total = 0
     with evaluating(network), torch.no_grad():
-        bar = tqdm(loader, desc="evaluate", unit="batch", leave=False, disable=None if progress else True)
-        for index, batch in enumerate(bar):
+        quiet = None if progress and distributed.is_main() else True
+        bar = tqdm(distributed.own_batches(loader), desc="evaluate", unit="batch", leave=False, disable=quiet)
+        for index, batch in bar:
             where = f"evaluate, batch {index}"
             inputs, target = read_batch(batch, device, where)
             answers = _answers(network, inputs, steps, counter)
@@ -185,6 +198,10 @@ def evaluate(
                 check_finite(answers[T], f"{where}, timestep {T}")
                 correct[T] += int((answers[T].argmax(dim=1) == target).sum())
             total += target.shape[0]
+    total, *shared = (int(count) for count in distributed.summed([total, *correct.values()]))
+    correct = dict(zip(correct, shared, strict=True))
+    if counter is not None:
+        counter.merge(distributed.gathered(counter))
     if total == 0:
         raise InputError("evaluate: the loader gave no samples; check the data, its split and drop_last")
     return Evaluation(correct, total, None if counter is None else {T: counter.up_to(T) for T in steps})

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from polarspike import data, models
+from polarspike import data, distributed, models
 from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
 from polarspike.conversion import convert
@@ -250,9 +250,11 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     say("convert, verify and evaluate")
     snn = convert(qann)
     outcome = examine(ann, qann, snn, test, _proof_batches(dataset, recipe), recipe.timesteps)
+    run.write_json("results.json", json.loads(json.dumps(outcome.to_dict())))
+    if not distributed.is_main():
+        return outcome
     save(qann, run.path / "qann.safetensors")
     save(snn, run.path / "snn.safetensors")
-    run.write_json("results.json", json.loads(json.dumps(outcome.to_dict())))
     try:
         with replacing(run.path / "report.txt") as partial:
             partial.write_text(f"{outcome}\n", encoding="utf-8")

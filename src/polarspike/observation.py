@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from polarspike import distributed
 from polarspike.errors import CalibrationError, InputError
 from polarspike.inputs import batches_of, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
@@ -72,15 +73,32 @@ def observe(
         for name, site in sites.items()
     ]
     with hooked(handles), evaluating(qann), qann.float_activations():
-        for inputs, _ in batches_of(batches):
-            position += 1
+        for number, (inputs, _) in distributed.own_batches(batches_of(batches)):
+            position = number
             apply(qann, to_device(inputs, device))
-    if position < 0:
+    for name in seen if distributed.world_size() > 1 else ():
+        seen[name] = _merged(distributed.gathered(seen[name]))
+    if distributed.summed([position + 1])[0] == 0:
         raise CalibrationError(
             "calibration batches: expected at least one batch, got an empty loader; check the dataset's size against "
             "batch_size and drop_last (an iterator that was read before is empty, too)"
         )
     return seen
+
+
+def _merged(parts: list[Observed]) -> Observed:
+    """What several processes have seen, together; the same in each."""
+    whole = parts[0]
+    for other in parts[1:]:
+        if other.batches:
+            if not whole.batches:
+                whole = other
+                continue
+            whole.by_step.merge(other.by_step)
+            if whole.by_channel is not whole.by_step and whole.by_channel is not None and other.by_channel is not None:
+                whole.by_channel.merge(other.by_channel)
+            whole.batches += other.batches
+    return whole
 
 
 def channel_dim(qann: QuantizedNetwork, name: str) -> int | None:

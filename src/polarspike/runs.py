@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from polarspike import distributed
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.files import PARTIAL, replacing
 from polarspike.specs import Spec
@@ -49,6 +50,15 @@ class RunDirectory:
         self.path = Path(path)
         self.resume = resume
         self._stages: dict[str, RunDirectory] = {}
+        if not distributed.is_main():  # the main process makes and checks it, and alone writes
+            distributed.wait()
+            return
+        try:
+            self._begin()
+        finally:
+            distributed.wait()
+
+    def _begin(self) -> None:
         existed = self._check_place()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -125,6 +135,8 @@ class RunDirectory:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record to the log; it is on the disk when the call returns."""
+        if not distributed.is_main():
+            return
         line = _to_json(record, "a log record", indent=None) + "\n"
         try:
             with open(self.log_path, "a", encoding="utf-8") as file:
@@ -157,7 +169,7 @@ class RunDirectory:
 
     def keep_records(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the records for which ``keep`` is false, and a torn last line."""
-        if self.log_path.exists():
+        if distributed.is_main() and self.log_path.exists():
             lines = [_to_json(record, "a log record", indent=None) + "\n" for record in self.records() if keep(record)]
             self._write(self.log_path, "".join(lines))
 
@@ -181,6 +193,8 @@ class RunDirectory:
 
     def write_checkpoint(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Replace the checkpoint by ``tensors`` and ``metadata`` (plain data), in one step."""
+        if not distributed.is_main():
+            return
         header = {"polarspike": _to_json(metadata, "checkpoint metadata", indent=None)}
         # Clones, because safetensors refuses tensors that share memory (tied weights) or are not contiguous.
         whole = {
@@ -246,6 +260,8 @@ class RunDirectory:
         self._replace(place, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def _replace(self, place: Path, write: Callable[[Path], object]) -> None:
+        if not distributed.is_main():
+            return
         try:
             with replacing(place) as partial:
                 write(partial)

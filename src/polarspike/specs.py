@@ -305,6 +305,8 @@ class TrainSpec(Spec):
         averaging: decay of a running average of weights, steps and buffers over the optimizer's steps, in [0, 1); the
             average is what is validated, and what training leaves. 0 for none.
         activity: weight in the loss of the mean number of spikes per neuron and image; needs a quantized network.
+        accumulation: each batch is computed in so many pieces whose gradients are summed, for less memory; a batch norm sees
+            a piece at a time.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
         seed: of the order of the data, the augmentation and dropout; epoch e draws from (seed, e) alone.
 
@@ -324,6 +326,7 @@ class TrainSpec(Spec):
     step_rate: float = 0.2
     averaging: float = 0.0
     activity: float = 0.0
+    accumulation: int = 1
     precision: Precision = "fp32"
     seed: int = 0
 
@@ -352,6 +355,7 @@ class TrainSpec(Spec):
         self._require("step_rate", _is_within(self.step_rate, 0.0, 1.0) and self.step_rate < 1.0, "a number in [0, 1)")
         self._require("averaging", _is_within(self.averaging, 0.0, 1.0) and self.averaging < 1.0, "a number in [0, 1)")
         self._require("activity", _is_within(self.activity, 0.0, sys.float_info.max), "a number of at least 0")
+        self._require("accumulation", _is_int(self.accumulation) and self.accumulation >= 1, "an integer of at least 1")
         self._require("seed", _is_int(self.seed) and 0 <= self.seed < 2**31, "an integer in 0..2^31-1")
 
 

@@ -27,21 +27,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from polarspike import distributed
 from polarspike.activity import Activity, counted
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
-from polarspike.inputs import Inputs, tensors_of
+from polarspike.inputs import Inputs, map_inputs, tensors_of
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.optimization import (
     Average,
     build_optimizers,
-    decayed_parameters,
     set_rates,
     trainable,
 )
+from polarspike.processes import wrapped
 from polarspike.randomness import epoch_seed, randomness_kept, seed_everything
-from polarspike.runs import RunDirectory, differences
+from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
+from polarspike.training_state import bring_back, keep, table_of
 
 FORMAT = "polarspike-training"
 VERSION = 1
@@ -132,9 +134,10 @@ def fit(
                 "checkpoint can hold; build it with persistent_workers=False, or train without run"
             )
         identity = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "steps_per_epoch": steps}
-        identity["model"] = _table(model)
+        identity["model"] = table_of(model)
         if resume and run.checkpoint_path.exists():
-            history = _restore(run, course, identity)
+            records = bring_back(run, model, course.optimizers, course.average, identity)
+            history = epochs_of(records, run)
         run.configure(train=spec)
         done = len(history)
         run.keep_records(lambda record: record.get("epoch", 0) <= done)
@@ -157,13 +160,29 @@ def fit(
                     # The log first: a kill in between leaves a record too many, which the next start drops.
                     run.append(dataclasses.asdict(passed))
                     records = [dataclasses.asdict(record) for record in history]
-                    _save(run, course, {**identity, "epoch": epoch, "history": records})
+                    metadata = {**identity, "epoch": epoch, "history": records}
+                    keep(run, model, course.optimizers, course.average, metadata)
         if course.average is not None:
             course.average.give(model)
     finally:
         model.zero_grad(set_to_none=True)
         model.eval()
     return History(tuple(history))
+
+
+def epochs_of(records: list[dict[str, Any]], run: RunDirectory) -> list[Epoch]:
+    """The epochs that a checkpoint tells of.
+
+    Raises:
+        CheckpointError: they are not as they should be.
+    """
+    try:
+        return [Epoch(**record) for record in records]
+    except TypeError as error:
+        raise CheckpointError(
+            f"{run.checkpoint_path}: its tensors and its description do not fit together ({error}); remove the file to "
+            "train this stage from its start"
+        ) from error
 
 
 def training_loss(logits: Tensor, target: Tensor, spec: TrainSpec, teacher_logits: Tensor | None = None) -> Tensor:
@@ -185,13 +204,13 @@ class _Course:
 
     def __init__(self, model: nn.Module, spec: TrainSpec) -> None:
         self.model = model
+        distributed.require_same_start(model)
+        self.forward = wrapped(model)  # the same module where one process works alone
         self.optimizers = build_optimizers(model, spec)
         self.average = Average(model, spec.averaging) if spec.averaging else None
 
-    def move(self, loss: Tensor, index: int) -> None:
-        """Optimizer step ``index`` (from 1, over all epochs) down the gradient of ``loss``."""
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+    def move(self, index: int) -> None:
+        """Optimizer step ``index`` (from 1, over all epochs) down the gradient that has gathered."""
         for optimizer in self.optimizers:
             # At a rate of zero nothing may gather in moments, either, that would move the weights later.
             if optimizer.param_groups[0]["lr"]:
@@ -216,12 +235,13 @@ def _train_epoch(
 ) -> Epoch:
     model = course.model
     device = device_of(model)
-    total_loss, total_spikes, images, step, rate = 0.0, 0.0, 0, 0, 0.0
+    total_loss, total_spikes, images, step, rate = 0.0, 0.0, 0.0, 0, 0.0
     correct = torch.zeros((), dtype=torch.int64, device=device)
     model.train()
     start = time.perf_counter()
     disable = None if progress else True  # None: where standard error is no terminal
     bar = tqdm(loader, f"epoch {epoch}/{spec.epochs}", total=steps, unit="batch", leave=False, disable=disable)
+    shares = getattr(loader, "shares", False)  # it gives each process its own rows
     for step, batch in enumerate(bar, start=1):
         where = f"fit, epoch {epoch}, step {step}"
         if step > steps:
@@ -229,36 +249,64 @@ def _train_epoch(
         inputs, target = read_batch(batch, device, where, shares=True)
         index = (epoch - 1) * steps + step
         rate = set_rates(course.optimizers, spec, index - 1, steps)
-        guide: Tensor | None = None
-        if teacher is not None:
-            # An autocast region of its own: weights cast without gradients must not be reused by the student.
-            with torch.no_grad(), _autocast(spec, device):
-                guide = apply(teacher, inputs)
-            check_answer(guide, target, f"{where}, teacher")
-        if activity is not None:
-            activity.clear()
-        with _autocast(spec, device):
-            logits = apply(model, inputs)
-        check_answer(logits, target, where)
-        loss = training_loss(logits, target, spec, guide)
-        if activity is not None:
-            spikes = activity.mean()
-            loss = loss + spec.activity * spikes
-            total_spikes += spikes.item() * len(target)
-        value = loss.item()
-        if not math.isfinite(value):
-            _refuse_loss(model, inputs, where, value)
-        course.move(loss, index)
-        total_loss += value * len(target)
-        correct += (logits.argmax(dim=1) == (target if target.ndim == 1 else target.argmax(dim=1))).sum()
-        images += len(target)
+        inputs, target, whole = _own_part(inputs, target, shares, where)
+        model.zero_grad(set_to_none=True)
+        for rows in _pieces(len(target), spec.accumulation):
+            part, wanted = map_inputs(lambda value, rows=rows: value[rows], inputs), target[rows]
+            guide: Tensor | None = None
+            if teacher is not None:
+                # An autocast region of its own: weights cast without gradients must not be reused by the student.
+                with torch.no_grad(), _autocast(spec, device):
+                    guide = apply(teacher, part)
+                check_answer(guide, wanted, f"{where}, teacher")
+            if activity is not None:
+                activity.clear()
+            with _autocast(spec, device):
+                logits = apply(course.forward, part)
+            check_answer(logits, wanted, where)
+            loss = training_loss(logits, wanted, spec, guide)
+            if activity is not None:
+                spikes = activity.mean()
+                loss = loss + spec.activity * spikes
+                total_spikes += spikes.item() * len(wanted)
+            value = loss.item()
+            if not math.isfinite(value):
+                _refuse_loss(model, part, where, value)
+            # Gradients are averaged over processes, and summed over pieces: the mean over the whole batch.
+            weight = len(wanted) * distributed.world_size() / whole
+            (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
+            total_loss += value * len(wanted)
+            correct += (logits.argmax(dim=1) == (wanted if wanted.ndim == 1 else wanted.argmax(dim=1))).sum()
+            images += len(wanted)
+        course.move(index)
     if step < steps:
         raise InputError(f"fit, epoch {epoch}: the loader has length {steps} but gave {step} batches")
+    distributed.share_buffers(model)  # each has seen other samples
     seconds = time.perf_counter() - start
+    total_loss, total_spikes, right, images = distributed.summed([total_loss, total_spikes, int(correct), images])
     spikes_per_neuron = None if activity is None else total_spikes / images
-    return Epoch(
-        epoch, total_loss / images, rate, int(correct) / images, None, seconds, images / seconds, spikes_per_neuron
-    )
+    return Epoch(epoch, total_loss / images, rate, right / images, None, seconds, images / seconds, spikes_per_neuron)
+
+
+def _own_part(inputs: Inputs, target: Tensor, shares: bool, where: str) -> tuple[Inputs, Tensor, int]:
+    """The rows of a batch that this process trains on, and how many the batch has in all processes."""
+    world = distributed.world_size()
+    if world == 1:
+        return inputs, target, len(target)
+    if shares:
+        return inputs, target, len(target) * world
+    if len(target) < world:
+        raise InputError(f"{where}: expected at least one sample for each of {world} processes, got {len(target)}")
+    rows = distributed.own_rows()
+    return map_inputs(lambda value: value[rows], inputs), target[rows], len(target)
+
+
+def _pieces(samples: int, count: int) -> list[slice]:
+    """A batch in so many pieces, as equal as can be."""
+    if count == 1:
+        return [slice(None)]
+    size = -(-samples // count)
+    return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
 
 
 def _autocast(spec: TrainSpec, device: torch.device) -> torch.autocast:
@@ -310,70 +358,3 @@ def _refuse_loss(model: nn.Module, inputs: Inputs, where: str, value: float) -> 
     broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
     found = f"the parameter {broken[0]} is NaN or infinite" if broken else "inputs and parameters are finite"
     raise RunError(f"{where}: the loss is {value} ({found}); {_REPAIR}")
-
-
-def _table(model: nn.Module) -> dict[str, str]:
-    """What each tensor of the model is, as far as training depends on it."""
-    trained, decayed = trainable(model), set(decayed_parameters(model))
-    table = {}
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise RunError(
-                f"fit: the model keeps state that is not a tensor ({name}: {type(value).__name__}), which a checkpoint "
-                "cannot hold; return a tensor from get_extra_state, or train without run"
-            )
-        role = "decayed" if name in decayed else "trained" if name in trained else "kept"
-        table[name] = f"{value.dtype} {tuple(value.shape)} {role}"
-    return table
-
-
-def _save(run: RunDirectory, course: _Course, metadata: dict[str, Any]) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in course.model.state_dict().items()}
-    for name, parameter in trainable(course.model).items():
-        for optimizer in course.optimizers:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):  # SGD without momentum keeps None
-                    tensors[f"optimizer.{key}.{name}"] = value
-    if course.average is not None:
-        tensors |= {f"average.{name}": value for name, value in course.average.values.items()}
-    run.write_checkpoint(tensors, metadata)
-
-
-def _restore(run: RunDirectory, course: _Course, expected: dict[str, Any]) -> list[Epoch]:
-    """Load the checkpoint of ``run`` into ``course`` if it is of the same training, and return its history."""
-    tensors, metadata = run.read_checkpoint()
-    if changed := [line for key in expected for line in differences(metadata.get(key), expected[key], key)]:
-        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise RunError(
-            f"{run.checkpoint_path}: cannot resume, this is another training: {'; '.join(changed[:5])}{more}; "
-            "resume with the same arguments, or give a new directory"
-        )
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
-    try:
-        history = [Epoch(**record) for record in metadata["history"]]
-        for place, value in tensors.items():
-            part, name = place.split(".", 1)
-            parts[part][name] = value
-        course.model.load_state_dict(parts["model"])
-        _restore_optimizers(course, parts["optimizer"])
-        if course.average is not None:
-            for name, value in course.average.values.items():
-                value.copy_(parts["average"][name])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{run.checkpoint_path}: its tensors and its description do not fit together ({error}); "
-            "remove the file to train this stage from its start"
-        ) from error
-    return history
-
-
-def _restore_optimizers(course: _Course, states: dict[str, Tensor]) -> None:
-    parameters = trainable(course.model)
-    owners = {id(p): one for one in course.optimizers for group in one.param_groups for p in group["params"]}
-    for place, value in states.items():
-        key, name = place.split(".", 1)
-        parameter = parameters[name]
-        # Keep the parameter's device and strides; the step count stays on the CPU, where the optimizer put it.
-        owners[id(parameter)].state[parameter][key] = (
-            value if key == "step" else torch.empty_like(parameter).copy_(value)
-        )

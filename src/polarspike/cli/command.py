@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from polarspike import distributed
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command(ABC):
@@ -29,11 +31,15 @@ class Command(ABC):
 
 
 def show(text: object) -> None:
-    """Write a result to standard output."""
+    """Write a result to standard output, from the main process alone."""
+    if not distributed.is_main():
+        return
     sys.stdout.write(f"{text}\n")
 
 
 def tell(text: object) -> None:
-    """Write anything that is not a result to standard error."""
+    """Write anything that is not a result to standard error, from the main process alone."""
+    if not distributed.is_main():
+        return
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

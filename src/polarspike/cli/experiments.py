@@ -22,6 +22,7 @@ from polarspike import recipes
 from polarspike.cli.command import Command, show, tell
 from polarspike.errors import SpecError
 from polarspike.experiment import Recipe, carry_out, prepare
+from polarspike.processes import join
 from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
 
@@ -157,6 +158,7 @@ def _work(
     recipe: Recipe, place: Path, resume: bool, *, root: str | None = None, download: bool = False, device: str = "cpu"
 ) -> int:
     start = time.monotonic()
+    device = join(device)
     prepared = prepare(recipe, root=root, download=download, device=device)
     run = RunDirectory(place, resume=resume)
     outcome = carry_out(prepared, run, say=lambda message: tell(f"[{time.monotonic() - start:5.0f} s] {message}"))

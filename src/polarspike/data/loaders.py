@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from polarspike import distributed
 from polarspike.data.augment import Augmentation
 from polarspike.data.normalization import Normalization
 from polarspike.data.splits import Split
@@ -111,10 +112,25 @@ def over(
 class _Loader(DataLoader[Batch]):
     """A loader that draws once for each iteration; with workers, torch asks the sampler for its keys twice."""
 
+    @property
+    def shares(self) -> bool:
+        """Whether each of several processes gets its own rows of every batch: so it is where a batch is drawn."""
+        assert isinstance(self.sampler, _Keys)
+        return self.sampler.draws and distributed.world_size() > 1
+
     def __iter__(self) -> Any:
         assert isinstance(self.sampler, _Keys)
         self.sampler.begin()
         return super().__iter__()
+
+    def every(self, first: int, step: int) -> Iterator[Batch]:
+        """The batches first, first + step, ... of one iteration; the others are not made."""
+        assert isinstance(self.sampler, _Keys)
+        self.sampler.wanted = slice(first, None, step)
+        try:
+            yield from self
+        finally:
+            self.sampler.wanted = slice(None)
 
 
 class Key(NamedTuple):
@@ -133,6 +149,7 @@ class _Keys(Sampler[Key]):
         self.samples, self.batch_size, self.shuffle, self.drop_last = samples, batch_size, shuffle, drop_last
         self.seed, self.draws = seed, draws
         self.current = 0 if seed is None else seed
+        self.wanted = slice(None)  # batches
 
     def begin(self) -> None:
         """Draw what the next iteration follows from."""
@@ -147,7 +164,15 @@ class _Keys(Sampler[Key]):
         order = torch.randperm(self.samples, generator=generator) if self.shuffle else torch.arange(self.samples)
         seeds = torch.empty(len(self), dtype=torch.int64).random_(generator=generator)
         groups = torch.split(order, self.batch_size)[: len(self)]
-        return iter([Key(group, int(seed)) for group, seed in zip(groups, seeds, strict=True)])
+        keys = [Key(group, int(seed)) for group, seed in zip(groups, seeds, strict=True)]
+        world = distributed.world_size()
+        if self.draws and world > 1:
+            if self.batch_size % world:
+                raise SpecError(
+                    f"batches: expected a batch size that {world} processes can share, got {self.batch_size}"
+                )
+            keys = [Key(key.indices[distributed.own_rows()], key.seed + distributed.rank()) for key in keys]
+        return iter(keys[self.wanted])
 
 
 class _WholeBatches(Dataset[Batch]):

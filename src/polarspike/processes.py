@@ -1,0 +1,49 @@
+"""Start to work together: join the processes of a launcher, and prepare a network for them, by the package accelerate.
+
+    accelerate launch --num_processes 8 -m polarspike train imagenet_vit_s        (or torchrun --nproc_per_node 8 -m ...)
+
+What the processes then do together is in :mod:`polarspike.distributed`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from torch import nn
+
+from polarspike.distributed import world_size
+from polarspike.errors import MissingExtraError, SpecError
+
+
+def join(device: str = "cpu") -> str:
+    """Join the group that a launcher has prepared, if there is one; the device of this process.
+
+    Args:
+        device: ``"cpu"``, or ``"cuda"`` for one GPU for each process.
+
+    Raises:
+        MissingExtraError: there are several processes, and accelerate is not installed.
+        SpecError: a device with a number, which all processes would share.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return device
+    if ":" in device:
+        raise SpecError(f"device: expected 'cuda' or 'cpu' for several processes, got {device!r}; each takes its own")
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise MissingExtraError("accelerate", "scale") from error
+    state = PartialState(cpu=device == "cpu")
+    return str(state.device)
+
+
+def wrapped(model: nn.Module) -> nn.Module:
+    """The model as accelerate prepares it for several processes (DDP): its forward pass ends in shared gradients."""
+    if world_size() < 2:
+        return model
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtraError("accelerate", "scale") from error
+    prepared: nn.Module = Accelerator(cpu=next(model.parameters()).device.type == "cpu").prepare_model(model)
+    return prepared

@@ -1,0 +1,100 @@
+"""What of a training is kept in a checkpoint, and how it comes back: weights, buffers, optimizers, average, history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polarspike.errors import CheckpointError, RunError
+from polarspike.optimization import Average, decayed_parameters, trainable
+from polarspike.runs import RunDirectory, differences
+
+
+def table_of(model: nn.Module) -> dict[str, str]:
+    """What each tensor of the model is, as far as training depends on it."""
+    trained, decayed = trainable(model), set(decayed_parameters(model))
+    table = {}
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise RunError(
+                f"fit: the model keeps state that is not a tensor ({name}: {type(value).__name__}), which a checkpoint "
+                "cannot hold; return a tensor from get_extra_state, or train without run"
+            )
+        role = "decayed" if name in decayed else "trained" if name in trained else "kept"
+        table[name] = f"{value.dtype} {tuple(value.shape)} {role}"
+    return table
+
+
+def keep(
+    run: RunDirectory,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    average: Average | None,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write the checkpoint of a run."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in trainable(model).items():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):  # SGD without momentum keeps None
+                    tensors[f"optimizer.{key}.{name}"] = value
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.values.items()}
+    run.write_checkpoint(tensors, metadata)
+
+
+def bring_back(
+    run: RunDirectory,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    average: Average | None,
+    expected: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Load the checkpoint of ``run`` if it is of the same training, and return the records of its epochs.
+
+    Raises:
+        RunError: it is of another training.
+        CheckpointError: it is damaged.
+    """
+    tensors, metadata = run.read_checkpoint()
+    if changed := [line for key in expected for line in differences(metadata.get(key), expected[key], key)]:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise RunError(
+            f"{run.checkpoint_path}: cannot resume, this is another training: {'; '.join(changed[:5])}{more}; "
+            "resume with the same arguments, or give a new directory"
+        )
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}}
+    try:
+        history: list[dict[str, Any]] = list(metadata["history"])
+        for place, value in tensors.items():
+            part, name = place.split(".", 1)
+            parts[part][name] = value
+        model.load_state_dict(parts["model"])
+        _restore_optimizers(model, optimizers, parts["optimizer"])
+        if average is not None:
+            for name, value in average.values.items():
+                value.copy_(parts["average"][name])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{run.checkpoint_path}: its tensors and its description do not fit together ({error}); "
+            "remove the file to train this stage from its start"
+        ) from error
+    return history
+
+
+def _restore_optimizers(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], states: Mapping[str, Tensor]
+) -> None:
+    parameters = trainable(model)
+    owners = {id(p): one for one in optimizers for group in one.param_groups for p in group["params"]}
+    for place, value in states.items():
+        key, name = place.split(".", 1)
+        parameter = parameters[name]
+        # Keep the parameter's device and strides; the step count stays on the CPU, where the optimizer put it.
+        owners[id(parameter)].state[parameter][key] = (
+            value if key == "step" else torch.empty_like(parameter).copy_(value)
+        )

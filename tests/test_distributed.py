@@ -1,0 +1,208 @@
+"""Two processes (gloo) calibrate, train and evaluate as one does; a kill of either loses nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polarspike as ps
+from polarspike import data, distributed, processes
+from polarspike.errors import MissingExtraError, SpecError
+from polarspike.observation import observe
+from polarspike.runs import RunDirectory
+from polarspike.specs import TrainSpec
+
+pytest.importorskip("accelerate")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[1]
+
+
+def network(norm: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)] if norm else [nn.Conv2d(1, 6, 3)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(216, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def quantized(batches: Any) -> ps.QuantizedNetwork:
+    example, _ = next(iter(batches))
+    qann = ps.quantize(network(), ps.QuantSpec(0, 7, granularity="channel"), example=example)
+    ps.calibrate(qann, batches)
+    return qann
+
+
+def spec(epochs: int = 3) -> TrainSpec:
+    return TrainSpec(epochs=epochs, learning_rate=0.05, warmup_epochs=0.5)
+
+
+def train(place: Path, epochs: int, resume: bool) -> dict[str, Any]:
+    """Calibrate, train and evaluate; what came of it as plain data."""
+    digits = data.load("digits")
+    qann = quantized(digits.evaluation(100, "train"))
+    floating = network()
+    curve = ps.fit(floating, digits.training(50, augmented=False), spec(2), progress=False)
+    seen = observe(qann, digits.evaluation(100, "train"))
+    run = RunDirectory(place, resume=resume and place.exists())
+    history = ps.fit(qann, digits.training(50, augmented=False), spec(epochs), run=run, resume=resume, progress=False)
+    table = ps.evaluate(ps.convert(qann), digits.evaluation(37), timesteps=(1, 4))
+    return {
+        "counts": {name: part.by_step.counts().flatten().tolist() for name, part in seen.items()},
+        "extrema": {name: part.by_step.maximum.tolist() for name, part in seen.items()},
+        "moments": {
+            name: [*part.by_step.mean.tolist(), *part.by_step.variance.tolist()] for name, part in seen.items()
+        },
+        "float losses": [epoch.loss for epoch in curve.epochs],
+        "losses": [epoch.loss for epoch in history.epochs],
+        "accuracies": [epoch.train_accuracy for epoch in history.epochs],
+        "correct": table.correct,
+        "total": table.total,
+        "firing": {T: vars(firing) for T, firing in (table.firing or {}).items()},
+        "weights": [parameter.flatten().tolist() for parameter in qann.parameters()],
+    }
+
+
+def own_loader(place: Path) -> dict[str, Any]:
+    """A loader of the user's: every process reads it whole and takes its rows."""
+    torch.manual_seed(1)
+    x, y = torch.randn(48, 1, 8, 8), torch.arange(48) % 10
+    batches: list[tuple[Tensor, Tensor]] = [(x[i : i + 12], y[i : i + 12]) for i in range(0, 48, 12)]
+    model = network()
+    accumulated = network()
+    history = ps.fit(model, batches, spec(2), progress=False)
+    ps.fit(accumulated, batches, dataclasses.replace(spec(2), accumulation=3), progress=False)
+    return {
+        "losses": [epoch.loss for epoch in history.epochs],
+        "apart": max(
+            float((a - b).abs().max()) for a, b in zip(model.parameters(), accumulated.parameters(), strict=True)
+        ),
+        "correct": ps.evaluate(model, batches).correct,
+    }
+
+
+def main(task: str, place: str, out: str, *rest: str) -> None:
+    torch.set_num_threads(1)
+    processes.join()
+    found = train(Path(place), int(rest[0]), rest[1] == "resume") if task == "train" else own_loader(Path(place))
+    if distributed.is_main():
+        Path(out).write_text(json.dumps(found))
+
+
+def launch(count: int, *arguments: object, command: Sequence[object] = ()) -> list[subprocess.Popen[str]]:
+    """Start processes as a launcher does: this file's ``main``, or ``python -m polarspike`` with a command."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for number in range(count):
+        environment = {
+            **os.environ,
+            "RANK": str(number),
+            "LOCAL_RANK": str(number),
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        }
+        code = f"from tests.test_distributed import main; main(*{[str(a) for a in arguments]!r})"
+        called = ["-m", "polarspike", *map(str, command)] if command else ["-c", code]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} if command else {}
+        arguments_ = [sys.executable, "-W", "ignore", *called]
+        started.append(subprocess.Popen(arguments_, env=environment, cwd=ROOT, text=True, **pipes))  # type: ignore[call-overload]
+    return started
+
+
+def result(count: int, *arguments: object, out: Path) -> dict[str, Any]:
+    codes = [process.wait(timeout=300) for process in launch(count, *arguments)]
+    assert codes == [0] * count
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    found = []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.json"
+        found.append(result(count, "train", tmp_path / f"run{count}", out, 3, "fresh", out=out))
+    one, two = found
+    assert two["counts"] == one["counts"] and two["extrema"] == one["extrema"]  # exactly
+    for name, moments in one["moments"].items():
+        assert two["moments"][name] == pytest.approx(moments, rel=1e-6)
+    assert two["float losses"] == pytest.approx(one["float losses"], abs=1e-4)
+    # Another order of summation moves a code at a boundary here and there, and training goes on from there.
+    assert two["losses"] == pytest.approx(one["losses"], abs=0.01)
+    assert two["total"] == one["total"] == 359
+    for T, right in one["correct"].items():
+        assert abs(two["correct"][T] - right) <= 4
+        assert two["firing"][T]["pairs"] == one["firing"][T]["pairs"]
+    logs = [(tmp_path / f"run{count}" / "log.jsonl").read_text().splitlines() for count in (1, 2)]
+    assert len(logs[0]) == len(logs[1]) == 3
+
+
+def test_a_loader_of_the_users_is_shared_by_rows_and_batches(tmp_path: Path) -> None:
+    one, two = (
+        result(count, "own", tmp_path, tmp_path / f"{count}.json", out=tmp_path / f"{count}.json") for count in (1, 2)
+    )
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
+    assert two["correct"] == one["correct"]
+    assert one["apart"] < 1e-5 and two["apart"] < 1e-5  # gradients of pieces sum to that of the batch
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_kill_of_either_process_loses_nothing(tmp_path: Path, victim: int) -> None:
+    whole = result(2, "train", tmp_path / "whole", tmp_path / "whole.json", 6, "fresh", out=tmp_path / "whole.json")
+    started = launch(2, "train", tmp_path / "killed", tmp_path / "killed.json", 6, "fresh")
+    log = tmp_path / "killed" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started[victim].send_signal(signal.SIGKILL)
+    time.sleep(0.2)
+    for process in started:
+        process.kill()  # what a launcher does with the others
+        process.wait()
+    assert not (tmp_path / "killed.json").exists()
+    resumed = result(
+        2, "train", tmp_path / "killed", tmp_path / "killed.json", 6, "resume", out=tmp_path / "killed.json"
+    )
+    assert resumed["weights"] == whole["weights"] and resumed["losses"] == whole["losses"]
+
+
+def test_the_command_line_under_a_launcher(tmp_path: Path) -> None:
+    small = "--data digits --model cnn --width 4 --batch-size 64 --ann.epochs 2 --qann.epochs 1 --timesteps 1".split()  # noqa: SIM905
+    place = tmp_path / "run"
+    started = launch(2, command=["train", "--run", place, *small])
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert "SNN" in outputs[0][0] and outputs[1][0] == ""  # the main process alone speaks
+    assert "convert, verify and evaluate" in outputs[0][1] and "convert" not in outputs[1][1]
+    assert {path.name for path in place.iterdir()} >= {"results.json", "snn.safetensors", "report.txt", "ann", "qann"}
+    network = ps.load(place / "snn.safetensors")
+    right = ps.evaluate(network, data.load("digits").evaluation(100)).correct[1]  # type: ignore[arg-type]
+    assert right == json.loads((place / "results.json").read_text())["snn"]["rows"][0]["correct"]
+
+
+def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert processes.join("cpu") == "cpu" and distributed.summed([1.0, 2.0]) == [1.0, 2.0]
+    assert distributed.gathered("a") == ["a"] and list(distributed.own_batches("ab")) == [(0, "a"), (1, "b")]
+    model = nn.Linear(1, 1)
+    assert processes.wrapped(model) is model
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SpecError, match="each takes its own"):
+        processes.join("cuda:0")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match=r"polarspike\[scale\]"):
+        processes.join("cpu")
