@@ -26,6 +26,7 @@ from polarspike.quantized import QuantizedNetwork, fold_batch_norm, refine
 from polarspike.reconstruction import reconstruct
 from polarspike.specs import ConvertSpec, QuantSpec, TrainSpec
 from polarspike.spiking import Latency, SpikingNetwork, SpikingState
+from polarspike.through_time import TemporalNetwork, unroll
 from polarspike.training import History, fit
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "QuantizedNetwork",
     "SpikingNetwork",
     "SpikingState",
+    "TemporalNetwork",
     "TrainSpec",
     "__version__",
     "allocate",
@@ -75,5 +77,6 @@ __all__ = [
     "reconstruct",
     "refine",
     "save",
+    "unroll",
     "verify",
 ]

@@ -43,6 +43,7 @@ from polarspike.processes import wrapped
 from polarspike.randomness import epoch_seed, randomness_kept, seed_everything
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
+from polarspike.spiking import SpikingNetwork
 from polarspike.training_state import bring_back, keep, table_of
 
 FORMAT = "polarspike-training"
@@ -327,6 +328,11 @@ def _steps_per_epoch(loader: Iterable[Any]) -> int:
 def _check_arguments(
     model: nn.Module, spec: TrainSpec, teacher: nn.Module | None, run: RunDirectory | None, resume: bool
 ) -> None:
+    if isinstance(model, SpikingNetwork):
+        raise SpecError(
+            "fit: the spikes of a converted network pass no gradient on; train its quantized network before the conversion, "
+            "or polarspike.unroll(snn) through time, on sequences"
+        )
     if not trainable(model):
         raise SpecError(f"fit: no parameter of this {type(model).__name__} requires a gradient; nothing can be trained")
     if bool(spec.distillation) != (teacher is not None):

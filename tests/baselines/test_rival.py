@@ -150,7 +150,7 @@ def test_what_a_method_cannot_do_is_refused_by_name() -> None:
     x = signal("attention")
     with pytest.raises(OperatorError, match=r"qcfs: site .* is signed by nature.* one of polarspike, st-bif"):
         prepare("qcfs", network("attention"), example=x)
-    with pytest.raises(SpecError, match="unknown rival 'resnet'; known: rate-max"):
+    with pytest.raises(SpecError, match="unknown rival 'resnet'; known: polarspike, rate-max"):
         prepare("resnet", network("plain"), example=signal("plain"))
     with pytest.raises(SpecError, match=r"levels.*at least 2"):
         RivalSpec(levels=1)

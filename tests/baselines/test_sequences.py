@@ -12,9 +12,9 @@ import polarspike as ps
 from polarspike.baselines import METHODS, RivalSpec, SequenceNetwork, prepare
 from polarspike.baselines.counting import count_rival
 from polarspike.baselines.neurons import SoftResetNeuron
-from polarspike.baselines.sequences import _Walk
 from polarspike.errors import InputError, OperatorError
 from polarspike.quantized import respecify
+from polarspike.sequences import Walk
 from tests.networks import calibrated, network, signal
 
 
@@ -88,7 +88,7 @@ def test_pieces_and_prefixes_give_the_same_answers(method: str, monkeypatch: pyt
     with torch.no_grad():
         whole = made(x, timesteps=5, every_step=True)
         assert torch.allclose(whole[-1], made(x, timesteps=5), atol=1e-6)
-        monkeypatch.setattr("polarspike.baselines.sequences._PIECE", 16)
+        monkeypatch.setattr("polarspike.sequences._PIECE", 16)
         assert torch.allclose(whole, made(x, timesteps=5, every_step=True), atol=1e-5)
         if method == "cos":  # whose rehearsal sees at least as many corrected inputs as it is long
             assert torch.allclose(made(x, timesteps=1), made(x, timesteps=3, every_step=True)[0], atol=1e-5)
@@ -146,7 +146,7 @@ def test_sums_over_time_start_anew_after_a_pre_run() -> None:
         whole = made(frames, time_dim=1, every_step=True)
         other = made(torch.cat((ahead[:, :3], frames[:, :2]), 1), time_dim=1, every_step=True)
     assert whole.shape == (5, *other.shape[1:])
-    pooled = _Walk(made.network, 5, 3, len(x), "sums")
+    pooled = Walk(made.network, 5, 3, len(x), "all")
     steps = torch.rand(5 * len(x), 2)
     sums = pooled._sums(steps, None).view(5, len(x), 2)
     assert torch.allclose(sums[3], steps.view(5, len(x), 2)[3]) and torch.allclose(

@@ -2,6 +2,6 @@
 
 from polarspike.baselines.methods import METHODS, Method
 from polarspike.baselines.rival import Rival, RivalSpec, prepare
-from polarspike.baselines.sequences import SequenceNetwork
+from polarspike.sequences import SequenceNetwork
 
 __all__ = ["METHODS", "Method", "Rival", "RivalSpec", "SequenceNetwork", "prepare"]

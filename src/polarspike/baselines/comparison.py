@@ -11,7 +11,7 @@ from typing import Any
 
 from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
-from polarspike.baselines.sequences import Pooling
+from polarspike.baselines.rival import Pooling
 from polarspike.specs import Spec
 
 #: What identifies a run; ``setup`` is a digest of every other setting that its result depends on.

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from polarspike import ops
-from polarspike.baselines.neurons import RivalNeuron, SpikeTrain
+from polarspike.baselines.neurons import RivalNeuron
+from polarspike.sequences import SpikeTrain
 from polarspike.specs import SiteSpec
 
 

@@ -15,42 +15,22 @@ at a rehearsal before they fire. The step of a site is the threshold theta, the 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from polarspike import ops
-from polarspike.neurons import PolarityNeuron
+from polarspike.sequences import SequenceNeuron, SpikeTrain
 from polarspike.specs import SiteSpec
 
 # What a potential is moved beyond a threshold by, in thresholds: as in the code published with COS (ICLR 2023).
 _MARGIN = 1e-3
 
 
-class SpikeTrain(NamedTuple):
-    """What a neuron fires: signed spikes of every timestep (S, batch, ...), and of a rehearsal before them, if any."""
-
-    spikes: Tensor
-    rehearsal: Tensor | None = None
-
-
-class RivalNeuron(PolarityNeuron):
-    """A neuron that takes the inputs of all timesteps, (S, batch, ...), and says what it fires at each.
-
-    It is counted like ours: a spike is worth the step of its site.
-    """
+class RivalNeuron(SequenceNeuron):
+    """A neuron of another method."""
 
     #: The largest number of spikes of one step, either sign; 1 is binary, or ternary with negative levels.
     most: int = 1
-
-    def train_of(self, currents: Tensor) -> SpikeTrain:
-        """The spikes at all timesteps."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The first timestep from rest."""
-        return self.decode(self.train_of(x.unsqueeze(0)).spikes[0]).to(x.dtype)
 
 
 class SoftResetNeuron(RivalNeuron):
@@ -120,10 +100,10 @@ class ResidualMembraneNeuron(BinaryNeuron):
 
     def __init__(self, spec: SiteSpec, name: str = "", rehearsal: int = 4) -> None:
         super().__init__(spec, name)
-        self.rehearsal = rehearsal
+        self.pre_run = rehearsal
 
     def train_of(self, currents: Tensor) -> SpikeTrain:
-        before, counted = currents[: self.rehearsal], currents[self.rehearsal :]
+        before, counted = currents[: self.pre_run], currents[self.pre_run :]
         first = super().train_of(before).spikes
         if not len(counted):
             return SpikeTrain(first)
@@ -144,7 +124,7 @@ class OffsetSpikeNeuron(BinaryNeuron):
 
     def __init__(self, spec: SiteSpec, name: str = "", rehearsal: int = 4) -> None:
         super().__init__(spec, name)
-        self.rehearsal = rehearsal
+        self.own_rehearsal = rehearsal
 
     def train_of(self, currents: Tensor) -> SpikeTrain:
         inputs = ops.widen(currents)
@@ -154,7 +134,7 @@ class OffsetSpikeNeuron(BinaryNeuron):
         lowest_firing = torch.full_like(potential, torch.inf)
         highest_silent = torch.full_like(potential, -torch.inf)
         rehearsed = []
-        for t in range(self.rehearsal):
+        for t in range(self.own_rehearsal):
             potential = potential + inputs[t % len(inputs)]
             spike = potential >= threshold
             lowest_firing = torch.where(spike, torch.minimum(lowest_firing, potential), lowest_firing)

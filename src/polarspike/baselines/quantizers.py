@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarspike.baselines.neurons import RivalNeuron, SpikeTrain
+from polarspike.baselines.neurons import RivalNeuron
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
+from polarspike.sequences import SpikeTrain
 from polarspike.specs import SiteSpec
 
 # PACT regularizes the clip like the weights; this is TrainSpec's weight decay.

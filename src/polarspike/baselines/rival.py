@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from polarspike.baselines import quantizers
 from polarspike.baselines.counting import count_rival
 from polarspike.baselines.methods import METHODS, Method, describe
-from polarspike.baselines.sequences import Pooling, SequenceNetwork
 from polarspike.baselines.settling import SettlingNetwork
 from polarspike.baselines.thresholds import set_thresholds
 from polarspike.calibration import calibrate
@@ -36,9 +35,13 @@ from polarspike.quantization import quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.runs import RunDirectory
+from polarspike.sequences import Contract, SequenceNetwork
 from polarspike.specs import QuantSpec, SiteSpec, Spec, TrainSpec
 from polarspike.spiking import SpikingNetwork
 from polarspike.training import History, fit
+
+#: How max pooling of rivals works over time: on sums, by our contract, or on the spikes of each step.
+Pooling = Literal["sums", "steps"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class RivalSpec(Spec):
         timesteps: T of direct training.
         rehearsal: steps that SRP and COS run before those that count.
         granularity: one threshold per ``"tensor"`` or ``"channel"``; None as its authors have it.
-        pooling: how its max pooling works over time, see :mod:`polarspike.baselines.sequences`.
+        pooling: how its max pooling works over time.
 
     Raises:
         SpecError: a value is out of range.
@@ -163,8 +166,9 @@ class Rival:
         network = copy.deepcopy(qann.network)
         for name, site in qann.sites().items():
             network.add_submodule(name, self._neuron(name, site))
+        contract: Contract = "all" if self.spec.pooling == "sums" else "means"
         timesteps = self.spec.timesteps if self.method.family == "direct" else 1
-        return SequenceNetwork(finish(network), qann.signature, timesteps=timesteps, pooling=self.spec.pooling)
+        return SequenceNetwork(finish(network), qann.signature, timesteps=timesteps, contract=contract)
 
     def _neuron(self, name: str, site: PolarityQuantizer) -> nn.Module:
         method = self.method

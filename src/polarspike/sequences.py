@@ -1,12 +1,14 @@
-"""A network whose neurons take a whole sequence at once: how rivals run, layer by layer and all timesteps in one batch.
+"""A network whose neurons take a whole sequence at once: layer by layer, all timesteps in one batch.
 
-Timesteps lie in front of the batch, and both together are the batch of every operator between two sites: (S, batch, ...) is
-folded to (S batch, ...) and unfolded where a neuron wants its time. What an operator does over time::
+So run networks that are trained through time (:mod:`polarspike.through_time`) and those of rival methods
+(:mod:`polarspike.baselines`). Timesteps lie in front of the batch, and both together are the batch of every operator between
+two sites: (S, batch, ...) is folded to (S batch, ...) and unfolded where a neuron wants its time. What an operator does over
+time is decided by ``contract``::
 
-    affine       y[t] = f(x[t])
-    homogeneous  y[t] = f(S[t]) - f(S[t-1])    our contract for max pooling, given to the rivals too; or f(x[t]), as most of
-                                               them do it (``pooling="steps"``)
-    any other    y[t] = t f(M[t]) - (t-1) f(M[t-1])    the same for rivals of Transformers
+                 affine        homogeneous (max pooling)    any other (softmax, layer norm, products)
+    "all"        y = f(x[t])   f(S[t]) - f(S[t-1])          t f(M[t]) - (t-1) f(M[t-1])       our running-mean contract
+    "means"      y = f(x[t])   f(x[t])                      t f(M[t]) - (t-1) f(M[t-1])       as most rivals pool
+    "none"       y = f(x[t])   f(x[t])                      f(x[t])                           every step by itself
 
 The answer after T steps is the mean of the outputs of steps 1..T.
 """
@@ -14,65 +16,97 @@ The answer after T steps is the mean of the outputs of steps 1..T.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from polarspike.baselines.neurons import OffsetSpikeNeuron, ResidualMembraneNeuron, RivalNeuron
 from polarspike.contract import Rule, rules_of
 from polarspike.errors import InputError, OperatorError
 from polarspike.graph import depth_of, modules_of, signals
 from polarspike.inputs import Signature, batch_size, bind, frames_of
+from polarspike.neurons import PolarityNeuron
 from polarspike.operators import moving
 from polarspike.quantized import fitting, parameters_of
 from polarspike.spiking import Observer
 
-Pooling = Literal["sums", "steps"]
+Contract = Literal["all", "means", "none"]
 # Timesteps times images that are computed at once where nothing trains; beyond it activations leave the caches.
 _PIECE = 512
 
 
+class SpikeTrain(NamedTuple):
+    """What a neuron fires: signed spikes of every timestep (S, batch, ...), and of a rehearsal before them, if any."""
+
+    spikes: Tensor
+    rehearsal: Tensor | None = None
+
+
+class SequenceNeuron(PolarityNeuron):
+    """A neuron that takes the inputs of all timesteps, (S, batch, ...), and says what it fires at each.
+
+    It is counted like :class:`~polarspike.neurons.PolarityNeuron`: a spike is worth the step of its site.
+    """
+
+    #: Steps that the whole network must run before those that count.
+    pre_run: int = 0
+    #: Steps that this site by itself looks at before it fires.
+    own_rehearsal: int = 0
+
+    def train_of(self, currents: Tensor) -> SpikeTrain:
+        """The spikes at all timesteps."""
+        raise NotImplementedError
+
+    def values_of(self, currents: Tensor) -> tuple[Tensor, SpikeTrain]:
+        """What the next operator receives at every step, (S, batch, ...), and the spikes that carry it."""
+        train = self.train_of(currents)
+        return self.decode(train.spikes.flatten(0, 1)).view(train.spikes.shape), train
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The first timestep from rest."""
+        return self.values_of(x.unsqueeze(0))[0][0].to(x.dtype)
+
+
 class SequenceNetwork(nn.Module):
-    """A spiking network of a rival method.
+    """A spiking network over sequences.
 
     Args:
-        network: a graph with a :class:`RivalNeuron` at every site.
+        network: a graph with a :class:`SequenceNeuron` at every site.
         signature: of the example.
         timesteps: T where a call names none: what the network is trained at.
-        pooling: ``"sums"`` or ``"steps"``, see above.
+        contract: what operators do over time, see above.
 
     It can be trained with :func:`polarspike.fit` and measured with :func:`polarspike.evaluate`, like any other network.
     """
 
     def __init__(
-        self, network: fx.GraphModule, signature: Signature, *, timesteps: int = 1, pooling: Pooling = "sums"
+        self, network: fx.GraphModule, signature: Signature, *, timesteps: int = 1, contract: Contract = "all"
     ) -> None:
         super().__init__()
         self.network = network
         self.signature = signature
         self.timesteps = timesteps
-        self.pooling: Pooling = pooling
+        self.contract: Contract = contract
         self._observers: list[Observer] = []
         self._arguments = parameters_of(network)
         self._named_signature = signature.named(self._arguments)
         self.train(network.training)
 
-    def sites(self) -> dict[str, RivalNeuron]:
+    def sites(self) -> dict[str, SequenceNeuron]:
         """The neurons by site name."""
-        return modules_of(self.network, RivalNeuron)
+        return modules_of(self.network, SequenceNeuron)
 
     @property
     def pre_run(self) -> int:
         """Steps that the whole network runs before those that count (SRP)."""
-        return _longest(self.sites().values(), ResidualMembraneNeuron)
+        return max((site.pre_run for site in self.sites().values()), default=0)
 
     @property
     def rehearsal(self) -> int:
         """Steps before those that count, of the network or of every site by itself (COS): publications leave them out."""
-        return self.pre_run + _longest(self.sites().values(), OffsetSpikeNeuron)
+        return self.pre_run + max((site.own_rehearsal for site in self.sites().values()), default=0)
 
     def pipeline_latency(self, timesteps: int) -> int:
         """Steps on clocked hardware: every site on the longest way adds one, and its own rehearsal before it."""
@@ -120,7 +154,7 @@ class SequenceNetwork(nn.Module):
         asked, rehearsed = len(frames), self.pre_run
         ahead = [frames[t % asked] for t in range(rehearsed)]
         frames = ahead + [frames[t % asked] for t in range(self._simulated(asked))]
-        walk = _Walk(self.network, len(frames), rehearsed, batch_size(frames[0]), self.pooling)
+        walk = Walk(self.network, len(frames), rehearsed, batch_size(frames[0]), self.contract)
         folded = {
             name: torch.cat([f[name] for f in frames]) if isinstance(value, Tensor) else value
             for name, value in frames[0].items()
@@ -130,7 +164,7 @@ class SequenceNetwork(nn.Module):
         self._report(walk, rehearsed, asked)
         return pytree.tree_map(lambda y: _unfolded(y, len(frames))[rehearsed : rehearsed + asked], output)
 
-    def _report(self, walk: _Walk, rehearsed: int, asked: int) -> None:
+    def _report(self, walk: Walk, rehearsed: int, asked: int) -> None:
         for name, train in walk.trains.items() if self._observers else ():
             parts = [] if train.rehearsal is None else list(train.rehearsal)
             first = 1 - rehearsed - len(parts)
@@ -140,26 +174,27 @@ class SequenceNetwork(nn.Module):
                     observer(name, min(t, asked), spikes.detach())
 
 
-class _Walk(fx.Interpreter):
+class Walk(fx.Interpreter):
     """All timesteps of a graph at once; ``trains`` holds what the sites fired."""
 
-    def __init__(self, network: fx.GraphModule, length: int, rehearsed: int, images: int, pooling: Pooling) -> None:
+    def __init__(self, network: fx.GraphModule, length: int, rehearsed: int, images: int, contract: Contract) -> None:
         super().__init__(network)
         self.length = length
         self.images = images
         #: Neurons start anew after a pre-run, so sums and means over time do, too.
         self.parts = [part for part in (rehearsed, length - rehearsed) if part]
-        self.pooling = pooling
+        self.contract = contract
         self.dependent = signals(network)
         self.rules = rules_of(network, self.dependent)
         self.trains: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         module = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
-        if isinstance(module, RivalNeuron):
+        if isinstance(module, SequenceNeuron):
             return self._fire(n, module)
         rule = self.rules.get(n, Rule.AFFINE)
-        if self.length == 1 or rule is Rule.AFFINE or (rule is Rule.HOMOGENEOUS and self.pooling == "steps"):
+        by_itself = self.contract == "none" or (rule is Rule.HOMOGENEOUS and self.contract == "means")
+        if self.length == 1 or rule is Rule.AFFINE or by_itself:
             return super().run_node(n)
         times = torch.cat([torch.arange(1, part + 1) for part in self.parts])
         given = {
@@ -172,17 +207,21 @@ class _Walk(fx.Interpreter):
         answer = getattr(self, n.op)(n.target, args, kwargs)
         return pytree.tree_map(lambda y: self._steps(y, times if rule is Rule.DIFFERENCE else None), answer)
 
-    def _fire(self, node: fx.Node, neuron: RivalNeuron) -> Tensor:
+    def _fire(self, node: fx.Node, neuron: SequenceNeuron) -> Tensor:
         x: Tensor = self.env[node.all_input_nodes[0]]
         if x.shape[0] != self.length * self.images:
             raise OperatorError(
                 f"{node.target}: expected the batch in dimension 0, {self.images} images at {self.length} timesteps, got "
                 f"shape {tuple(x.shape)}; rivals need a network that keeps its batch in front (batch_first=True)"
             )
-        train = neuron.train_of(_unfolded(x, self.length))
-        self.trains[str(node.target)] = train
-        spikes = train.spikes.flatten(0, 1)
-        return neuron.decode(spikes).to(x.dtype)
+        path = str(node.target)
+        values, self.trains[path] = self.fire(path, neuron, _unfolded(x, self.length))
+        return values.flatten(0, 1).to(x.dtype)
+
+    def fire(self, path: str, neuron: SequenceNeuron, currents: Tensor) -> tuple[Tensor, SpikeTrain]:
+        """What a site hands on at every step, and what it fires."""
+        del path
+        return neuron.values_of(currents)
 
     def _sums(self, x: Any, times: Tensor | None) -> Any:
         """Running sums over the timesteps, or means where the times are given."""
@@ -202,10 +241,6 @@ class _Walk(fx.Interpreter):
             response = response * times.to(y).view(-1, *(1,) * (response.dim() - 1))
         parts = [torch.cat((part[:1], part[1:] - part[:-1])) for part in torch.split(response, self.parts)]
         return torch.cat(parts).flatten(0, 1)
-
-
-def _longest(sites: Iterable[RivalNeuron], kind: type[ResidualMembraneNeuron] | type[OffsetSpikeNeuron]) -> int:
-    return max((site.rehearsal for site in sites if isinstance(site, kind)), default=0)
 
 
 def _rows(frame: Mapping[str, Any], first: int, size: int) -> dict[str, Any]:

@@ -1,0 +1,183 @@
+"""Networks that are trained through time: the reading of a sequence that knows its order.
+
+Every site becomes a neuron with a membrane that is carried from frame to frame and may leak::
+
+    v[t] = b v[t-1] + I[t]
+    k[t] = clip(floor(v[t] / s + 1/2), -N, P)          the same encode as everywhere
+    v[t] <- v[t] - s k[t]                              soft reset, by what was fired
+    y[t] = decode(k[t])
+
+and every operator in between works on the step by itself. The gradient of k is the straight-through one of
+:func:`polarspike.ops.quantize`; none passes through a reset. The leak b in (0, 1] is one number for each site, fixed or
+learned. Near b = 0 every frame would be its own first timestep; at b = 1 nothing is forgotten, and where no level clips
+either, this is the neuron of :mod:`polarspike.neurons`.
+
+The network starts from a calibrated or trained quantized network, and answers with the mean of the outputs of all frames.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from polarspike import ops
+from polarspike.errors import InputError, SpecError
+from polarspike.graph import finish
+from polarspike.inputs import Inputs, as_call, batch_size, bind
+from polarspike.quantized import QuantizedNetwork
+from polarspike.sequences import SequenceNetwork, SequenceNeuron, SpikeTrain, Walk
+from polarspike.specs import SiteSpec
+from polarspike.spiking import SpikingNetwork
+from polarspike.temporal import to_mean
+
+# A leak starts within these bounds, where its logistic form still has a slope.
+_MOST_LEAK = 0.999
+
+
+class LeakyPolarityNeuron(SequenceNeuron):
+    """Several signed spikes a step from a carried membrane.
+
+    Args:
+        spec, name: as for any site.
+        leak: b, in (0, 1].
+        learned: b is a parameter, through a logistic function, from min(b, .999).
+    """
+
+    def __init__(self, spec: SiteSpec, name: str = "", leak: float = 1.0, learned: bool = False) -> None:
+        super().__init__(spec, name)
+        self.fixed_leak = leak
+        start = min(leak, _MOST_LEAK)
+        self.raw_leak = nn.Parameter(torch.tensor(math.log(start / (1.0 - start)))) if learned else None
+
+    @property
+    def leak(self) -> Tensor | float:
+        """B, 0-d or a number."""
+        return self.fixed_leak if self.raw_leak is None else torch.sigmoid(self.raw_leak)
+
+    def values_of(self, currents: Tensor) -> tuple[Tensor, SpikeTrain]:
+        values, spikes, _ = self.run(currents, None)
+        return values, SpikeTrain(spikes)
+
+    def train_of(self, currents: Tensor) -> SpikeTrain:
+        return self.values_of(currents)[1]
+
+    def run(self, currents: Tensor, membrane: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What is handed on, the spikes, and the membrane after these steps; None is rest."""
+        step, leak = self.broadcast_step(currents[0]), self.leak
+        scale = 1.0 / math.sqrt(max(1, currents[0][0].numel() // max(1, self.spec.channels)) * self.spec.positive)
+        gain = self.gain if self.spec.negative else 1.0
+        values, spikes = [], []
+        for current in ops.widen(currents):
+            membrane = current if membrane is None else leak * membrane + current
+            values.append(ops.quantize(membrane, step, gain, self.levels, scale))
+            with torch.no_grad():
+                fired = ops.encode(membrane, step, *self.levels)
+                reset = fired * step
+            membrane = membrane - reset
+            spikes.append(fired)
+        assert membrane is not None
+        return torch.stack(values), torch.stack(spikes), membrane
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """What a stream carries from frame to frame; a value, never altered.
+
+    Attributes:
+        timestep: how many frames have been taken.
+        membranes: by site.
+        mean: the running mean of the output.
+    """
+
+    timestep: int = 0
+    membranes: Mapping[str, Tensor] = field(default_factory=dict)
+    mean: Any = None
+
+
+class TemporalNetwork(SequenceNetwork):
+    """A network of carried membranes that reads sequences (batch, frames, ...), and learns from their order.
+
+    Train it with :func:`polarspike.fit` on batches (frames, labels), measure it with :func:`polarspike.evaluate` (T is then
+    the number of first frames), stream it with :meth:`step`. :func:`unroll` makes one.
+    """
+
+    def forward(
+        self,
+        *inputs: Any,
+        timesteps: int | None = None,
+        every_step: bool = False,
+        time_dim: int | None = 1,
+        **named: Any,
+    ) -> Any:
+        """The mean of the outputs over the frames, or over the first ``timesteps`` of them."""
+        if time_dim is not None and timesteps is not None:
+            first = functools.partial(_first, timesteps=timesteps, time_dim=time_dim)
+            inputs, named = pytree.tree_map(first, (inputs, named))
+            timesteps = None
+        return super().forward(*inputs, timesteps=timesteps, every_step=every_step, time_dim=time_dim, **named)
+
+    @torch.no_grad()
+    def step(self, inputs: Inputs, state: StreamState | None = None) -> tuple[Any, StreamState]:
+        """Take one frame: the running mean of the output so far, and the next state."""
+        state = StreamState() if state is None else state
+        args, kwargs = as_call(inputs)
+        frame = bind(self._arguments, args, kwargs)
+        self._named_signature.check(frame)
+        walk = _Stream(self, batch_size(frame), state.membranes)
+        output = walk.run(*frame.values())
+        mean = to_mean(output, state.mean, state.timestep + 1, "the output")
+        return mean, StreamState(state.timestep + 1, walk.after, mean)
+
+
+def _first(x: Any, timesteps: int, time_dim: int) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    if not 0 < timesteps <= x.shape[time_dim]:
+        raise InputError(f"timesteps: expected 1 to {x.shape[time_dim]}, the frames given, got {timesteps}")
+    return x.narrow(time_dim, 0, timesteps)
+
+
+class _Stream(Walk):
+    """One frame, from the membranes of the frame before."""
+
+    def __init__(self, network: TemporalNetwork, images: int, before: Mapping[str, Tensor]) -> None:
+        super().__init__(network.network, 1, 0, images, "none")
+        self.before = before
+        self.after: dict[str, Tensor] = {}
+
+    def fire(self, path: str, neuron: SequenceNeuron, currents: Tensor) -> tuple[Tensor, SpikeTrain]:
+        assert isinstance(neuron, LeakyPolarityNeuron)
+        values, spikes, self.after[path] = neuron.run(currents, self.before.get(path))
+        return values, SpikeTrain(spikes)
+
+
+def unroll(start: QuantizedNetwork | SpikingNetwork, *, leak: float = 1.0, learned: bool = True) -> TemporalNetwork:
+    """The network through time that starts with the weights, steps and levels of a quantized or converted network.
+
+    Args:
+        start: calibrated or trained, and left untouched.
+        leak: b of every site, in (0, 1]: what a membrane keeps from one frame to the next.
+        learned: each site learns its own.
+
+    Raises:
+        SpecError: not such a network, or a leak out of range.
+        CalibrationError: a site has no step.
+    """
+    if not isinstance(start, QuantizedNetwork | SpikingNetwork):
+        raise SpecError(f"unroll: expected a quantized or a spiking network, got {type(start).__name__}")
+    if not 0.0 < leak <= 1.0:
+        raise SpecError(f"unroll: expected a leak in (0, 1], got {leak!r}")
+    network = copy.deepcopy(start.network)
+    for name, site in start.sites().items():
+        site.require_calibrated()
+        network.add_submodule(name, LeakyPolarityNeuron(site.spec, site.name, leak, learned).adopt(site))
+    made = TemporalNetwork(finish(network), start.signature, contract="none")
+    return made.train(start.training)

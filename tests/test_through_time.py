@@ -1,0 +1,163 @@
+"""The reading that knows the order of its frames: its neuron, its stream, its gradients, and what only it can learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polarspike as ps
+from polarspike.errors import CalibrationError, InputError, SpecError
+from polarspike.specs import SiteSpec
+from polarspike.through_time import LeakyPolarityNeuron
+from tests.networks import calibrated, network, signal
+
+SPEC = ps.QuantSpec(2, 4, gain=0.3, signed="all")
+
+
+def unrolled(
+    name: str = "branched", frames: int = 5, **options: float | bool
+) -> tuple[ps.QuantizedNetwork, ps.TemporalNetwork, Tensor]:
+    qann = calibrated(network(name), SPEC, signal(name, 16))
+    return qann, ps.unroll(qann, **options), signal(name, frames=frames)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["branched", "group", "squeeze", "attention"])
+def test_one_frame_is_the_quantized_network(name: str) -> None:
+    qann, net, frames = unrolled(name, frames=1, leak=0.5, learned=False)
+    with torch.no_grad():
+        assert torch.allclose(net(frames), qann(frames[:, 0]), atol=1e-5)
+
+
+def test_the_neuron_is_the_recurrence() -> None:
+    neuron = LeakyPolarityNeuron(SiteSpec(2, 3, gain=1.0), "site", leak=0.5)
+    neuron.set_step(1.0)
+    currents = torch.tensor([2.4, 0.0, 0.6, 9.0, -1.0, -9.0]).view(6, 1, 1)
+    values, spikes, membrane = neuron.run(currents, None)
+    v, expected = 0.0, []
+    for current in currents.flatten().tolist():
+        v = 0.5 * v + current
+        fired = max(-2, min(3, int((v + 0.5) // 1)))
+        v -= fired
+        expected.append(fired)
+    assert spikes.flatten().tolist() == expected == [2, 0, 1, 3, 2, -2]
+    assert float(membrane) == pytest.approx(v)
+    assert torch.equal(values, spikes)
+
+
+def test_without_leak_or_clipping_an_affine_network_is_our_spiking_network() -> None:
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    affine = ps.quantize(model, ps.QuantSpec(4095, 4095, signed="all"), example=x)
+    ps.calibrate(affine, [x])
+    for site in affine.sites().values():
+        site.set_step(1 / 64)
+    frames = torch.randn(4, 7, 6, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        ours = ps.convert(affine)(frames, time_dim=1, every_step=True)
+        theirs = ps.unroll(affine, learned=False)(frames, every_step=True)
+    assert torch.allclose(theirs, ours, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["branched", "attention"])
+@pytest.mark.parametrize("leak", [1.0, 0.6])
+def test_a_stream_gives_what_the_sequence_gives(name: str, leak: float) -> None:
+    _, net, frames = unrolled(name, leak=leak)
+    state = None
+    with torch.no_grad():
+        for t in range(frames.shape[1]):
+            answer, state = net.step(frames[:, t], state)
+            assert torch.allclose(answer, net(frames, timesteps=t + 1), atol=1e-5)
+        assert torch.allclose(answer, net(frames, every_step=True)[-1], atol=1e-5)
+    assert state is not None and state.timestep == frames.shape[1]
+    assert set(state.membranes) == set(net.sites())
+
+
+def test_it_starts_from_the_converted_network_as_well() -> None:
+    qann, net, frames = unrolled(leak=0.7)
+    again = ps.unroll(ps.convert(qann), leak=0.7)
+    with torch.no_grad():
+        assert torch.equal(again(frames), net(frames))
+    assert {n for n, p in again.named_parameters()} == {n for n, p in net.named_parameters()}
+
+
+def test_a_state_is_a_value_and_can_be_taken_up_twice() -> None:
+    _, net, frames = unrolled()
+    with torch.no_grad():
+        _, state = net.step(frames[:, 0])
+        first, _ = net.step(frames[:, 1], state)
+        second, _ = net.step(frames[:, 1], state)
+    assert torch.equal(first, second)
+
+
+def test_the_membrane_is_what_makes_the_order_matter() -> None:
+    _, net, frames = unrolled(leak=0.8)
+    _, reset, _ = unrolled(leak=1e-9, learned=False)
+    with torch.no_grad():
+        assert not torch.allclose(net(frames), net(frames.flip(1)), atol=1e-4)
+        assert torch.allclose(reset(frames), reset(frames.flip(1)), atol=1e-4)
+
+
+def test_gradients_reach_weights_steps_and_leaks() -> None:
+    _, net, frames = unrolled(leak=0.9)
+    net.train()
+    net(frames).square().mean().backward()
+    silent = [name for name, p in net.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert not [name for name in silent if "leak" in name or "step" in name or "weight" in name], silent
+
+
+def test_the_gradient_of_the_leak_is_that_of_the_membrane() -> None:
+    # Levels so fine that rounding is nothing: v[2] = b (x[1] - k[1] s) + x[2], and a coarse first step leaves a residue.
+    neuron = LeakyPolarityNeuron(SiteSpec(1, 1, gain=1.0), "site", leak=0.5, learned=True)
+    neuron.set_step(1.0)
+    assert neuron.raw_leak is not None
+    values, _, _ = neuron.run(torch.tensor([1.4, 0.1]).view(2, 1, 1), None)
+    values[1].sum().backward()
+    # d y[2] / d raw = d v[2] / d b * b (1 - b) = 0.4 * 0.25, straight through, where nothing clips.
+    assert float(neuron.raw_leak.grad) == pytest.approx(0.1, rel=1e-4)  # type: ignore[arg-type]
+
+
+def order_task(images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two pulses in two pixels: which came first? Every frame and the mean of the frames say nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 2, (images,), generator=generator)
+    frames = 0.05 * torch.randn(images, 4, 2, generator=generator)
+    rows = torch.arange(images)
+    frames[rows, 0, y] += 1
+    frames[rows, 2, 1 - y] += 1
+    return frames, y
+
+
+def test_it_learns_an_order_that_no_mean_over_frames_holds() -> None:
+    torch.manual_seed(0)
+    frames, y = order_task(512, 0)
+    test, truth = order_task(256, 1)
+    model = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    qann = ps.quantize(model, ps.QuantSpec(3, 3, signed="all"), example=frames[:, 0])
+    ps.calibrate(qann, [frames.flatten(0, 1)])
+    batches = [(frames[i : i + 32], y[i : i + 32]) for i in range(0, 512, 32)]
+    reached = {}
+    for name, leak, learned in (("carried", 0.5, True), ("forgotten", 1e-9, False)):
+        net = ps.unroll(qann, leak=leak, learned=learned)
+        ps.fit(net, batches, ps.TrainSpec(epochs=20, learning_rate=0.05))
+        reached[name] = ps.evaluate(net, [(test, truth)], timesteps=(1, 4)).accuracy[4]
+    assert reached["carried"] > 0.95 and reached["forgotten"] < 0.65, reached
+
+
+def test_what_cannot_be_unrolled_is_refused() -> None:
+    qann, net, frames = unrolled()
+    with pytest.raises(SpecError, match="unroll: expected a quantized or a spiking network, got Linear"):
+        ps.unroll(nn.Linear(2, 2))  # type: ignore[arg-type]
+    for leak in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(SpecError, match=r"expected a leak in \(0, 1\]"):
+            ps.unroll(qann, leak=leak)
+    with pytest.raises(CalibrationError):
+        ps.unroll(ps.quantize(network("branched"), SPEC, example=signal("branched")))
+    with pytest.raises(InputError, match="expected 1 to 5, the frames given, got 6"):
+        net(frames, timesteps=6)
+
+
+def test_a_converted_network_is_trained_only_through_its_unrolling() -> None:
+    qann, _, frames = unrolled()
+    with pytest.raises(SpecError, match=r"or polarspike.unroll\(snn\) through time"):
+        ps.fit(ps.convert(qann), [(frames[:, 0], torch.zeros(len(frames), dtype=torch.int64))])
