@@ -1,0 +1,73 @@
+"""The simulated events that the study of readings is about, as six frames of 17x17 counts, kept under ``runs/studies``.
+
+fashion     events-fashion-mnist: the first 20,000 training images, all 10,000 test images; 10 classes
+direction   saccade-direction: the first 6,000 training images, all 10,000 test images; forward or backward
+
+python benchmarks/studies/_events.py fashion|direction train|test      makes one of them beforehand
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polarspike import data
+from polarspike.data import Augmentation, Normalization
+from polarspike.data.events.cache import cached
+from polarspike.data.events.frames import FrameSpec, to_frames
+from polarspike.data.events.simulation import CameraSpec, simulate
+from polarspike.data.splits import Split
+
+FRAMES = FrameSpec(bins=6, height=17, width=17)
+CLASSES = {"fashion": 10, "direction": 2}
+TRAINING_IMAGES = {"fashion": 20_000, "direction": 6_000}
+_FOLDER = Path(__file__).parents[2] / "runs" / "studies" / "events"
+
+
+def part(task: str, name: str) -> Split:
+    """Frames (N, 12, 17, 17), the six bins side by side, and labels. Seeds are those of the data sets of this name."""
+    images = getattr(data.load("fashion-mnist"), name)
+    count = TRAINING_IMAGES[task] if name == "train" else len(images)
+    cameras = [CameraSpec()] if task == "fashion" else [CameraSpec(), CameraSpec(backward=True)]
+
+    def make() -> Iterator[tuple[Any, int]]:
+        for index in range(count):
+            label = int(images.labels[index]) if task == "fashion" else index % 2
+            camera = cameras[index % len(cameras)]
+            seen = simulate(images.images[index, 0].numpy(), camera, seed=2 * index + (name == "test"))
+            yield to_frames(seen, FRAMES), label
+
+    settings = {"task": task, "part": name, "count": count, "frames": FRAMES.to_dict(), "camera": cameras[0].to_dict()}
+    return cached(_FOLDER, settings, count, FRAMES.shape((34, 34)), make, what=f"{task} {name}")
+
+
+class Sequences:
+    """Batches of (frames (B, 6, 2, 17, 17), labels), shuffled and shifted by up to a pixel if they are for training."""
+
+    def __init__(self, split: Split, normalization: Normalization, batch_size: int, *, training: bool) -> None:
+        augment = Augmentation(shift=1) if training else None
+        self.merged = data.batches(
+            split, batch_size, normalization=normalization, shuffle=training, augment=augment, drop_last=training
+        )
+
+    def __len__(self) -> int:
+        return len(self.merged)
+
+    def __iter__(self) -> Iterator[Any]:
+        for merged, labels in self.merged:
+            yield merged.view(len(merged), FRAMES.bins, 2, *merged.shape[2:]), labels
+
+
+def normalization_of(split: Split) -> Normalization:
+    """Of the counts of either sign, over all bins."""
+    one = Normalization.of(split.images.view(-1, 2, *split.images.shape[2:]))
+    return Normalization(one.mean * FRAMES.bins, one.std * FRAMES.bins)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(len(part(sys.argv[1], sys.argv[2])))
