@@ -131,7 +131,7 @@ def test_site_spec_refuses(values: dict[str, Any], message: str) -> None:
         {"label_smoothing": 1.0},
         {"distillation": 1.1},
         {"temperature": 0},
-        {"precision": "fp16"},
+        {"precision": "fp8"},
         {"seed": -1},
         {"seed": 2**31},
     ],

@@ -134,14 +134,54 @@ def test_the_teacher_guides_and_stays_as_it_is() -> None:
     assert history.last.loss < history.epochs[0].loss and agreement > 0.75
 
 
-def test_bf16_autocast_runs_the_forward_pass_only() -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_autocast_runs_the_forward_pass_only(precision: Any, dtype: torch.dtype) -> None:
     seen: list[torch.dtype] = []
     model, teacher = network(), network(1)
     for part in (model, teacher):
         part[4].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    spec = TrainSpec(epochs=1, precision="bf16", distillation=0.5)
+    spec = TrainSpec(epochs=1, precision=precision, distillation=0.5)
     fit(model, blobs(), spec, teacher=teacher)
-    assert set(seen) == {torch.bfloat16} and model[0].weight.dtype == torch.float32
+    assert set(seen) == {dtype} and model[0].weight.dtype == torch.float32
+
+
+def test_the_scale_of_the_loss_is_no_part_of_the_gradient() -> None:
+    plain, scaled = network(), network()
+    expected = fit(plain, blobs(), SPEC)
+    history = fit(scaled, blobs(), dataclasses.replace(SPEC, precision="fp16"))
+    # Half precision has three digits; a gradient that kept its scale of 2^16 would leave nothing of the weights.
+    assert history.last.loss == pytest.approx(expected.last.loss, rel=0.02)
+    for one, other in zip(plain.parameters(), scaled.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=0.02)
+
+
+def test_a_step_with_infinite_gradients_is_left_out_and_the_scale_continues(tmp_path: Path) -> None:
+    class Steep(nn.Module):
+        """Gradients that the first scale of the loss, 2^16, takes beyond half precision."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.map(x)
+            if self.training:
+                y.register_hook(lambda grad: (grad.float() * 50.0).to(grad.dtype))
+            return y
+
+    spec = TrainSpec(epochs=4, learning_rate=1e-3, precision="fp16", warmup_epochs=0)
+    torch.manual_seed(0)
+    start = Steep()
+    unbroken, again = copy.deepcopy(start), copy.deepcopy(start)
+    fit(unbroken, blobs(), spec)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        fit(again, blobs(stop_after=130), spec, run=run)
+    scale = run.read_checkpoint()[1]["scaler"]["scale"]
+    assert scale < 2.0**15
+    again = copy.deepcopy(start)
+    fit(again, blobs(), spec, run=RunDirectory(tmp_path / "run", resume=True), resume=True)
+    assert equal(again, unbroken) and all(bool(p.isfinite().all()) for p in again.parameters())
 
 
 def test_several_inputs_are_keywords() -> None:

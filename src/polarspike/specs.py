@@ -20,7 +20,7 @@ Gain = float | Literal["learned"]
 Signed = Literal["all", "by-nature", "none"]
 Granularity = Literal["tensor", "channel"]
 Init = Literal["entropy", "mse", "lsq", "percentile", "qcfs"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["sgd", "adamw"]
 Reading = Literal["integrate", "frames", "channels"]
 Neuron = Literal["polarity", "holding"]
@@ -307,7 +307,8 @@ class TrainSpec(Spec):
         activity: weight in the loss of the mean number of spikes per neuron and image; needs a quantized network.
         accumulation: each batch is computed in so many pieces whose gradients are summed, for less memory; a batch norm sees
             a piece at a time.
-        precision: ``"fp32"``, or ``"bf16"`` for autocast.
+        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast; with the last, the loss is scaled while
+            gradients stay finite, and a step whose gradients do not is left out.
         seed: of the order of the data, the augmentation and dropout; epoch e draws from (seed, e) alone.
 
     Raises:

@@ -137,7 +137,7 @@ def fit(
         identity = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "steps_per_epoch": steps}
         identity["model"] = table_of(model)
         if resume and run.checkpoint_path.exists():
-            records = bring_back(run, model, course.optimizers, course.average, identity)
+            records = bring_back(run, model, course.optimizers, course.average, course.scaler, identity)
             history = epochs_of(records, run)
         run.configure(train=spec)
         done = len(history)
@@ -162,7 +162,7 @@ def fit(
                     run.append(dataclasses.asdict(passed))
                     records = [dataclasses.asdict(record) for record in history]
                     metadata = {**identity, "epoch": epoch, "history": records}
-                    keep(run, model, course.optimizers, course.average, metadata)
+                    keep(run, model, course.optimizers, course.average, course.scaler, metadata)
         if course.average is not None:
             course.average.give(model)
     finally:
@@ -209,13 +209,16 @@ class _Course:
         self.forward = wrapped(model)  # the same module where one process works alone
         self.optimizers = build_optimizers(model, spec)
         self.average = Average(model, spec.averaging) if spec.averaging else None
+        self.scaler = torch.amp.GradScaler(device_of(model).type, enabled=spec.precision == "fp16")
 
     def move(self, index: int) -> None:
         """Optimizer step ``index`` (from 1, over all epochs) down the gradient that has gathered."""
-        for optimizer in self.optimizers:
-            # At a rate of zero nothing may gather in moments, either, that would move the weights later.
-            if optimizer.param_groups[0]["lr"]:
-                optimizer.step()
+        # At a rate of zero nothing may gather in moments, either, that would move the weights later.
+        moving = [optimizer for optimizer in self.optimizers if optimizer.param_groups[0]["lr"]]
+        for optimizer in moving:
+            self.scaler.step(optimizer)
+        if moving:
+            self.scaler.update()
         if self.average is not None:
             self.average.update(self.model, index)
 
@@ -275,7 +278,7 @@ def _train_epoch(
                 _refuse_loss(model, part, where, value)
             # Gradients are averaged over processes, and summed over pieces: the mean over the whole batch.
             weight = len(wanted) * distributed.world_size() / whole
-            (loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
+            course.scaler.scale(loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
             total_loss += value * len(wanted)
             correct += (logits.argmax(dim=1) == (wanted if wanted.ndim == 1 else wanted.argmax(dim=1))).sum()
             images += len(wanted)
@@ -311,7 +314,8 @@ def _pieces(samples: int, count: int) -> list[slice]:
 
 
 def _autocast(spec: TrainSpec, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=spec.precision == "bf16")
+    dtype = torch.float16 if spec.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=spec.precision != "fp32")
 
 
 def _steps_per_epoch(loader: Iterable[Any]) -> int:

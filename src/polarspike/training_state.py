@@ -33,6 +33,7 @@ def keep(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     average: Average | None,
+    scaler: torch.amp.GradScaler,
     metadata: Mapping[str, Any],
 ) -> None:
     """Write the checkpoint of a run."""
@@ -44,7 +45,7 @@ def keep(
                     tensors[f"optimizer.{key}.{name}"] = value
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in average.values.items()}
-    run.write_checkpoint(tensors, metadata)
+    run.write_checkpoint(tensors, {**metadata, "scaler": scaler.state_dict()})
 
 
 def bring_back(
@@ -52,6 +53,7 @@ def bring_back(
     model: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     average: Average | None,
+    scaler: torch.amp.GradScaler,
     expected: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Load the checkpoint of ``run`` if it is of the same training, and return the records of its epochs.
@@ -78,6 +80,8 @@ def bring_back(
         if average is not None:
             for name, value in average.values.items():
                 value.copy_(parts["average"][name])
+        if scaler.is_enabled():
+            scaler.load_state_dict(metadata["scaler"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{run.checkpoint_path}: its tensors and its description do not fit together ({error}); "
