@@ -28,6 +28,7 @@ from polarspike import distributed
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.files import PARTIAL, replacing
 from polarspike.specs import Spec
+from polarspike.trackers import TensorBoard
 
 FORMAT = "polarspike-run"
 VERSION = 1
@@ -40,15 +41,18 @@ class RunDirectory:
     Args:
         path: where; missing parents are made.
         resume: continue the run that is there; an empty directory is a run that was killed before it began.
+        tensorboard: show the records in TensorBoard, too; its files are in the folder ``tensorboard``.
 
     Raises:
+        MissingExtraError: TensorBoard is asked for and not installed.
         RunError: the directory cannot be written, holds something that is not a run, holds a run and ``resume`` is
             false, or ``resume`` is true and there is nothing.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, resume: bool = False, tensorboard: bool = False) -> None:
         self.path = Path(path)
         self.resume = resume
+        self._tracker = TensorBoard(self.path / "tensorboard") if tensorboard and distributed.is_main() else None
         self._stages: dict[str, RunDirectory] = {}
         if not distributed.is_main():  # the main process makes and checks it, and alone writes
             distributed.wait()
@@ -130,7 +134,9 @@ class RunDirectory:
         if name not in self._stages:
             place = self.path / name
             # A resumed run may have been killed before it came to this stage.
-            self._stages[name] = RunDirectory(place, resume=self.resume and place.exists())
+            self._stages[name] = RunDirectory(
+                place, resume=self.resume and place.exists(), tensorboard=self._tracker is not None
+            )
         return self._stages[name]
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -143,6 +149,8 @@ class RunDirectory:
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
+            if self._tracker is not None:
+                self._tracker.add(record)
         except OSError as error:
             self._refuse(error)
 

@@ -21,7 +21,7 @@ import tyro
 from polarspike import recipes
 from polarspike.cli.command import Command, show, tell
 from polarspike.errors import SpecError
-from polarspike.experiment import Recipe, carry_out, prepare
+from polarspike.experiment import Prepared, Recipe, carry_out, prepare
 from polarspike.processes import join
 from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
@@ -44,7 +44,8 @@ class Demo(Command):
         torch.set_num_threads(1)
         if self.resume and self.run is None:
             raise SpecError("demo --resume: expected --run DIR, the run to continue")
-        return _work(recipes.DEMO, self.run or _first_free(Path("runs/demo")), self.resume)
+        prepared = prepare(recipes.DEMO, device=join())
+        return _work(prepared, RunDirectory(self.run or _first_free(Path("runs/demo")), resume=self.resume))
 
     def after_interrupt(self, arguments: Sequence[str]) -> str:
         return "start again, or continue with --run DIR --resume" if self.run is None else _advice(self.run, arguments)
@@ -65,6 +66,7 @@ class Train(Command):
         root: the folder of the dataset's files, where it is not the usual one.
         download: allow the dataset to be downloaded.
         device: where to train and evaluate.
+        tensorboard: show the curves in TensorBoard, too (tensorboard --logdir of the run).
     """
 
     name: Annotated[str, tyro.conf.Positional] = ""
@@ -75,6 +77,7 @@ class Train(Command):
     root: Path | None = None
     download: bool = False
     device: str = "cpu"
+    tensorboard: bool = False
     values: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     @classmethod
@@ -113,7 +116,9 @@ class Train(Command):
             show(f"rehearsed: {self.values.model} on {self.values.data}")
             return 0
         root = None if self.root is None else str(self.root)
-        return _work(self.values, self.place, self.resume, root=root, download=self.download, device=self.device)
+        device = join(self.device)
+        prepared = prepare(self.values, root=root, download=self.download, device=device)
+        return _work(prepared, RunDirectory(self.place, resume=self.resume, tensorboard=self.tensorboard))
 
     def after_interrupt(self, arguments: Sequence[str]) -> str:
         return _advice(self.place, arguments)
@@ -154,16 +159,11 @@ def read_recipe(path: Path) -> Recipe:
     return recipe
 
 
-def _work(
-    recipe: Recipe, place: Path, resume: bool, *, root: str | None = None, download: bool = False, device: str = "cpu"
-) -> int:
+def _work(prepared: Prepared, run: RunDirectory) -> int:
     start = time.monotonic()
-    device = join(device)
-    prepared = prepare(recipe, root=root, download=download, device=device)
-    run = RunDirectory(place, resume=resume)
     outcome = carry_out(prepared, run, say=lambda message: tell(f"[{time.monotonic() - start:5.0f} s] {message}"))
     show(outcome)
-    tell(f"[{time.monotonic() - start:5.0f} s] everything is in {place}")
+    tell(f"[{time.monotonic() - start:5.0f} s] everything is in {run.path}")
     if not outcome.proofs[0].exact:
         tell(f"not exact at T = 1: the first difference is at {outcome.proofs[0].first_difference}")
         return 1
