@@ -17,9 +17,11 @@ import tyro
 
 from polarspike import __version__
 from polarspike.cli.bench import Bench
+from polarspike.cli.catalogue import Datasets, Models
 from polarspike.cli.command import Command, show, tell
 from polarspike.cli.convert import Convert
 from polarspike.cli.diagnose import Diagnose
+from polarspike.cli.doctor import Doctor
 from polarspike.cli.evaluate import Evaluate
 from polarspike.cli.experiments import Demo, Train
 from polarspike.cli.inspect import Inspect
@@ -71,6 +73,9 @@ def parse(arguments: Sequence[str]) -> Command:
         "evaluate": Evaluate,
         "verify": Verify,
         "bench": Bench,
+        "datasets": Datasets,
+        "models": Models,
+        "doctor": Doctor,
     }
     choices = [
         Annotated[entry, tyro.conf.subcommand(name)]

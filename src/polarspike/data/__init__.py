@@ -12,7 +12,7 @@ from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.loaders import batches
 from polarspike.data.normalization import Normalization
-from polarspike.data.registry import AnyDataset, Shape, load, names, register, shape_of
+from polarspike.data.registry import AnyDataset, Shape, describe, load, names, register, shape_of
 from polarspike.data.splits import Split
 from polarspike.data.streamed import StreamedDataset
 
@@ -26,6 +26,7 @@ __all__ = [
     "StreamedDataset",
     "batches",
     "cifar",
+    "describe",
     "digits",
     "events",
     "fashion_mnist",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.streamed import StreamedDataset
@@ -58,25 +59,47 @@ class Shape:
 
 Reader = Callable[[Source], AnyDataset]
 AnyReader = TypeVar("AnyReader", bound=Reader)
-_readers: dict[str, Reader] = {}
-_shapes: dict[str, Shape] = {}
 
 
-def register(name: str, shape: Shape) -> Callable[[AnyReader], AnyReader]:
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One data set of the registry.
+
+    Args:
+        name: what :func:`load` takes.
+        summary: what it holds, in one line.
+        shape: of its images.
+        read: finds and reads its files.
+    """
+
+    name: str
+    summary: str
+    shape: Shape
+    read: Reader
+
+
+_entries: dict[str, DatasetEntry] = {}
+
+
+def register(name: str, shape: Shape, summary: str = "") -> Callable[[AnyReader], AnyReader]:
     """Add a reader to the registry.
 
     Args:
         name: what :func:`load` takes.
         shape: of its images.
+        summary: in one line; the first of the reader's docstring if not given.
 
     Raises:
-        DataError: the name is taken.
+        DataError: the name is taken, or nothing says what the data set holds.
     """
 
     def add(reader: AnyReader) -> AnyReader:
-        if name in _readers:
-            raise DataError(f"the data set name {name!r} is already registered by {_readers[name].__module__}")
-        _readers[name], _shapes[name] = reader, shape
+        if name in _entries:
+            raise DataError(f"the data set name {name!r} is already registered by {_entries[name].read.__module__}")
+        line = summary or (inspect.getdoc(reader) or "").partition("\n")[0]
+        if not line:
+            raise DataError(f"the reader of {name!r} needs a docstring; its first line is the data set's summary")
+        _entries[name] = DatasetEntry(name, line, shape, reader)
         return reader
 
     return add
@@ -84,7 +107,20 @@ def register(name: str, shape: Shape) -> Callable[[AnyReader], AnyReader]:
 
 def names() -> list[str]:
     """Names of all data sets, sorted."""
-    return sorted(_readers)
+    return sorted(_entries)
+
+
+def describe(name: str) -> DatasetEntry:
+    """The entry of one data set.
+
+    Raises:
+        DataError: the name is unknown; the message lists the names and the closest one.
+    """
+    if entry := _entries.get(name):
+        return entry
+    close = difflib.get_close_matches(str(name), _entries, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise DataError(f"unknown data set {name!r}; known: {', '.join(names())}{hint}")
 
 
 def load(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> AnyDataset:
@@ -100,10 +136,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None, *, download: boo
             how to get it.
         MissingExtraError: the data set comes inside a package that is not installed.
     """
-    reader = _readers.get(name) or _unknown(name)
+    entry = describe(name)
     if root is not None and not Path(root).is_dir():
         raise DataError(f"{name}: expected root to be a folder, got {str(root)!r}, which is none")
-    return reader(Source(None if root is None else Path(root), download))
+    return entry.read(Source(None if root is None else Path(root), download))
 
 
 def shape_of(name: str) -> Shape:
@@ -112,10 +148,4 @@ def shape_of(name: str) -> Shape:
     Raises:
         DataError: the name is unknown.
     """
-    return _shapes.get(name) or _unknown(name)
-
-
-def _unknown(name: str) -> NoReturn:
-    close = difflib.get_close_matches(str(name), _readers, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise DataError(f"unknown data set {name!r}; known: {', '.join(names())}{hint}")
+    return describe(name).shape

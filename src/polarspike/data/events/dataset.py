@@ -100,8 +100,10 @@ def register_events(source: EventSource) -> None:
     _sources[source.name] = source
 
     height, width = source.size
+    what = "simulated events" if source.simulated else "event recordings"
+    summary = f"{what}, {FrameSpec().bins} bins of both signs as channels"
 
-    @register(source.name, Shape(2 * FrameSpec().bins, height, width, source.classes))
+    @register(source.name, Shape(2 * FrameSpec().bins, height, width, source.classes), summary)
     def as_images(place: Source) -> ImageDataset:
         return load_events(source.name, place.root).channels()
 
