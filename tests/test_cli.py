@@ -90,7 +90,7 @@ def test_help_names_every_command(call: Call) -> None:
     assert all(
         command in out for command in ("demo", "train", "inspect", "convert", "diagnose", "evaluate", "verify", "bench")
     )
-    assert len(out.splitlines()) < 38
+    assert len(out.splitlines()) < 50
 
 
 def test_the_help_of_train_is_the_docstrings_of_the_specs(call: Call) -> None:
@@ -304,6 +304,19 @@ def test_a_weight_on_spikes_is_for_the_quantized_network(call: Call, tmp_path: P
 def test_distillation_needs_no_more_than_its_flag(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("train", *FLAGS, "--run", tmp_path / "run", "--qann.distillation", "0.5", "--timesteps", "1")
     assert code == 0 and "SNN" in out
+
+
+def test_a_file_is_exported_for_another_runtime(call: Call, tmp_path: Path, trained: Path) -> None:
+    target = tmp_path / "net.pt2"
+    options = ("--to", "torch-export", "--output", target)
+    code, out, err = call("export", trained / "snn.safetensors", *options, "--images", "50")
+    assert code == 0 and "0 of 500 output values differ" in out and "0 of 50 decisions differ" in out, err
+    code, out, _ = call("export", trained / "snn.safetensors", *options)
+    assert code == 0 and "0 of 80 output values differ" in out and [e.name for e in tmp_path.iterdir()] == ["net.pt2"]
+    code, _, err = call("export", trained / "qann.safetensors", *options)
+    assert code == 2 and "spiking" in err
+    code, _, err = call("export", trained / "snn.safetensors", *options, "--images", "-1")
+    assert code == 2 and "at least 0, got -1" in err
 
 
 @pytest.mark.slow

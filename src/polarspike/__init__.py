@@ -1,6 +1,6 @@
 """Turn PyTorch networks into spiking networks that are exact at their first timestep.
 
-quantize -> calibrate -> (fit) -> convert -> verify -> evaluate -> save
+quantize -> calibrate -> (fit) -> convert -> verify -> evaluate -> save or export
 """
 
 from polarspike import data, models
@@ -17,6 +17,7 @@ from polarspike.equalization import equalize
 from polarspike.equivalence import verify
 from polarspike.errors import PolarspikeError, PolarspikeWarning
 from polarspike.evaluation import Evaluation, evaluate
+from polarspike.exporters import ExportReport, export
 from polarspike.information import best_step, entropy
 from polarspike.plan import Plan
 from polarspike.proof import Proof
@@ -40,6 +41,7 @@ __all__ = [
     "Distillation",
     "EnergyEstimate",
     "Evaluation",
+    "ExportReport",
     "History",
     "Latency",
     "OperationCounts",
@@ -67,6 +69,7 @@ __all__ = [
     "equalize",
     "estimate_energy",
     "evaluate",
+    "export",
     "fit",
     "fold_batch_norm",
     "inspect",

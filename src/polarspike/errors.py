@@ -36,6 +36,10 @@ class CheckpointError(PolarspikeError):
     """A file is not a checkpoint, is damaged, or belongs to another model or version."""
 
 
+class ExportError(PolarspikeError):
+    """A network cannot be written in a format, or what was written does not answer like the network."""
+
+
 class RunError(PolarspikeError):
     """A run directory cannot be written, or a run cannot be resumed."""
 

@@ -1,7 +1,7 @@
 """Rehearse an experiment: every stage of a recipe on 64 random images, before hours are spent on it.
 
     overfit the float network -> quantize, calibrate -> overfit the quantized network -> convert -> verify at every T of the
-    recipe -> evaluate -> save and load
+    recipe -> evaluate -> save and load -> export
 
 A network that cannot learn 64 images by heart, or whose codes differ after conversion, has a mistake that no amount of data
 repairs. Images are as the recipe's dataset has them, but for their size: they are cut to the smallest that exercises the
@@ -26,6 +26,7 @@ from polarspike.equivalence import verify
 from polarspike.errors import RunError
 from polarspike.evaluation import evaluate
 from polarspike.experiment import Recipe, build_model, quantize_for
+from polarspike.exporters import export
 from polarspike.specs import TrainSpec
 from polarspike.training import fit
 
@@ -69,7 +70,10 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
         inputs, _ = batches[0]
         if not torch.equal(load(path)(inputs), snn(inputs)):
             raise RunError("rehearsal, file: the network that was saved and loaded answers otherwise")
-    say(f"the spiking network has all {IMAGES} images right at T = 1, and so has its file")
+        written = export(snn, Path(folder) / "snn.pt2", "torch-export", inputs)
+    if written.decisions:
+        raise RunError(f"rehearsal, export: {written.decisions} of {IMAGES} images are classified otherwise")
+    say(f"the spiking network has all {IMAGES} images right at T = 1, and so have its files")
 
 
 def random_images(recipe: Recipe) -> ImageDataset:

@@ -24,6 +24,7 @@ from polarspike.cli.diagnose import Diagnose
 from polarspike.cli.doctor import Doctor
 from polarspike.cli.evaluate import Evaluate
 from polarspike.cli.experiments import Demo, Train
+from polarspike.cli.export import Export
 from polarspike.cli.inspect import Inspect
 from polarspike.cli.options import RefusedError, registry
 from polarspike.cli.verify import Verify
@@ -72,6 +73,7 @@ def parse(arguments: Sequence[str]) -> Command:
         "diagnose": Diagnose,
         "evaluate": Evaluate,
         "verify": Verify,
+        "export": Export,
         "bench": Bench,
         "datasets": Datasets,
         "models": Models,

@@ -1,0 +1,64 @@
+"""``polarspike export``: a file of a spiking network for another runtime, read back and compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from polarspike.cli.command import Command, show
+from polarspike.cli.files import Source, images_for, load_spiking
+from polarspike.errors import SpecError
+from polarspike.exporters import export
+from polarspike.exporters.writing import Format
+from polarspike.inputs import Inputs
+from polarspike.spiking import SpikingNetwork
+
+_RANDOM_SAMPLES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write the first timestep of a spiking network to a file that runs without polarspike.
+
+    Args:
+        file: what `train`, `demo` or `convert` wrote.
+        to: the format; onnx-float needs the extra deploy.
+        output: where; FILE with the ending of the format (.pt2, .onnx) if not given.
+        images: compare answers on so many test images of its dataset; on random inputs if 0.
+        data: a dataset; the one that the file was made for, if not given.
+        root: the folder of the dataset's files, where it is not the usual one.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SNN.safetensors")]
+    to: Format
+    output: Path | None = None
+    images: int = 0
+    data: str | None = None
+    root: Path | None = None
+
+    def execute(self) -> int:
+        if self.images < 0:
+            raise SpecError(f"--images: expected a number of at least 0, got {self.images}")
+        snn = load_spiking(self.file)
+        output = self.output or self.file.with_suffix(".pt2" if self.to == "torch-export" else ".onnx")
+        example = random_inputs(snn)
+        batches = None
+        if self.images:
+            batches = images_for(self.file, snn, Source(self.data, self.root, False, "cpu")).batches(self.images)
+        show(export(snn, output, self.to, example, batches))
+        return 0
+
+
+def random_inputs(snn: SpikingNetwork) -> Inputs:
+    """Normal numbers in the shape of the example that the network was captured with, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    dtype = next(iter(snn.sites().values())).start.dtype
+    made = {
+        name: torch.randn((_RANDOM_SAMPLES, *shape), generator=generator, dtype=dtype)
+        for name, shape in snn.signature.shapes
+    }
+    return tuple(made.values()) if all(name.isdecimal() for name in made) else made

@@ -1,0 +1,46 @@
+"""What a reader of an exported file can know about the network in it, as JSON.
+
+format      1
+sites       by name: levels [N, P], step (a number, or a list by channel), gain
+inputs      by name: shape without the batch
+notes       of the network: data, classes, normalization, ... where they are known
+timesteps   1
+polarspike  the version that wrote it
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from polarspike.spiking import SpikingNetwork
+
+FORMAT = 1
+#: Under what name files hold it.
+KEY = "polarspike"
+
+
+@torch.no_grad()
+def describe(snn: SpikingNetwork) -> str:
+    """The text of the block."""
+    sites: dict[str, Any] = {
+        name: {
+            "levels": list(neuron.levels),
+            "step": neuron.step.tolist(),
+            "gain": float(neuron.gain) if neuron.spec.negative else 1.0,
+        }
+        for name, neuron in snn.sites().items()
+    }
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "polarspike": version("polarspike"),
+            "timesteps": 1,
+            "inputs": {name: list(shape) for name, shape in snn.signature.shapes},
+            "sites": sites,
+            "notes": snn.notes,
+        }
+    )

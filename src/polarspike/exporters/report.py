@@ -1,0 +1,85 @@
+"""What an export has written, and how far its answers are from the network's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from polarspike.errors import ExportError
+from polarspike.inputs import Inputs
+
+Runner = Callable[[Inputs], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """One file, read back and run.
+
+    Args:
+        path: of the file.
+        format: of the file.
+        bytes: of all its parts.
+        compared: output values that were compared with the spiking network's at T = 1.
+        different: of them, those that differ in any bit.
+        largest: difference between two of them.
+        samples: compared.
+        decisions: how many samples have the largest output at another place; None where outputs are no class scores.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    compared: int
+    different: int
+    largest: float
+    samples: int
+    decisions: int | None
+
+    @property
+    def exact(self) -> bool:
+        """All compared values agree in every bit."""
+        return self.different == 0
+
+    def __str__(self) -> str:
+        decided = "" if self.decisions is None else f"; {self.decisions} of {self.samples} decisions differ"
+        return (
+            f"{self.path}: {self.format}, {self.bytes / 1e6:.2f} MB; {self.different} of {self.compared} output values "
+            f"differ from the spiking network at T = 1, by at most {self.largest:.2g}{decided}"
+        )
+
+
+def compare(
+    path: Path, format_name: str, size: int, batches: Iterable[Inputs], network: Runner, written: Runner
+) -> ExportReport:
+    """Run both on every batch.
+
+    Raises:
+        ExportError: another number of outputs, other shapes, or a NaN that the network does not have.
+    """
+    compared = different = samples = wrong = 0
+    largest = 0.0
+    decides = True
+    for batch in batches:
+        expected, got = network(batch), written(batch)
+        if [tuple(y.shape) for y in got] != [tuple(y.shape) for y in expected]:
+            raise ExportError(
+                f"{path}: expected outputs of shapes {[tuple(y.shape) for y in expected]}, got "
+                f"{[tuple(y.shape) for y in got]} from the written file"
+            )
+        for one, other in zip(expected, got, strict=True):
+            same = (one == other) | (one.isnan() & other.isnan())
+            compared += one.numel()
+            different += int((~same).sum())
+            distance = torch.where(same, 0.0, (one.double() - other.double()).abs())
+            if distance.isnan().any():
+                raise ExportError(f"{path}: the written file answers NaN where the network does not")
+            largest = max(largest, float(distance.max()) if distance.numel() else 0.0)
+        decides = decides and len(expected) == 1 and expected[0].dim() == 2
+        samples += len(expected[0])
+        if decides:
+            wrong += int((expected[0].argmax(1) != got[0].argmax(1)).sum())
+    return ExportReport(path, format_name, size, compared, different, largest, samples, wrong if decides else None)

@@ -1,0 +1,150 @@
+"""Exported files: they answer like the network, say what is in it, take any batch, and are whole or not there."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polarspike as ps
+from polarspike.errors import ExportError, MissingExtraError, SpecError
+from polarspike.exporters import FORMATS, onnx_float, report
+from polarspike.exporters.first_timestep import FixedSite
+from polarspike.neurons import PolarityNeuron
+from polarspike.specs import SiteSpec
+from tests.networks import calibrated, learned_like, network, signal
+
+SPEC = ps.QuantSpec(2, 4, gain=0.3, signed="all")
+NETWORKS = ["plain", "branched", "mlp", "leaky", "group", "squeeze", "attention"]
+
+
+def converted(name: str = "branched") -> ps.SpikingNetwork:
+    return ps.convert(learned_like(calibrated(network(name), SPEC, signal(name, 16))))
+
+
+@pytest.mark.parametrize("spec", [(0, 3, 1.0), (2, 5, 1.0), (2, 5, 0.3), (1, 1, 0.0)], ids=str)
+@pytest.mark.parametrize("channels", [0, 3])
+def test_a_fixed_site_is_the_neuron_bit_for_bit(spec: Any, channels: int) -> None:
+    negative, positive, gain = spec
+    neuron = PolarityNeuron(SiteSpec(negative, positive, gain=gain, channels=channels), "site")
+    neuron.set_step(torch.rand(3) + 0.05 if channels else 0.37)
+    x = torch.randn(64, 3, 5)
+    step = neuron.broadcast_step(x).detach()
+    ties = (torch.arange(-7, 8) + 0.5).view(-1, 1, 1) * step  # where halves go up
+    fixed = FixedSite(neuron, 3)
+    for values in (x, ties.expand(15, 3, 1).contiguous(), torch.full((1, 3, 1), torch.inf)):
+        assert torch.equal(fixed(values), neuron(values).detach())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_program_answers_bit_for_bit_at_any_batch_size(name: str, tmp_path: Path) -> None:
+    snn = converted(name)
+    batches = [signal(name, size, seed=size) for size in (1, 3, 17)]
+    made = ps.export(snn, tmp_path / "net.pt2", "torch-export", signal(name, 1), batches)
+    assert made.samples == 21 and made.compared > 0
+    assert made.largest < 1e-5 and (made.exact or name == "attention"), made  # sums of products are in torch's hands
+    assert [entry.name for entry in tmp_path.iterdir()] == ["net.pt2"] and made.bytes == (
+        (tmp_path / "net.pt2").stat().st_size
+    )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx_runtime_answers_the_same_but_for_rounding(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    snn = converted(name)
+    batches = [signal(name, size, seed=size) for size in (1, 3, 17)]
+    made = ps.export(snn, tmp_path / "net.onnx", "onnx-float", signal(name, 1), batches)
+    assert made.samples == 21 and made.largest < 1e-4 * max(1.0, float(snn(batches[2]).detach().abs().max())), made
+
+
+def test_files_say_what_is_in_the_network(tmp_path: Path) -> None:
+    snn = converted()
+    snn.notes = {"classes": ["cat", "dog"]}
+    ps.export(snn, tmp_path / "net.pt2", "torch-export", signal("branched"))
+    held = {"polarspike.json": ""}
+    torch.export.load(io.BytesIO((tmp_path / "net.pt2").read_bytes()), extra_files=held)
+    found = json.loads(held["polarspike.json"])
+    assert found["format"] == 1 and found["timesteps"] == 1 and found["notes"] == {"classes": ["cat", "dog"]}
+    for name, neuron in snn.sites().items():
+        site = found["sites"][name]
+        assert tuple(site["levels"]) == neuron.levels and torch.equal(torch.tensor(site["step"]), neuron.step)
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    ps.export(snn, tmp_path / "net.onnx", "onnx-float", signal("branched"))
+    model = onnx.load(tmp_path / "net.onnx")
+    assert json.loads({entry.key: entry.value for entry in model.metadata_props}["polarspike"]) == found
+    onnx.checker.check_model(model)
+
+
+def test_weights_beyond_one_file_are_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(onnx_float, "_MOST_BYTES", 100)
+    snn = converted()
+    made = ps.export(snn, tmp_path / "net.onnx", "onnx-float", signal("branched"))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data"}
+    assert made.bytes == sum(entry.stat().st_size for entry in tmp_path.iterdir())
+    x = signal("branched", 5, seed=3)
+    again = onnx_float.runner(tmp_path / "net.onnx")(x)[0]  # from its final place
+    assert torch.allclose(again, snn(x).detach(), atol=1e-4)
+
+
+def test_several_inputs_and_outputs(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right, self.head = nn.Linear(6, 8), nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+            hidden = (self.left(a) + self.right(b)).relu()
+            return self.head(hidden), hidden
+
+    batch = {"b": torch.randn(4, 5), "a": torch.randn(4, 6)}
+    qann = ps.quantize(Two(), SPEC, example=batch)
+    ps.calibrate(qann, [batch])
+    made = ps.export(ps.convert(qann), tmp_path / "net.pt2", "torch-export", batch)
+    assert made.exact and made.compared == 4 * 3 + 4 * 8 and made.decisions is None
+    pytest.importorskip("onnxscript")
+    assert ps.export(ps.convert(qann), tmp_path / "net.onnx", "onnx-float", batch).largest < 1e-5
+
+
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    qann = calibrated(network("plain"), SPEC, signal("plain", 16))
+    snn, x = ps.convert(qann), signal("plain")
+    with pytest.raises(SpecError, match=r"expected what polarspike.convert returns, got QuantizedNetwork"):
+        ps.export(qann, tmp_path / "net", "torch-export", x)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=f"unknown format 'tflite'; expected one of {', '.join(FORMATS)}"):
+        ps.export(snn, tmp_path / "net", "tflite", x)  # type: ignore[arg-type]
+    capped = ps.convert(qann, ps.ConvertSpec(max_spikes_per_step=1))
+    with pytest.raises(ExportError, match="has not answered after one step"):
+        ps.export(capped, tmp_path / "net", "torch-export", x)
+    with pytest.raises(ExportError, match=r"expected a float32 network, got torch.bfloat16"):
+        ps.export(ps.convert(qann).bfloat16(), tmp_path / "net", "torch-export", x.bfloat16())
+    with pytest.raises(ExportError, match="cannot be written"):
+        ps.export(snn, tmp_path / "nowhere" / "net", "torch-export", x)
+    for module, extra in (("onnxscript", "deploy"), ("onnxruntime", "deploy")):
+        with monkeypatch.context() as patch, pytest.raises(MissingExtraError, match=rf"polarspike\[{extra}\]"):
+            patch.setitem(sys.modules, module, None)
+            ps.export(snn, tmp_path / "net.onnx", "onnx-float", x)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_answers_otherwise_is_not_left_behind(tmp_path: Path) -> None:
+    good = lambda inputs: [inputs.clone()]  # noqa: E731
+    with pytest.raises(ExportError, match=r"expected outputs of shapes \[\(2, 3\)\], got \[\(2, 2\)\]"):
+        report.compare(tmp_path, "x", 0, [torch.ones(2, 3)], good, lambda inputs: [inputs[:, :2]])
+    with pytest.raises(ExportError, match="answers NaN"):
+        report.compare(tmp_path, "x", 0, [torch.ones(2, 3)], good, lambda inputs: [inputs * torch.nan])
+    found = report.compare(tmp_path, "x", 0, [torch.eye(3)], good, lambda inputs: [inputs.flip(1)])
+    assert (found.different, found.decisions, found.largest) == (4, 2, 1.0)
+
+
+def test_holding_neurons_and_float64_are_written_too(tmp_path: Path) -> None:
+    qann = calibrated(network("plain"), SPEC, signal("plain", 16)).double()
+    snn = ps.convert(qann, ps.ConvertSpec(neuron="holding"))
+    assert ps.export(snn, tmp_path / "net.pt2", "torch-export", signal("plain").double()).exact
