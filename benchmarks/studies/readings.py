@@ -94,7 +94,7 @@ def runs() -> list[Row]:
     return [
         {"task": task, "reading": reading, "seed": seed, "rate": rate}
         for seed in (0, 1, 2)
-        for task in ("fashion", "direction")
+        for task in ("fashion", "order")
         for reading in READINGS
         for rate in (LIF_RATES if reading == "lif" else (PARENT_RATE,))
     ]

@@ -34,16 +34,17 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_registered_reader_is_used_and_its_name_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(registry, "_readers", dict(registry._readers))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     digits = data.load("digits")
     seen: list[Source] = []
 
     @data.register("toy", data.Shape(1, 4, 4, 2))
     def toy(source: Source) -> data.ImageDataset:
+        """A toy."""
         seen.append(source)
         return digits
 
-    assert data.load("toy", tmp_path, download=True) is digits
+    assert data.load("toy", tmp_path, download=True) is digits and data.describe("toy").summary == "A toy."
     assert seen == [Source(tmp_path, download=True)]
     with pytest.raises(DataError, match=r"the data set name 'toy' is already registered by [\w.]*test_data_registry"):
         data.register("toy", data.Shape(1, 4, 4, 2))(toy)

@@ -199,9 +199,27 @@ def test_simulated_sets_say_so_and_come_again(monkeypatch: pytest.MonkeyPatch) -
     assert found.train.labels.tolist() == Few().train.labels.tolist()
     # The same image in the other part is another sample: it has a seed of its own.
     assert not torch.equal(found.train.images[0], found.test.images[0])
-    ways = load_events("saccade-direction", None, FrameSpec(bins=6))
-    assert ways.classes == ("forward", "backward") and ways.train.labels.tolist() == [0, 1] * 6
-    assert events.find_source("saccade-direction").simulated
+
+
+def test_the_order_of_saccades_is_in_nothing_but_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "_images", lambda root: Few())
+    spec = FrameSpec(bins=3)
+    plain, mixed = (load_events(name, None, spec).train for name in ("events-fashion-mnist", "saccade-order"))
+    assert mixed.labels.tolist() == [0, 1] * 6 and events.find_source("saccade-order").simulated
+    assert load_events("saccade-order", None, spec).classes == ("in order", "reversed")
+    assert torch.equal(mixed.images[::2], plain.images[::2])
+    one, other = (part.images[1::2].view(6, 3, 2, 34, 34).long() for part in (plain, mixed))
+    assert torch.equal(one.sum(1), other.sum(1))  # the mean frame is the same
+    # The bins begin at the first event, so that a saccade is not quite a bin.
+    moved = (one.flip(1) - other).abs().sum() / one.sum()
+    assert moved < 0.05 < (one - other).abs().sum() / one.sum()
+
+
+def test_a_reversed_order_turned_again_is_the_order() -> None:
+    stream = EventStream.of([0, 1, 2, 3], [0, 0, 0, 0], [5, 99, 150, 290], [0, 1, 0, 1], (1, 4))
+    turned = simulated.reordered(stream, 100)
+    assert turned.t.tolist() == [90, 150, 205, 299] and turned.x.tolist() == [3, 2, 0, 1]
+    assert simulated.reordered(turned, 100).t.tolist() == stream.t.tolist()
 
 
 def test_streams_of_nothing_make_empty_frames(tmp_path: Path) -> None:

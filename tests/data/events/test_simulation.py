@@ -63,14 +63,6 @@ def test_refractory_pixels_rest() -> None:
     assert min(gaps(simulate(bar(), replace(fast, refractory_us=1000), 0))) >= 999  # whole microseconds
 
 
-def test_backward_is_the_same_path_the_other_way() -> None:
-    there, back = (simulate(bar(), replace(QUIET, backward=backward), 0) for backward in (False, True))
-    assert len(back) == pytest.approx(len(there), rel=0.05)
-    # What became brighter on the way becomes darker on the way back, at mirrored times.
-    early, late = there.between(0, 50_000), back.between(265_000, 400_000)
-    assert early.p[early.x > 18].mean() > 0.9 and late.p[late.x > 18].mean() < 0.1
-
-
 @pytest.mark.parametrize("wrong", [{"renders": 1}, {"threshold": 0.0}, {"noise_hz": -1.0}, {"size": 0}])
 def test_a_camera_is_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(SpecError):

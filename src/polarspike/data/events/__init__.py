@@ -2,7 +2,7 @@
 
 >>> from polarspike.data import events
 >>> events.names()
-['cifar10-dvs', 'dvs128-gesture', 'events-fashion-mnist', 'n-caltech101', 'n-mnist', 'saccade-direction']
+['cifar10-dvs', 'dvs128-gesture', 'events-fashion-mnist', 'n-caltech101', 'n-mnist', 'saccade-order']
 """
 
 from polarspike.data.events import published, simulated

@@ -43,7 +43,6 @@ class CameraSpec(Spec):
         floor: eps, in grey levels: the darkness below which contrast is lost.
         refractory_us: microseconds.
         noise_hz: events of noise per pixel and second.
-        backward: the same path the other way round.
 
     Raises:
         SpecError: a value is out of range.
@@ -57,7 +56,6 @@ class CameraSpec(Spec):
     floor: float = 40.0
     refractory_us: int = 1000
     noise_hz: float = 0.1
-    backward: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +75,7 @@ def simulate(image: NDArray[np.uint8], spec: CameraSpec, seed: int) -> EventStre
     positive, negative = np.abs(random.normal(spec.threshold, spec.mismatch * spec.threshold, (2, size, size)))
     thresholds = np.maximum(np.stack([negative, positive]), 0.2 * spec.threshold)
     times = np.linspace(0.0, span, spec.renders)
-    rows, columns = _path(times / span, spec.backward)
+    rows, columns = _path(times / span)
     levels = [np.log(spec.floor + _seen(image, row, column, size)) for row, column in zip(rows, columns, strict=True)]
     found = [*_crossings(levels, times, thresholds), _noise(spec, span, random)]
     y, x, t, p = (np.concatenate([part[index] for part in found]) for index in range(4))
@@ -86,11 +84,10 @@ def simulate(image: NDArray[np.uint8], spec: CameraSpec, seed: int) -> EventStre
     return EventStream.of(x[kept], y[kept], np.floor(t[kept]), p[kept], (size, size))
 
 
-def _path(places: Floats, backward: bool) -> tuple[Floats, Floats]:
+def _path(places: Floats) -> tuple[Floats, Floats]:
     """(down, right) at places in 0..1 of the way."""
     corners = np.asarray(_CORNERS)
     along = np.linspace(0.0, 1.0, len(corners))
-    places = 1.0 - places if backward else places
     return np.interp(places, along, corners[:, 0]), np.interp(places, along, corners[:, 1])
 
 
