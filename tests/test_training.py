@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 import random
 import subprocess
@@ -286,6 +287,26 @@ def test_a_stopped_run_continues_to_the_same_bits(tmp_path: Path, optimizer: Any
     finished = network(seed=78)
     more = fit(finished, blobs(stop_after=0), spec, teacher=network(3), run=run, resume=True)
     assert equal(finished, unbroken) and more == history and not finished.training
+
+
+def test_a_checkpoint_of_a_release_with_fewer_fields_continues(tmp_path: Path) -> None:
+    unbroken, again = network(), network()
+    fit(unbroken, blobs(), SPEC)
+    run = RunDirectory(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        fit(again, blobs(stop_after=130), SPEC, run=run)
+    tensors, metadata = run.read_checkpoint()
+    del metadata["spec"]["accumulation"], metadata["scaler"]
+    run.write_checkpoint(tensors, metadata)
+    config = run.config
+    del config["specs"]["train"]["accumulation"]
+    run.config_path.write_text(json.dumps(config))
+    again = network()
+    fit(again, blobs(), SPEC, run=RunDirectory(tmp_path, resume=True), resume=True)
+    assert equal(again, unbroken)
+    with pytest.raises(RunError, match="accumulation was 1 and is 2 now"):
+        other = dataclasses.replace(SPEC, accumulation=2)
+        fit(network(), blobs(), other, run=RunDirectory(tmp_path, resume=True), resume=True)
 
 
 @pytest.mark.parametrize("images", [0, 30, 130])

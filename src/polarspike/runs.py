@@ -119,7 +119,10 @@ class RunDirectory:
         for key, value in specs.items():
             # A round trip through JSON, so that tuples and lists compare equal.
             data = json.loads(_to_json(value.to_dict() if isinstance(value, Spec) else value, key))
-            if key in recorded and (changed := differences(recorded[key], data, key)):
+            before = recorded.get(key)
+            if isinstance(value, Spec):  # written by a release that knew fewer fields, it asked for their defaults
+                before = json.loads(_to_json(value.completed(before), key))
+            if key in recorded and (changed := differences(before, data, key)):
                 raise RunError(
                     f"{self.path}: the run that is there was asked for something else: {'; '.join(changed)}; "
                     "resume with the same values, or give a new directory"

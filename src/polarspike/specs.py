@@ -75,6 +75,14 @@ class Spec:
         return cls(**{key: cls._revive(key, value) for key, value in values.items()})
 
     @classmethod
+    def completed(cls, data: Any) -> Any:
+        """What ``to_dict`` wrote in an older release, with later fields at their defaults; other data as it is."""
+        try:
+            return cls.from_dict(data).to_dict()
+        except (SpecError, AttributeError, TypeError):
+            return data
+
+    @classmethod
     def _revive(cls, name: str, value: Any) -> Any:
         """Undo ``_plain`` for one field; a spec with nested specs overrides it."""
         del name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from polarspike.errors import CheckpointError, RunError
 from polarspike.optimization import Average, decayed_parameters, trainable
 from polarspike.runs import RunDirectory, differences
+from polarspike.specs import TrainSpec
 
 
 def table_of(model: nn.Module) -> dict[str, str]:
@@ -63,6 +65,7 @@ def bring_back(
         CheckpointError: it is damaged.
     """
     tensors, metadata = run.read_checkpoint()
+    metadata["spec"] = json.loads(json.dumps(TrainSpec.completed(metadata.get("spec"))))
     if changed := [line for key in expected for line in differences(metadata.get(key), expected[key], key)]:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise RunError(
