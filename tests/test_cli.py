@@ -315,6 +315,10 @@ def test_a_file_is_exported_for_another_runtime(call: Call, tmp_path: Path, trai
     assert code == 0 and "0 of 80 output values differ" in out and [e.name for e in tmp_path.iterdir()] == ["net.pt2"]
     code, _, err = call("export", trained / "qann.safetensors", *options)
     assert code == 2 and "spiking" in err
+    source = tmp_path / "net.pt2"
+    source.write_bytes((trained / "snn.safetensors").read_bytes())
+    code, _, err = call("export", source, "--to", "torch-export")
+    assert code == 2 and "this is the network itself" in err
     code, _, err = call("export", trained / "snn.safetensors", *options, "--images", "-1")
     assert code == 2 and "at least 0, got -1" in err
 

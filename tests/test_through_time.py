@@ -155,6 +155,58 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
         ps.unroll(ps.quantize(network("branched"), SPEC, example=signal("branched")))
     with pytest.raises(InputError, match="expected 1 to 5, the frames given, got 6"):
         net(frames, timesteps=6)
+    with pytest.raises(SpecError, match="expected integers for timesteps and time_dim, got 'a' and 1"):
+        net(frames, timesteps="a")
+    with pytest.raises(InputError, match="time_dim=9: an input of shape"):
+        net(frames, timesteps=1, time_dim=9)
+    with pytest.raises(SpecError, match=r"expected a leak in \(0, 1\]"):
+        ps.unroll(qann, leak="a")  # type: ignore[arg-type]
+
+
+def test_a_stream_is_observed_and_checked_and_its_state_is_its_own() -> None:
+    _, net, frames = unrolled()
+    seen: list[tuple[str, int]] = []
+    with torch.no_grad(), net.observe(lambda site, t, spikes: seen.append((site, t))):
+        answer, state = net.step(frames[:, 0])
+        kept = answer.clone()
+        answer.add_(5.0)
+        again, _ = net.step(frames[:, 1], state)
+    assert seen == [(name, t) for t in (1, 2) for name in net.sites()]
+    assert torch.allclose(again, net(frames, timesteps=2).detach(), atol=1e-5)
+    assert torch.equal(state.mean, kept)
+    with pytest.raises(InputError, match="expected the streams of the state, got 2 others"):
+        net.step(frames[:2, 1], state)
+    with pytest.raises(SpecError, match="expected the state of the step before or None, got str"):
+        net.step(frames[:, 1], "x")  # type: ignore[arg-type]
+
+
+def test_a_fixed_leak_is_part_of_the_state_and_notes_go_along() -> None:
+    qann, _, frames = unrolled()
+    qann.notes = {"data": "toy"}
+    one, other = (ps.unroll(qann, leak=leak, learned=False) for leak in (0.5, 0.9))
+    other.load_state_dict(one.state_dict())
+    with torch.no_grad():
+        assert torch.equal(one(frames), other(frames)) and one.notes == {"data": "toy"}
+    double = ps.unroll(qann.double())
+    assert all(p.dtype == torch.float64 for p in double.parameters())
+
+
+def test_validation_sees_all_frames() -> None:
+    qann = ps.quantize(
+        nn.Linear(2, 2, bias=False), ps.QuantSpec(7, 7, signed="all", inputs=True), example=torch.ones(4, 2)
+    )
+    ps.calibrate(qann, [torch.tensor([[1.0, -1.0], [-1.0, 1.0]])])
+    net = ps.unroll(qann, leak=1.0, learned=False)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(torch.eye(2))
+    # The first frame speaks for class 0, the two after it for class 1.
+    frames = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [-1.0, 1.0]]).expand(4, 3, 2)
+    labels = torch.ones(4, dtype=torch.int64)
+    assert ps.evaluate(net, [(frames, labels)], timesteps=(1, 3)).accuracy == {1: 0.0, 3: 1.0}
+    spec = ps.TrainSpec(epochs=1, learning_rate=1e-9, step_rate=0.0, warmup_epochs=0)
+    assert ps.fit(net, [(frames, labels)], spec, validate=[(frames, labels)]).last.validation_accuracy == 1.0
 
 
 def test_a_converted_network_is_trained_only_through_its_unrolling() -> None:

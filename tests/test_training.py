@@ -185,6 +185,41 @@ def test_a_step_with_infinite_gradients_is_left_out_and_the_scale_continues(tmp_
     assert equal(again, unbroken) and all(bool(p.isfinite().all()) for p in again.parameters())
 
 
+class Bottomless(nn.Module):
+    """An infinite slope, whatever the loss is scaled by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x) + (0.0 * self.map.weight.sum()).sqrt()
+
+
+def test_gradients_that_no_scale_repairs_are_refused() -> None:
+    with pytest.raises(RunError, match="however little the loss is scaled"):
+        fit(Bottomless(), blobs(), TrainSpec(epochs=20, precision="fp16", warmup_epochs=0))
+
+
+def test_fp16_leaves_out_sites_that_nothing_reads_and_refuses_half_weights() -> None:
+    class Unread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Linear(6, 3)
+            self.unread = ps.quantize(network().eval(), ps.QuantSpec(0, 3), example=X)
+            ps.calibrate(self.unread, [X])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.map(x)
+
+    model = Unread()
+    before = model.map.weight.detach().clone()
+    fit(model, blobs(), dataclasses.replace(SPEC, precision="fp16", step_rate=0.1))
+    assert not torch.equal(model.map.weight, before)
+    with pytest.raises(SpecError, match=r"trains float32 weights, got half precision at 'weight'"):
+        fit(nn.Linear(6, 3).half(), blobs(), dataclasses.replace(SPEC, precision="fp16"))
+
+
 def test_several_inputs_are_keywords() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -52,7 +52,8 @@ class RunDirectory:
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False, tensorboard: bool = False) -> None:
         self.path = Path(path)
         self.resume = resume
-        self._tracker = TensorBoard(self.path / "tensorboard") if tensorboard and distributed.is_main() else None
+        # In every process, so that all refuse together where it is not installed; the main one alone writes.
+        self._tracker = TensorBoard(self.path / "tensorboard") if tensorboard else None
         self._stages: dict[str, RunDirectory] = {}
         if not distributed.is_main():  # the main process makes and checks it, and alone writes
             distributed.wait()

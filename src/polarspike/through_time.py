@@ -10,7 +10,7 @@ Every site becomes a neuron with a membrane that is carried from frame to frame 
 and every operator in between works on the step by itself. The gradient of k is the straight-through one of
 :func:`polarspike.ops.quantize`; none passes through a reset. The leak b in (0, 1] is one number for each site, fixed or
 learned. Near b = 0 every frame would be its own first timestep; at b = 1 nothing is forgotten, and where no level clips
-either, this is the neuron of :mod:`polarspike.neurons`.
+either and the gain is 1, this is the neuron of :mod:`polarspike.neurons` (which takes spikes back at the price they had).
 
 The network starts from a calibrated or trained quantized network, and answers with the mean of the outputs of all frames.
 """
@@ -32,11 +32,11 @@ from polarspike import ops
 from polarspike.errors import InputError, SpecError
 from polarspike.graph import finish
 from polarspike.inputs import Inputs, as_call, batch_size, bind
-from polarspike.quantized import QuantizedNetwork
+from polarspike.quantized import QuantizedNetwork, fitting
 from polarspike.sequences import SequenceNetwork, SequenceNeuron, SpikeTrain, Walk
 from polarspike.specs import SiteSpec
 from polarspike.spiking import SpikingNetwork
-from polarspike.temporal import to_mean
+from polarspike.temporal import require_same_shape, to_mean
 
 # A leak starts within these bounds, where its logistic form still has a slope.
 _MOST_LEAK = 0.999
@@ -51,16 +51,21 @@ class LeakyPolarityNeuron(SequenceNeuron):
         learned: b is a parameter, through a logistic function, from min(b, .999).
     """
 
+    fixed_leak: Tensor | None
+
     def __init__(self, spec: SiteSpec, name: str = "", leak: float = 1.0, learned: bool = False) -> None:
         super().__init__(spec, name)
-        self.fixed_leak = leak
         start = min(leak, _MOST_LEAK)
         self.raw_leak = nn.Parameter(torch.tensor(math.log(start / (1.0 - start)))) if learned else None
+        self.register_buffer("fixed_leak", None if learned else torch.tensor(float(leak)))
 
     @property
-    def leak(self) -> Tensor | float:
-        """B, 0-d or a number."""
-        return self.fixed_leak if self.raw_leak is None else torch.sigmoid(self.raw_leak)
+    def leak(self) -> Tensor:
+        """B, 0-d."""
+        if self.raw_leak is not None:
+            return torch.sigmoid(self.raw_leak)
+        assert self.fixed_leak is not None
+        return self.fixed_leak
 
     def values_of(self, currents: Tensor) -> tuple[Tensor, SpikeTrain]:
         values, spikes, _ = self.run(currents, None)
@@ -70,7 +75,12 @@ class LeakyPolarityNeuron(SequenceNeuron):
         return self.values_of(currents)[1]
 
     def run(self, currents: Tensor, membrane: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What is handed on, the spikes, and the membrane after these steps; None is rest."""
+        """What is handed on, the spikes, and the membrane after these steps; None is rest.
+
+        Raises:
+            InputError: the membrane is of another shape than the input.
+        """
+        require_same_shape(currents[0], membrane, self.name)
         step, leak = self.broadcast_step(currents[0]), self.leak
         scale = 1.0 / math.sqrt(max(1, currents[0][0].numel() // max(1, self.spec.channels)) * self.spec.positive)
         gain = self.gain if self.spec.negative else 1.0
@@ -106,8 +116,11 @@ class TemporalNetwork(SequenceNetwork):
     """A network of carried membranes that reads sequences (batch, frames, ...), and learns from their order.
 
     Train it with :func:`polarspike.fit` on batches (frames, labels), measure it with :func:`polarspike.evaluate` (T is then
-    the number of first frames), stream it with :meth:`step`. :func:`unroll` makes one.
+    the number of first frames), stream it with :meth:`step`. :func:`unroll` makes one. Keep what it has learned by its
+    ``state_dict``, which another :func:`unroll` of the same quantized network loads.
     """
+
+    notes: dict[str, Any]
 
     def forward(
         self,
@@ -127,19 +140,35 @@ class TemporalNetwork(SequenceNetwork):
     @torch.no_grad()
     def step(self, inputs: Inputs, state: StreamState | None = None) -> tuple[Any, StreamState]:
         """Take one frame: the running mean of the output so far, and the next state."""
+        if state is not None and not isinstance(state, StreamState):
+            raise SpecError(f"step: expected the state of the step before or None, got {type(state).__name__}")
         state = StreamState() if state is None else state
         args, kwargs = as_call(inputs)
         frame = bind(self._arguments, args, kwargs)
-        self._named_signature.check(frame)
-        walk = _Stream(self, batch_size(frame), state.membranes)
-        output = walk.run(*frame.values())
-        mean = to_mean(output, state.mean, state.timestep + 1, "the output")
-        return mean, StreamState(state.timestep + 1, walk.after, mean)
+        images = batch_size(frame)
+        if any(len(membrane) != images for membrane in state.membranes.values()):
+            raise InputError(f"step: expected the streams of the state, got {images} others; start new ones with None")
+        walk = _Stream(self, images, state.membranes)
+        with fitting(self._named_signature, frame):
+            output = walk.run(*frame.values())
+        timestep = state.timestep + 1
+        for name, train in walk.trains.items() if self._observers else ():
+            for observer in self._observers:
+                observer(name, timestep, train.spikes[0])
+        mean = to_mean(output, state.mean, timestep, "the output")
+        # A copy to hand out: what is done to the answer is not done to the state.
+        return pytree.tree_map(lambda y: y.clone() if isinstance(y, Tensor) else y, mean), StreamState(
+            timestep, walk.after, mean
+        )
 
 
 def _first(x: Any, timesteps: int, time_dim: int) -> Any:
     if not isinstance(x, Tensor):
         return x
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in (timesteps, time_dim)):
+        raise SpecError(f"expected integers for timesteps and time_dim, got {timesteps!r} and {time_dim!r}")
+    if not -x.dim() <= time_dim < x.dim():
+        raise InputError(f"time_dim={time_dim}: an input of shape {tuple(x.shape)} has no such dimension")
     if not 0 < timesteps <= x.shape[time_dim]:
         raise InputError(f"timesteps: expected 1 to {x.shape[time_dim]}, the frames given, got {timesteps}")
     return x.narrow(time_dim, 0, timesteps)
@@ -173,11 +202,12 @@ def unroll(start: QuantizedNetwork | SpikingNetwork, *, leak: float = 1.0, learn
     """
     if not isinstance(start, QuantizedNetwork | SpikingNetwork):
         raise SpecError(f"unroll: expected a quantized or a spiking network, got {type(start).__name__}")
-    if not 0.0 < leak <= 1.0:
+    if isinstance(leak, bool) or not isinstance(leak, int | float) or not 0.0 < leak <= 1.0:
         raise SpecError(f"unroll: expected a leak in (0, 1], got {leak!r}")
     network = copy.deepcopy(start.network)
     for name, site in start.sites().items():
         site.require_calibrated()
-        network.add_submodule(name, LeakyPolarityNeuron(site.spec, site.name, leak, learned).adopt(site))
+        network.add_submodule(name, LeakyPolarityNeuron(site.spec, site.name, leak, learned).to(site.start).adopt(site))
     made = TemporalNetwork(finish(network), start.signature, contract="none")
+    made.notes = dict(start.notes)
     return made.train(start.training)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,6 @@ class TensorBoard:
         if self._writer is None:
             self._writer = self._open(str(self._folder), purge_step=epoch)
         for name, value in record.items():
-            if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool):
+            if name != "epoch" and isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
                 self._writer.add_scalar(name, value, epoch)
         self._writer.flush()

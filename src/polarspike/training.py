@@ -48,6 +48,8 @@ from polarspike.training_state import bring_back, keep, table_of
 
 FORMAT = "polarspike-training"
 VERSION = 1
+# Below it, what is infinite is so by itself, and no scale would repair it.
+_LEAST_SCALE = 2.0**-8
 _REPAIR = "lower TrainSpec.learning_rate, or lengthen warmup_epochs; the last checkpoint, if any, is intact"
 
 
@@ -154,7 +156,7 @@ def fit(
                 _check_weights(model, epoch)
                 if validate is not None:
                     with course.shown():
-                        held_out = evaluate(model, validate, progress=progress).accuracy[1]
+                        held_out = evaluate(_AsTrained(model), validate, progress=progress).accuracy[1]
                     passed = dataclasses.replace(passed, validation_accuracy=held_out)
                 history.append(passed)
                 if run is not None:
@@ -214,17 +216,37 @@ class _Course:
     def move(self, index: int) -> None:
         """Optimizer step ``index`` (from 1, over all epochs) down the gradient that has gathered."""
         # At a rate of zero nothing may gather in moments, either, that would move the weights later.
-        moving = [optimizer for optimizer in self.optimizers if optimizer.param_groups[0]["lr"]]
+        moving = [one for one in self.optimizers if one.param_groups[0]["lr"] and _has_gradients(one)]
         for optimizer in moving:
             self.scaler.step(optimizer)
         if moving:
             self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
+            raise RunError(
+                f"fit, optimizer step {index}: gradients stay infinite or NaN however little the loss is scaled (by "
+                f"{self.scaler.get_scale():.2g}); train with precision='fp32' to see where, or 'bf16'"
+            )
         if self.average is not None:
             self.average.update(self.model, index)
 
     def shown(self) -> contextlib.AbstractContextManager[None]:
         """Within this context the model is what training would leave if it ended now."""
         return contextlib.nullcontext() if self.average is None else self.average.shown(self.model)
+
+
+class _AsTrained(nn.Module):
+    """A model that is evaluated as it is trained: a network through time on all of its frames or steps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
 
 
 def _train_epoch(
@@ -339,6 +361,11 @@ def _check_arguments(
         )
     if not trainable(model):
         raise SpecError(f"fit: no parameter of this {type(model).__name__} requires a gradient; nothing can be trained")
+    half = next((n for n, p in trainable(model).items() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if spec.precision == "fp16" and half is not None:
+        raise SpecError(
+            f"fit: precision='fp16' trains float32 weights, got half precision at {half!r}; use model.float()"
+        )
     if bool(spec.distillation) != (teacher is not None):
         raise SpecError(
             f"fit: TrainSpec.distillation is {spec.distillation} {'but no' if teacher is None else 'and a'} teacher is "

@@ -70,6 +70,7 @@ def test_files_say_what_is_in_the_network(tmp_path: Path) -> None:
     held = {"polarspike.json": ""}
     torch.export.load(io.BytesIO((tmp_path / "net.pt2").read_bytes()), extra_files=held)
     found = json.loads(held["polarspike.json"])
+    assert found["inputs"] == {"x": list(signal("branched").shape[1:])}
     assert found["format"] == 1 and found["timesteps"] == 1 and found["notes"] == {"classes": ["cat", "dog"]}
     for name, neuron in snn.sites().items():
         site = found["sites"][name]
@@ -125,8 +126,16 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ps.export(capped, tmp_path / "net", "torch-export", x)
     with pytest.raises(ExportError, match=r"expected a float32 network, got torch.bfloat16"):
         ps.export(ps.convert(qann).bfloat16(), tmp_path / "net", "torch-export", x.bfloat16())
-    with pytest.raises(ExportError, match="cannot be written"):
+    with pytest.raises(ExportError, match=r"got torch.bfloat16"):
+        ps.export(ps.convert(qann).bfloat16(), tmp_path / "net", "torch-export", x)
+    with pytest.raises(ExportError, match=r"cannot be written \(there is no folder"):
         ps.export(snn, tmp_path / "nowhere" / "net", "torch-export", x)
+    with pytest.raises(ExportError, match=r"cannot be written \(is a folder"):
+        ps.export(snn, tmp_path, "torch-export", x)
+    with pytest.raises(ExportError, match=r"onnx-float: expected a float32 network, got torch.float64"):
+        ps.export(ps.convert(qann).double(), tmp_path / "net.onnx", "onnx-float", x.double())
+    with pytest.raises(ExportError, match="no output value was compared"):
+        ps.export(snn, tmp_path / "net", "torch-export", x, [])
     for module, extra in (("onnxscript", "deploy"), ("onnxruntime", "deploy")):
         with monkeypatch.context() as patch, pytest.raises(MissingExtraError, match=rf"polarspike\[{extra}\]"):
             patch.setitem(sys.modules, module, None)
@@ -142,6 +151,22 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(tmp_path: Path) -> Non
         report.compare(tmp_path, "x", 0, [torch.ones(2, 3)], good, lambda inputs: [inputs * torch.nan])
     found = report.compare(tmp_path, "x", 0, [torch.eye(3)], good, lambda inputs: [inputs.flip(1)])
     assert (found.different, found.decisions, found.largest) == (4, 2, 1.0)
+
+
+def test_an_output_without_dimensions(tmp_path: Path) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).relu()).sum()
+
+    x = torch.randn(5, 4)
+    qann = ps.quantize(Sum(), SPEC, example=x)
+    ps.calibrate(qann, [x])
+    made = ps.export(ps.convert(qann), tmp_path / "net.pt2", "torch-export", x)
+    assert made.samples == 5 and made.compared == 1 and made.decisions is None and made.exact
 
 
 def test_holding_neurons_and_float64_are_written_too(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ class Export(Command):
             raise SpecError(f"--images: expected a number of at least 0, got {self.images}")
         snn = load_spiking(self.file)
         output = self.output or self.file.with_suffix(".pt2" if self.to == "torch-export" else ".onnx")
+        if output.resolve() == self.file.resolve():
+            raise SpecError(f"--output {output}: this is the network itself; give another path")
         example = random_inputs(snn)
         batches = None
         if self.images:

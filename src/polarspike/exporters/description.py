@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork
 
 FORMAT = 1
@@ -34,12 +35,13 @@ def describe(snn: SpikingNetwork) -> str:
         }
         for name, neuron in snn.sites().items()
     }
+    inputs = snn.signature.named(parameters_of(snn.network)).shapes
     return json.dumps(
         {
             "format": FORMAT,
             "polarspike": version("polarspike"),
             "timesteps": 1,
-            "inputs": {name: list(shape) for name, shape in snn.signature.shapes},
+            "inputs": {name: list(shape) for name, shape in inputs},
             "sites": sites,
             "notes": snn.notes,
         }

@@ -58,7 +58,6 @@ def first_timestep(snn: SpikingNetwork, example: Inputs) -> fx.GraphModule:
         ExportError: neurons that hold spikes back at the first timestep, or weights in half precision.
     """
     network = copy.deepcopy(snn.network)
-    dims = _dimensions(snn, example)
     for name, neuron in snn.sites().items():
         if isinstance(neuron, CappedNeuron):
             raise ExportError(
@@ -67,6 +66,8 @@ def first_timestep(snn: SpikingNetwork, example: Inputs) -> fx.GraphModule:
             )
         if neuron.start.dtype not in (torch.float32, torch.float64):
             raise ExportError(f"site {name!r}: expected a float32 network, got {neuron.start.dtype}; use snn.float()")
+    dims = _dimensions(snn, example)
+    for name, neuron in snn.sites().items():
         network.add_submodule(name, FixedSite(neuron, dims[name]))
     return finish(network).eval()
 

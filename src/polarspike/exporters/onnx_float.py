@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from polarspike.errors import ExportError, MissingExtraError
@@ -51,17 +51,32 @@ def save(program: ExportedProgram, path: Path, description: str, names: list[str
     made.save(str(path), external_data=size > _MOST_BYTES)
 
 
+def require_float32(network: fx.GraphModule) -> None:
+    """Refuse weights that ONNX Runtime has no kernels for.
+
+    Raises:
+        ExportError: with the first of them.
+    """
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise ExportError(f"onnx-float: expected a float32 network, got {value.dtype} at {name!r}; use snn.float()")
+
+
 def runner(path: Path) -> Runner:
     """Read a model back, to run it in ONNX Runtime.
 
     Raises:
         MissingExtraError: it is not installed.
+        ExportError: it cannot run the model.
     """
     try:
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "deploy") from error
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        raise ExportError(f"ONNX Runtime cannot run what was written: {str(error).strip()}") from error
     names = [known.name for known in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[Tensor]:

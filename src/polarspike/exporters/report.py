@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polarspike.errors import ExportError
-from polarspike.inputs import Inputs
+from polarspike.inputs import Inputs, batch_size
 
 Runner = Callable[[Inputs], list[Tensor]]
 
@@ -58,7 +58,7 @@ def compare(
     """Run both on every batch.
 
     Raises:
-        ExportError: another number of outputs, other shapes, or a NaN that the network does not have.
+        ExportError: another number of outputs, other shapes, a NaN that the network does not have, or nothing to compare.
     """
     compared = different = samples = wrong = 0
     largest = 0.0
@@ -79,7 +79,9 @@ def compare(
                 raise ExportError(f"{path}: the written file answers NaN where the network does not")
             largest = max(largest, float(distance.max()) if distance.numel() else 0.0)
         decides = decides and len(expected) == 1 and expected[0].dim() == 2
-        samples += len(expected[0])
+        samples += batch_size(batch)
         if decides:
             wrong += int((expected[0].argmax(1) != got[0].argmax(1)).sum())
+    if not compared:
+        raise ExportError(f"{path}: no output value was compared; give batches that hold samples, or leave batches out")
     return ExportReport(path, format_name, size, compared, different, largest, samples, wrong if decides else None)

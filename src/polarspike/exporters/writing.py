@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,7 +17,7 @@ from polarspike.exporters import onnx_float, programs
 from polarspike.exporters.description import describe
 from polarspike.exporters.first_timestep import first_timestep
 from polarspike.exporters.report import ExportReport, Runner, compare
-from polarspike.inputs import Inputs, as_call, batches_of, bind, float_leaves, map_inputs
+from polarspike.inputs import Inputs, as_call, batches_of, bind, float_leaves, to_device
 from polarspike.modules import apply
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork
@@ -60,7 +60,13 @@ def export(
     if format not in FORMATS:
         raise SpecError(f"export: unknown format {format!r}; expected one of {', '.join(FORMATS)}")
     target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        wrong = "is a folder" if target.is_dir() else f"there is no folder {str(target.parent)!r}"
+        raise ExportError(f"{target}: cannot be written ({wrong}); give the path of a file in a folder that is there")
+    snn, example = copy.deepcopy(snn).cpu(), to_device(example, torch.device("cpu"))  # files are traced and run there
     plain = first_timestep(snn, example)
+    if format == "onnx-float":
+        onnx_float.require_float32(plain)
     arguments = bind(parameters_of(plain), *as_call(example))
     program = programs.program_of(plain, arguments)
     names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
@@ -78,10 +84,8 @@ def export(
     def ordered(inputs: Inputs) -> tuple[Any, ...]:
         return tuple(bind(parameters_of(plain), *as_call(inputs)).values())
 
-    seen = [example] if batches is None else [inputs for inputs, _ in batches_of(batches)]
-    seen = [
-        map_inputs(lambda value: value.to("cpu") if isinstance(value, Tensor) else value, inputs) for inputs in seen
-    ]
+    seen = [example] if batches is None else (inputs for inputs, _ in batches_of(batches))
+    seen = (to_device(inputs, torch.device("cpu")) for inputs in seen)
     try:
         # In a folder of its own under its final name, by which the parts of a large file know each other.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -92,7 +96,7 @@ def export(
             run = read(place)
             report = compare(target, format, size, seen, answers, lambda inputs: run(ordered(inputs)))
             for part in reversed(parts):  # the model itself last
-                shutil.move(part, target.with_name(part.name))
+                os.replace(part, target.with_name(part.name))
     except OSError as error:
         raise ExportError(
             f"{target}: cannot be written ({error}); check the folder, permissions and free space"
