@@ -201,6 +201,24 @@ def test_simulated_sets_say_so_and_come_again(monkeypatch: pytest.MonkeyPatch) -
     assert not torch.equal(found.train.images[0], found.test.images[0])
 
 
+def test_simulated_frames_belong_to_their_images_and_to_no_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[int] = []
+    simulate = simulated.simulate
+    monkeypatch.setattr(simulated, "simulate", lambda *a, **k: made.append(1) or simulate(*a, **k))  # type: ignore[func-returns-value]
+    few = Few()
+    monkeypatch.setattr(simulated, "_images", lambda root: few)
+    first = load_events("events-fashion-mnist", None, SPEC, cache_folder=tmp_path / "cache")
+    assert len(made) == 16
+    monkeypatch.chdir(tmp_path)
+    load_events("events-fashion-mnist", None, SPEC, cache_folder=tmp_path / "cache")
+    assert len(made) == 16
+    few.train = data.Split(255 - few.train.images, few.train.labels)
+    other = load_events("events-fashion-mnist", None, SPEC, cache_folder=tmp_path / "cache")
+    assert len(made) > 16 and not torch.equal(other.train.images, first.train.images)
+
+
 def test_the_order_of_saccades_is_in_nothing_but_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simulated, "_images", lambda root: Few())
     spec = FrameSpec(bins=3)

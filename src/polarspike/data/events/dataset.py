@@ -37,7 +37,7 @@ class Recording:
     """One sample: a file, or a stretch of one.
 
     Args:
-        path: of the file.
+        path: of the file; ``Path()`` for what comes from none.
         label: from 0.
         start, end: microseconds, where the file holds several samples.
     """
@@ -228,7 +228,7 @@ def find_source(name: str) -> EventSource:
 
 def _part(source: EventSource, found: Recordings, part: str, spec: FrameSpec, folder: Path) -> Split:
     recordings: list[Recording] = getattr(found, part)
-    files = list(dict.fromkeys(recording.path for recording in recordings))
+    files = list(dict.fromkeys(recording.path for recording in recordings if recording.path != Path()))
     settings = {
         "data": source.name,
         "part": part,
