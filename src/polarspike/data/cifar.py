@@ -22,12 +22,13 @@ from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.local import Layout, locate
 from polarspike.data.normalization import Normalization
+from polarspike.data.reading import bytes_of
 from polarspike.data.registry import Shape, Source, register
 from polarspike.data.splits import Split
 from polarspike.errors import DataError
 
 _PIXELS = 3 * 32 * 32
-_CLASSES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASSES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # What a pickle of these files names, in the protocols of Python 2 and 3 and by NumPy 1 and 2.
 _KNOWN = {
     ("numpy.core.multiarray", "_reconstruct"),
@@ -87,7 +88,7 @@ def cifar_10(source: Source) -> ImageDataset:
     """
     layout, folder = _located(_CIFAR_10, source)
     *train, test = (_read(_CIFAR_10, layout, folder / file) for file in getattr(_CIFAR_10, layout).files)
-    return _dataset(_CIFAR_10, train, test, _CLASSES_10)
+    return _dataset(_CIFAR_10, train, test, CLASSES_10)
 
 
 @register("cifar-100", Shape(3, 32, 32, 100))
@@ -133,7 +134,7 @@ def _read(version: _Version, layout: str, path: Path) -> Split:
 
 def _binary(version: _Version, path: Path) -> tuple[Tensor, Tensor]:
     record = version.label_bytes + _PIXELS
-    content = _bytes_of(path)
+    content = bytes_of(path)
     if len(content) % record or not content:
         raise DataError(
             f"{path}: expected records of {record} bytes, got {len(content)} bytes, which are no whole number of them; "
@@ -145,7 +146,7 @@ def _binary(version: _Version, path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _python(version: _Version, path: Path) -> tuple[Tensor, Tensor]:
-    content = unpickled(_bytes_of(path), path)
+    content = unpickled(bytes_of(path), path)
     pixels, labels = (content.get(b"data"), content.get(version.key)) if isinstance(content, dict) else (None, None)
     whole = (
         isinstance(pixels, np.ndarray)
@@ -162,21 +163,14 @@ def _python(version: _Version, path: Path) -> tuple[Tensor, Tensor]:
 
 def _names(path: Path, layout: str) -> tuple[str, ...]:
     if layout == "binary":
-        names = [line.strip() for line in _bytes_of(path).decode("utf-8", "replace").splitlines() if line.strip()]
+        names = [line.strip() for line in bytes_of(path).decode("utf-8", "replace").splitlines() if line.strip()]
     else:
-        content = unpickled(_bytes_of(path), path)
+        content = unpickled(bytes_of(path), path)
         found = content.get(b"fine_label_names", []) if isinstance(content, dict) else []
         names = [name.decode() if isinstance(name, bytes) else str(name) for name in found]
     if len(names) != 100:
         raise DataError(f"{path}: expected the names of 100 classes, got {len(names)}")
     return tuple(names)
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: expected a readable file, got: {error.strerror or error}") from error
 
 
 class _Unpickler(pickle.Unpickler):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import torch
 from torch.utils.data import DataLoader
 
 from polarspike.data.augment import Augmentation
 from polarspike.data.loaders import Batch, batches
 from polarspike.data.normalization import Normalization
-from polarspike.data.splits import Split, stratified
+from polarspike.data.splits import Split, selected, stratified
 from polarspike.errors import DataError
 
 
@@ -130,8 +129,5 @@ class ImageDataset:
         """
         split = self.parts()[part]
         if images is not None:
-            order = torch.arange(len(split))
-            if seed is not None:
-                order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-            split = split.subset(order[:images])
+            split = split.subset(selected(len(split), images, seed))
         return batches(split, batch_size, normalization=normalization or self.normalization)

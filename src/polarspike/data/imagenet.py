@@ -15,7 +15,8 @@ from pathlib import Path
 from polarspike.data.augment import Augmentation
 from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
-from polarspike.data.pictures import Files, Pictures, Shards
+from polarspike.data.pictures import SUFFIXES, Files, Pictures, Shards
+from polarspike.data.reading import lines_of
 from polarspike.data.registry import FOLDER_VARIABLE, Shape, Source, register
 from polarspike.data.streamed import StreamedDataset
 from polarspike.errors import DataError
@@ -23,7 +24,6 @@ from polarspike.errors import DataError
 #: Pictures of the training and the test part; other numbers are an unfinished copy.
 COUNTS = {"imagenet-1k": (1_281_167, 50_000), "tiny-imagenet-200": (100_000, 10_000)}
 CLASSES = {"imagenet-1k": 1000, "tiny-imagenet-200": 200}
-_SUFFIXES = (".jpeg", ".jpg", ".png")
 # The customary figures, not recomputed from 1.3 million pictures.
 _NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -64,7 +64,7 @@ def tiny_imagenet_200(source: Source) -> StreamedDataset:
     places = source.folders(name, cache(name))
     for place in (inner for outer in places for inner in (outer, outer / name)):
         if all((place / part).exists() for part in ("wnids.txt", "train", "val/val_annotations.txt")):
-            classes = tuple(line for line in _lines(place / "wnids.txt") if line)
+            classes = tuple(line for line in lines_of(place / "wnids.txt") if line)
             train = _by_folder(place / "train", classes, inner="images")
             test = _annotated(place / "val", classes)
             _require(name, place, [train, test], classes)
@@ -124,7 +124,7 @@ def _by_folder(folder: Path, classes: tuple[str, ...], inner: str = "") -> Files
             raise DataError(
                 f"{folder}: expected a folder {name}/{inner} of pictures, found none; the copy is not whole"
             )
-        for path in sorted(path for path in found.iterdir() if path.suffix.lower() in _SUFFIXES):
+        for path in sorted(path for path in found.iterdir() if path.suffix.lower() in SUFFIXES):
             paths.append(path)
             labels.append(label)
     return Files(paths, labels)
@@ -134,17 +134,10 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> Files:
     """Pictures whose classes stand in a text file: name, class, and more, parted by tabs."""
     known = {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
-    for line in _lines(folder / "val_annotations.txt"):
+    for line in lines_of(folder / "val_annotations.txt"):
         file, *rest = line.split("\t")
         if not rest or rest[0] not in known:
             raise DataError(f"{folder / 'val_annotations.txt'}: expected lines of FILE, CLASS, got {line!r}")
         paths.append(folder / "images" / file)
         labels.append(known[rest[0]])
     return Files(paths, labels)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a text file, got: {error}") from error

@@ -183,12 +183,24 @@ class _WholeBatches(Dataset[Batch]):
 
     def __getitem__(self, key: Key) -> Batch:
         images, labels = self.split.images[key.indices], self.split.labels[key.indices]  # (B, C, H, W) uint8
-        if self.augment is None:
-            return self.normalization(images), labels
         # Each batch has its own seed, so no batch depends on which process made the one before.
         generator = torch.Generator().manual_seed(key.seed)
-        images = self.normalization(self.augment(images, generator))
-        return self.augment.mixed(images, labels, self.classes, generator) if self.augment.mixes else (images, labels)
+        return changed(images, labels, self.augment, self.normalization, self.classes, generator)
+
+
+def changed(
+    images: Tensor,
+    labels: Tensor,
+    augment: Augmentation | None,
+    normalization: Normalization,
+    classes: int,
+    generator: torch.Generator,
+) -> Batch:
+    """Bytes (B, C, H, W) and labels as a batch: augmented if at all, normalized, and mixed where the augmentation mixes."""
+    if augment is None or augment.is_identity:
+        return normalization(images), labels
+    images = normalization(augment(images, generator))
+    return augment.mixed(images, labels, classes, generator) if augment.mixes else (images, labels)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarspike.data.reading import bytes_of
 from polarspike.errors import DataError, MissingExtraError
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+#: How the names of pictures end, in lower case.
+SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Pictures(ABC):
@@ -63,10 +65,7 @@ class Files(Pictures):
 
     def content(self, index: int) -> tuple[bytes, str]:
         path = self.paths[index]
-        try:
-            return path.read_bytes(), str(path)
-        except OSError as error:
-            raise DataError(f"{path}: expected a readable file, got: {error.strerror or error}") from error
+        return bytes_of(path), str(path)
 
 
 class Shards(Pictures):
@@ -110,7 +109,7 @@ def _members(path: Path) -> list[tuple[int, int, int]]:
                 folder, _, name = member.name.rpartition("/")
                 key, _, suffix = name.partition(".")
                 key = f"{folder}/{key}"
-                if f".{suffix.lower()}" in _SUFFIXES:
+                if f".{suffix.lower()}" in SUFFIXES:
                     pictures[key] = member.offset_data, member.size
                 elif suffix in ("cls", "json") and (file := shard.extractfile(member)) is not None:
                     labels[key] = _label(file.read(), suffix, f"{path}: {member.name}")
@@ -121,7 +120,7 @@ def _members(path: Path) -> list[tuple[int, int, int]]:
             f"{path}: expected {missing[0].lstrip('/')}.cls or .json with a label beside the picture, found none"
         )
     if not pictures:
-        raise DataError(f"{path}: expected pictures ({', '.join(_SUFFIXES)}) in this shard, found none")
+        raise DataError(f"{path}: expected pictures ({', '.join(SUFFIXES)}) in this shard, found none")
     return [(*place, labels[key]) for key, place in pictures.items()]
 
 

@@ -47,6 +47,13 @@ class Split:
         return Split(self.images[indices], self.labels[indices])
 
 
+def selected(samples: int, count: int, seed: int | None) -> Tensor:
+    """Indices of ``count`` of so many samples: the first ones, or a random choice by ``seed``."""
+    if seed is None:
+        return torch.arange(samples)[:count]
+    return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))[:count]
+
+
 def stratified(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Divide samples at random so that the second part holds ``fraction`` of every class.
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from polarspike.data.augment import Augmentation
-from polarspike.data.loaders import Batch, Key, over
+from polarspike.data.loaders import Batch, Key, changed, over
 from polarspike.data.normalization import Normalization
 from polarspike.data.pictures import Pictures
-from polarspike.errors import DataError, MissingExtraError
+from polarspike.data.splits import selected
+from polarspike.errors import DataError
 
 _TRAIN_AREA = (0.08, 1.0)
 _TRAIN_SHAPE = (3 / 4, 4 / 3)
@@ -102,11 +103,7 @@ class StreamedDataset:
     ) -> DataLoader[Batch]:
         """Batches of a part, cut from the middle; arguments as for :class:`~polarspike.data.ImageDataset`."""
         pictures = self.parts()[part]
-        order = torch.arange(len(pictures))
-        if images is not None:
-            if seed is not None:
-                order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))
-            order = order[:images]
+        order = torch.arange(len(pictures)) if images is None else selected(len(pictures), images, seed)
         made = _Batches(self, pictures, order, normalization or self.normalization, augmented=None)
         return over(made, len(order), batch_size, shuffle=False, drop_last=False, draws=False, workers=workers)
 
@@ -131,13 +128,8 @@ class _Batches(Dataset[Batch]):
         generator = torch.Generator().manual_seed(key.seed)
         images = torch.stack([self._image(int(index), generator) for index in chosen])
         labels = self.pictures.labels[chosen]
-        augment = self.dataset.augmentation
-        if not self.augmented or augment.is_identity:
-            return self.normalization(images), labels
-        images = self.normalization(augment(images, generator))
-        if augment.mixes:
-            return augment.mixed(images, labels, self.dataset.num_classes, generator)
-        return images, labels
+        augment = self.dataset.augmentation if self.augmented else None
+        return changed(images, labels, augment, self.normalization, self.dataset.num_classes, generator)
 
     def _image(self, index: int, generator: torch.Generator) -> Tensor:
         """Bytes (3, size, size)."""
@@ -170,10 +162,8 @@ def random_part(width: int, height: int, generator: torch.Generator) -> tuple[fl
 
 
 def _scaled(picture: Any, box: tuple[float, float, float, float], width: int, height: int) -> Tensor:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "vision") from error
+    from PIL import Image  # which has decoded the picture
+
     # A box may lie outside by rounding, where the picture is smaller than what is cut out.
     left, top, right, bottom = box
     inside = (max(0.0, left), max(0.0, top), min(float(picture.width), right), min(float(picture.height), bottom))

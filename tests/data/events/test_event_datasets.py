@@ -10,7 +10,7 @@ import torch
 
 import polarspike as ps
 from polarspike import data
-from polarspike.data import events
+from polarspike.data import cifar, events
 from polarspike.data.events import FrameSpec, load_events, published, simulated
 from polarspike.data.events.streams import EventStream
 from polarspike.errors import DataError
@@ -52,7 +52,7 @@ def n_caltech101(root: Path) -> Path:
 
 
 def cifar10_dvs(root: Path) -> Path:
-    for label, name in enumerate(published._CIFAR):
+    for label, name in enumerate(cifar.CLASSES_10):
         (root / name).mkdir(parents=True)
         for index in range(20):
             (root / name / f"cifar10_{name}_{index}.aedat").write_bytes(aedat2_bytes(some(label, index, 128)))

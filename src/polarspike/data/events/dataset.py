@@ -8,6 +8,7 @@ trained through time.
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -134,7 +135,7 @@ class EventDataset:
     augmentation: Augmentation
     simulated: bool
 
-    @property
+    @functools.cached_property  # it reads all training frames
     def normalization(self) -> Normalization:
         """Of the training counts of either sign, the same for every bin: for merged channels, T times over."""
         count, channels, height, width = self.train.images.shape

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from polarspike.data.events.streams import EventStream
+from polarspike.data.reading import bytes_of
 from polarspike.errors import DataError, MissingExtraError
 from polarspike.files import replacing
 
@@ -36,7 +37,7 @@ def read_bin(path: Path, size: tuple[int, int]) -> EventStream:
     Raises:
         DataError: no whole number of events, or one outside of the sensor.
     """
-    content = _content(path)
+    content = bytes_of(path)
     if len(content) % _BIN_EVENT:
         raise DataError(
             f"{path}: expected {_BIN_EVENT} bytes for each event, got {len(content)} bytes, no whole number of events; "
@@ -75,7 +76,7 @@ def read_aedat(path: Path, size: tuple[int, int] = (128, 128)) -> EventStream:
         DataError: another version, a truncated file, or an event outside of the sensor.
         MissingExtraError: version 4 without the package aedat.
     """
-    content = _content(path)
+    content = bytes_of(path)
     first = content[:64].partition(b"\n")[0].strip()
     if first == b"#!AER-DAT2.0":
         return _aedat2(path, content, size)
@@ -168,10 +169,3 @@ def _stream(path: Path, x: object, y: object, t: object, p: object, size: tuple[
         return EventStream.of(x, y, t, p, size)
     except DataError as error:
         raise DataError(f"{path}: {error}; it is damaged, or not of a sensor of {size[0]}x{size[1]} pixels") from error
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: expected a readable file, got: {error.strerror or error}") from error

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from polarspike.data.augment import Augmentation
+from polarspike.data.cifar import CLASSES_10
 from polarspike.data.events.dataset import (
     EventSource,
     Recording,
@@ -29,13 +30,13 @@ from polarspike.data.events.dataset import (
 from polarspike.data.events.formats import read_aedat, read_bin, read_npy
 from polarspike.data.events.streams import EventStream
 from polarspike.data.local import cache
+from polarspike.data.reading import lines_of
 from polarspike.data.registry import FOLDER_VARIABLE, Source
 from polarspike.data.splits import stratified
 from polarspike.errors import DataError
 
 _TEST_FRACTION, _SEED = 0.1, 0
 _DIGITS = tuple("0123456789")
-_CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _GESTURES = ("hand clapping", "right hand wave", "left hand wave", "right arm clockwise", "right arm counter clockwise",
              "left arm clockwise", "left arm counter clockwise", "arm roll", "air drums", "air guitar",
              "other gestures")  # fmt: skip
@@ -62,10 +63,10 @@ def _n_caltech101(source: Source) -> Recordings:
 
 
 def _cifar10_dvs(source: Source) -> Recordings:
-    folder = _first(source, "cifar10-dvs", _CIFAR, "Unpack the ten archives of CIFAR10-DVS there")
+    folder = _first(source, "cifar10-dvs", CLASSES_10, "Unpack the ten archives of CIFAR10-DVS there")
     pattern = "*.aedat" if next(folder.glob("airplane/*.aedat"), None) else "*.aedat4"
-    found = _by_class(folder, _CIFAR, pattern)
-    return _cut("cifar10-dvs", folder, found, _SIZE, _CIFAR, lambda r: read_aedat(r.path, _SIZE))
+    found = _by_class(folder, CLASSES_10, pattern)
+    return _cut("cifar10-dvs", folder, found, _SIZE, CLASSES_10, lambda r: read_aedat(r.path, _SIZE))
 
 
 def _dvs128_gesture(source: Source) -> Recordings:
@@ -124,10 +125,7 @@ def _packed_gestures(folder: Path) -> list[Recording]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a text file, got: {error}") from error
+    return [line.strip() for line in lines_of(path) if line.strip()]
 
 
 def _by_class(folder: Path, classes: tuple[str, ...], pattern: str) -> list[Recording]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from polarspike.data.events.simulation import CameraSpec, simulate
 from polarspike.data.events.streams import EventStream
 from polarspike.data.fashion_mnist import fashion_mnist
 from polarspike.data.registry import Source
+from polarspike.data.splits import Split
 
 _ORIGIN = "Fashion-MNIST (arXiv 1708.07747) through a simulated event camera (three saccades); not a recording"
 _SENSOR = (CameraSpec().size, CameraSpec().size)
 _LICENCE = "MIT (Expat), copyright 2017 Zalando SE"
+_Read = Callable[[EventStream, Recording, CameraSpec], EventStream]
 
 
 @functools.lru_cache(maxsize=1)
@@ -46,16 +49,22 @@ def _settings(images: ImageDataset, camera: CameraSpec) -> dict[str, Any]:
     return {"camera": camera.to_dict(), "images": digests, "version": 1}
 
 
-def _events_fashion_mnist(source: Source) -> Recordings:
-    images, camera = _images(source.root), CameraSpec()
+def _recordings(
+    images: ImageDataset, classes: tuple[str, ...], labels: Callable[[Split], list[int]], read: _Read
+) -> Recordings:
+    """Every image once, as ``read`` lets the camera see it."""
+    camera = CameraSpec()
     train, test = (
-        [Recording(Path(), int(label), index, number) for index, label in enumerate(split.labels.tolist())]
+        [Recording(Path(), label, index, number) for index, label in enumerate(labels(split))]
         for number, split in enumerate((images.train, images.test))
     )
-    size = (camera.size, camera.size)
-    return Recordings(
-        train, test, size, images.classes, lambda r: _sample(images, r, camera), _settings(images, camera)
-    )
+    size, settings = (camera.size, camera.size), _settings(images, camera)
+    return Recordings(train, test, size, classes, lambda r: read(_sample(images, r, camera), r, camera), settings)
+
+
+def _events_fashion_mnist(source: Source) -> Recordings:
+    images = _images(source.root)
+    return _recordings(images, images.classes, lambda split: split.labels.tolist(), lambda events, *_: events)
 
 
 def reordered(events: EventStream, saccade_us: int) -> EventStream:
@@ -65,19 +74,12 @@ def reordered(events: EventStream, saccade_us: int) -> EventStream:
 
 
 def _saccade_order(source: Source) -> Recordings:
-    images, camera = _images(source.root), CameraSpec()
-
-    def read(recording: Recording) -> EventStream:
-        events = _sample(images, recording, camera)
+    def read(events: EventStream, recording: Recording, camera: CameraSpec) -> EventStream:
         return reordered(events, camera.saccade_us) if recording.label else events
 
     # An image is seen one way alone, so that no other way of it is in the training part.
-    train, test = (
-        [Recording(Path(), index % 2, index, number) for index in range(len(split))]
-        for number, split in enumerate((images.train, images.test))
-    )
-    size = (camera.size, camera.size)
-    return Recordings(train, test, size, ("in order", "reversed"), read, _settings(images, camera))
+    classes = ("in order", "reversed")
+    return _recordings(_images(source.root), classes, lambda split: [i % 2 for i in range(len(split))], read)
 
 
 _COMMON = (_ORIGIN, _LICENCE)

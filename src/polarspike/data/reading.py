@@ -1,0 +1,31 @@
+"""Read a file of a data set, or say in one line why it cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polarspike.errors import DataError
+
+
+def bytes_of(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: expected a readable file, got: {error.strerror or error}") from error
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        DataError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a text file, got: {error}") from error
