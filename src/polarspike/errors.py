@@ -3,6 +3,21 @@
 An error says four things: what was expected, what came, where (site, layer, batch or file), and how to repair it.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def closest(name: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that is most like it, or nothing.
+
+    >>> closest("resnet2", ["resnet20", "vgg16"])
+    "; did you mean 'resnet20'?"
+    """
+    found = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
 
 class PolarspikeError(Exception):
     """Base class: catch this to catch every deliberate error of the library."""

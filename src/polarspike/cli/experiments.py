@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import itertools
 import json
 import runpy
@@ -20,7 +19,7 @@ import tyro
 
 from polarspike import recipes
 from polarspike.cli.command import Command, show, tell
-from polarspike.errors import SpecError
+from polarspike.errors import SpecError, closest
 from polarspike.experiment import Prepared, Recipe, carry_out, prepare
 from polarspike.processes import join
 from polarspike.rehearsal import rehearse
@@ -134,9 +133,8 @@ def named_recipe(name: str) -> Recipe:
         return recipes.RECIPES[name]
     if name.endswith(".py"):
         return read_recipe(Path(name))
-    close = difflib.get_close_matches(name, recipes.RECIPES, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise SpecError(f"unknown recipe {name!r}: expected a .py file or one of {', '.join(recipes.RECIPES)}{hint}")
+    known = recipes.RECIPES
+    raise SpecError(f"unknown recipe {name!r}: expected a .py file or one of {', '.join(known)}{closest(name, known)}")
 
 
 def read_recipe(path: Path) -> Recipe:

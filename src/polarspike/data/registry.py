@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import TypeVar
 
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.streamed import StreamedDataset
-from polarspike.errors import DataError
+from polarspike.errors import DataError, closest
 
 FOLDER_VARIABLE = "POLARSPIKE_DATA"
 
@@ -118,9 +117,7 @@ def describe(name: str) -> DatasetEntry:
     """
     if entry := _entries.get(name):
         return entry
-    close = difflib.get_close_matches(str(name), _entries, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise DataError(f"unknown data set {name!r}; known: {', '.join(names())}{hint}")
+    raise DataError(f"unknown data set {name!r}; known: {', '.join(names())}{closest(name, _entries)}")
 
 
 def load(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> AnyDataset:

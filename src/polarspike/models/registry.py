@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
-from polarspike.errors import SpecError
+from polarspike.errors import SpecError, closest
 
 Builder = Callable[..., nn.Module]
 
@@ -91,9 +90,7 @@ def describe(name: str) -> ModelEntry:
     """
     if entry := _entries.get(name):
         return entry
-    close = difflib.get_close_matches(str(name), _entries, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise SpecError(f"unknown model {name!r}; known: {', '.join(names())}{hint}")
+    raise SpecError(f"unknown model {name!r}; known: {', '.join(names())}{closest(name, _entries)}")
 
 
 def create(name: str, *, num_classes: int, in_channels: int = 3, **options: object) -> nn.Module:

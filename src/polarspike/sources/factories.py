@@ -6,7 +6,6 @@ This code is executed, because the user names it; nothing else in this package e
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from polarspike.errors import SpecError
+from polarspike.errors import SpecError, closest
 
 
 def from_factory(reference: str, options: Mapping[str, Any]) -> nn.Module:
@@ -38,8 +37,7 @@ def from_factory(reference: str, options: Mapping[str, Any]) -> nn.Module:
     module = _guarded(reference, "the code", lambda: _module(where))
     if not hasattr(module, name):
         names = [known for known, value in vars(module).items() if callable(value) and not known.startswith("_")]
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = closest(name, names)
         raise SpecError(f"{reference}: {where} has no {name!r}; callable there: {', '.join(names[:8]) or 'none'}{hint}")
     made = getattr(module, name)
     if not isinstance(made, nn.Module):

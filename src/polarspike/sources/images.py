@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch.nn import functional
 
 from polarspike import data
 from polarspike.data import Normalization
-from polarspike.errors import DataError, MissingExtraError
+from polarspike.errors import DataError, MissingExtraError, closest
 from polarspike.sources.preprocessing import Preprocessing, for_channels
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -171,10 +170,9 @@ def _tensor(path: Path) -> Tensor:
 
 def _dataset(name: str, root: Path | None) -> data.ImageDataset:
     if name not in data.names():
-        close = difflib.get_close_matches(name, data.names(), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        known = data.names()
         raise DataError(
-            f"images: {name!r} is no folder, no file, and no dataset; datasets: {', '.join(data.names())}{hint}"
+            f"images: {name!r} is no folder, no file, and no dataset; datasets: {', '.join(known)}{closest(name, known)}"
         )
     dataset = data.load(name, root)
     if not isinstance(dataset, data.ImageDataset):

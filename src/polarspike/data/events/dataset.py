@@ -7,7 +7,6 @@ trained through time.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
 from polarspike.data.registry import Shape, Source, register
 from polarspike.data.splits import Split
-from polarspike.errors import DataError
+from polarspike.errors import DataError, closest
 
 Part = Literal["train", "test"]
 
@@ -221,9 +220,7 @@ def find_source(name: str) -> EventSource:
         DataError: there is none; the message lists them.
     """
     if name not in _sources:
-        close = difflib.get_close_matches(str(name), _sources, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"unknown event data set {name!r}; known: {', '.join(names())}{hint}")
+        raise DataError(f"unknown event data set {name!r}; known: {', '.join(names())}{closest(name, _sources)}")
     return _sources[name]
 
 
