@@ -265,7 +265,7 @@ def _train_epoch(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     model.train()
     start = time.perf_counter()
-    disable = None if progress else True  # None: where standard error is no terminal
+    disable = None if progress and distributed.is_main() else True  # None: where standard error is no terminal
     bar = tqdm(loader, f"epoch {epoch}/{spec.epochs}", total=steps, unit="batch", leave=False, disable=disable)
     shares = getattr(loader, "shares", False)  # it gives each process its own rows
     for step, batch in enumerate(bar, start=1):
