@@ -10,6 +10,7 @@ python benchmarks/studies/_events.py train|test      makes the frames of a part 
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any
 import torch
 
 from polarspike import data
-from polarspike.data import Augmentation, Normalization
+from polarspike.data import Augmentation
 from polarspike.data.events.cache import cached
+from polarspike.data.events.dataset import EventDataset
 from polarspike.data.events.frames import FrameSpec, to_frames
 from polarspike.data.events.simulation import CameraSpec, simulate
 from polarspike.data.splits import Split
@@ -31,7 +33,17 @@ _FOLDER = Path(__file__).parents[2] / "runs" / "studies" / "events"
 _REVERSED = [4, 5, 2, 3, 0, 1]
 
 
-def part(task: str, name: str) -> Split:
+@functools.cache
+def dataset(task: str) -> EventDataset:
+    """Both parts of a task; training images are shifted by up to a pixel."""
+    classes = tuple(map(str, range(CLASSES[task])))
+    train, test = (_part(task, name) for name in ("train", "test"))
+    return EventDataset(
+        task, train, test, FRAMES, classes, "simulated, see above", "that of Fashion-MNIST", Augmentation(shift=1), True
+    )
+
+
+def _part(task: str, name: str) -> Split:
     """Frames (N, 12, 17, 17), the six bins side by side, and labels."""
     found = _fashion(name)
     if task == "fashion":
@@ -56,29 +68,6 @@ def _fashion(name: str) -> Split:
     return cached(_FOLDER, settings, count, FRAMES.shape((34, 34)), make, what=f"events of {name}")
 
 
-class Sequences:
-    """Batches of (frames (B, 6, 2, 17, 17), labels), shuffled and shifted by up to a pixel if they are for training."""
-
-    def __init__(self, split: Split, normalization: Normalization, batch_size: int, *, training: bool) -> None:
-        augment = Augmentation(shift=1) if training else None
-        self.merged = data.batches(
-            split, batch_size, normalization=normalization, shuffle=training, augment=augment, drop_last=training
-        )
-
-    def __len__(self) -> int:
-        return len(self.merged)
-
-    def __iter__(self) -> Iterator[Any]:
-        for merged, labels in self.merged:
-            yield merged.view(len(merged), FRAMES.bins, 2, *merged.shape[2:]), labels
-
-
-def normalization_of(split: Split) -> Normalization:
-    """Of the counts of either sign, over all bins."""
-    one = Normalization.of(split.images.view(-1, 2, *split.images.shape[2:]))
-    return Normalization(one.mean * FRAMES.bins, one.std * FRAMES.bins)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(len(part("fashion", sys.argv[1])))
+    print(len(_fashion(sys.argv[1])))

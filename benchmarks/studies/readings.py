@@ -19,12 +19,12 @@ per neuron and sequence.
 from __future__ import annotations
 
 import copy
-import functools
+import itertools
 import time
 from typing import Any
 
 import torch
-from _events import CLASSES, FRAMES, Sequences, normalization_of, part
+from _events import CLASSES, FRAMES, dataset
 from _run import RECIPE
 from _setting import RUNS, fine_tuning
 from _table import Row, carry_out, options
@@ -33,8 +33,7 @@ from torch import Tensor, nn
 import polarspike as ps
 from polarspike import models
 from polarspike.baselines import RivalSpec, prepare
-from polarspike.data import Normalization
-from polarspike.data.splits import Split
+from polarspike.baselines.scene import OverFrames
 from polarspike.runs import RunDirectory
 
 PARENT_EPOCHS, EPOCHS = 8, 4
@@ -58,23 +57,7 @@ class AtOnce(nn.Module):
         return answers.unflatten(0, (len(frames), -1)).mean(1)
 
 
-class OverTime(nn.Module):
-    """A spiking network that reads sequences, to be measured after any number of frames."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def observe(self, observer: Any) -> Any:
-        """As of the network."""
-        return self.network.observe(observer)
-
-    def forward(self, frames: Tensor, *, timesteps: int | None = None, every_step: bool = False) -> Any:
-        """The mean of the answers to the first ``timesteps`` frames."""
-        return self.network(frames[:, :timesteps], time_dim=1, every_step=every_step)
-
-
-class OneTimestep(OverTime):
+class OneTimestep(OverFrames):
     """A spiking network that reads all frames as channels."""
 
     def forward(self, frames: Tensor, *, timesteps: int | None = None, every_step: bool = False) -> Any:
@@ -120,7 +103,7 @@ def _at_once(asked: Row) -> Row:
         "qann": _accuracy(AtOnce(qann, reading), task),
     }
     snn = ps.convert(qann, ps.ConvertSpec(reading="integrate" if reading == "mean" else reading))
-    return found | _over_time(OneTimestep(snn) if reading == "channels" else OverTime(snn), task)
+    return found | _over_time(OneTimestep(snn) if reading == "channels" else OverFrames(snn), task)
 
 
 def _through_time(asked: Row) -> Row:
@@ -137,7 +120,7 @@ def _lif(asked: Row) -> Row:
     torch.manual_seed(seed)
     frames, _ = _few(task)[0]
     rival = prepare("lif", _model(task, "frames"), RivalSpec(timesteps=FRAMES.bins), example=frames[:2, 0])
-    network = OverTime(rival.network())
+    network = OverFrames(rival.network())
     spec = fine_tuning("event_cnn", PARENT_EPOCHS + EPOCHS, seed, learning_rate=rate, step_rate=0.0)
     return _over_time(_trained(network, task, f"lif-{seed}-{rate:g}", spec), task)
 
@@ -168,20 +151,16 @@ def _trained(model: nn.Module, task: str, kept: str, spec: ps.TrainSpec) -> nn.M
     return model
 
 
-@functools.cache
-def _splits(task: str) -> tuple[Split, Split, Normalization]:
-    train = part(task, "train")
-    return train, part(task, "test"), normalization_of(train)
-
-
-def _batches(task: str, training: bool) -> Sequences:
-    train, test, normalization = _splits(task)
-    return Sequences(train if training else test, normalization, 128 if training else 250, training=training)
+def _batches(task: str, training: bool) -> Any:
+    found = dataset(task)
+    if training:
+        return found.sequences("train", 128, shuffle=True, augmented=True)
+    return found.sequences("test", 250)
 
 
 def _few(task: str) -> list[tuple[Tensor, Tensor]]:
-    train, _, normalization = _splits(task)
-    return list(Sequences(train.subset(torch.arange(1000)), normalization, 250, training=False))
+    """The first 1,000 training images."""
+    return list(itertools.islice(dataset(task).sequences("train", 250), 4))
 
 
 def _accuracy(network: nn.Module, task: str) -> float:

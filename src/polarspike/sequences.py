@@ -15,12 +15,12 @@ The answer after T steps is the mean of the outputs of steps 1..T.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from polarspike.contract import Rule, rules_of
@@ -30,7 +30,7 @@ from polarspike.inputs import Signature, batch_size, bind, frames_of
 from polarspike.neurons import PolarityNeuron
 from polarspike.operators import moving
 from polarspike.quantized import fitting, parameters_of
-from polarspike.spiking import Observer
+from polarspike.spiking import Observable
 
 Contract = Literal["all", "means", "none"]
 # Timesteps times images that are computed at once where nothing trains; beyond it activations leave the caches.
@@ -44,7 +44,7 @@ class SpikeTrain(NamedTuple):
     rehearsal: Tensor | None = None
 
 
-class SequenceNeuron(PolarityNeuron):
+class SequenceNeuron(PolarityNeuron, ABC):
     """A neuron that takes the inputs of all timesteps, (S, batch, ...), and says what it fires at each.
 
     It is counted like :class:`~polarspike.neurons.PolarityNeuron`: a spike is worth the step of its site.
@@ -55,9 +55,9 @@ class SequenceNeuron(PolarityNeuron):
     #: Steps that this site by itself looks at before it fires.
     own_rehearsal: int = 0
 
+    @abstractmethod
     def train_of(self, currents: Tensor) -> SpikeTrain:
         """The spikes at all timesteps."""
-        raise NotImplementedError
 
     def values_of(self, currents: Tensor) -> tuple[Tensor, SpikeTrain]:
         """What the next operator receives at every step, (S, batch, ...), and the spikes that carry it."""
@@ -69,7 +69,7 @@ class SequenceNeuron(PolarityNeuron):
         return self.values_of(x.unsqueeze(0))[0][0].to(x.dtype)
 
 
-class SequenceNetwork(nn.Module):
+class SequenceNetwork(Observable):
     """A spiking network over sequences.
 
     Args:
@@ -89,14 +89,13 @@ class SequenceNetwork(nn.Module):
         self.signature = signature
         self.timesteps = timesteps
         self.contract: Contract = contract
-        self._observers: list[Observer] = []
         self._arguments = parameters_of(network)
         self._named_signature = signature.named(self._arguments)
         self.train(network.training)
 
     def sites(self) -> dict[str, SequenceNeuron]:
         """The neurons by site name."""
-        return modules_of(self.network, SequenceNeuron)
+        return modules_of(self.network, SequenceNeuron)  # type: ignore[type-abstract]
 
     @property
     def pre_run(self) -> int:
@@ -112,15 +111,6 @@ class SequenceNetwork(nn.Module):
         """Steps on clocked hardware: every site on the longest way adds one, and its own rehearsal before it."""
         depth = depth_of(self.network, set(self.sites()))
         return timesteps + self.pre_run + max(0, depth - 1) + depth * (self.rehearsal - self.pre_run)
-
-    @contextlib.contextmanager
-    def observe(self, observer: Observer) -> Iterator[None]:
-        """Within this context ``observer(site, t, spikes)`` is called; a rehearsal ends at t = 0."""
-        self._observers.append(observer)
-        try:
-            yield
-        finally:
-            self._observers.remove(observer)
 
     def forward(
         self,

@@ -78,7 +78,28 @@ class Latency:
         return self.steps + max(0, self.depth - 1)
 
 
-class SpikingNetwork(nn.Module):
+class Observable(nn.Module):
+    """A network whose spikes can be looked at while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._observers: list[Observer] = []
+
+    @contextlib.contextmanager
+    def observe(self, observer: Observer) -> Iterator[None]:
+        """Within this context ``observer(site, t, spikes)`` is called for every site and timestep (1, 2, ...).
+
+        ``spikes`` are the signed spikes k[t] of the step, as floats with the shape of the site's signal. Observing always
+        walks the timesteps, also where the mean domain was asked for. A rehearsal of a rival ends at t = 0.
+        """
+        self._observers.append(observer)
+        try:
+            yield
+        finally:
+            self._observers.remove(observer)
+
+
+class SpikingNetwork(Observable):
     """A network of neurons that answers after one timestep, or refines its answer over several.
 
     It holds no state between calls: the same input gives the same output. :func:`polarspike.convert` makes one.
@@ -101,7 +122,6 @@ class SpikingNetwork(nn.Module):
         self.spec = spec
         self.report = report
         self.notes: dict[str, Any] = {}
-        self._observers: list[Observer] = []
         self._arguments = parameters_of(network)
         self._named_signature = signature.named(self._arguments)
         self._timing = timing_of(network)
@@ -186,19 +206,6 @@ class SpikingNetwork(nn.Module):
     def sites(self) -> dict[str, PolarityNeuron]:
         """The neurons by site name, in the order in which a signal meets them."""
         return modules_of(self.network, PolarityNeuron)
-
-    @contextlib.contextmanager
-    def observe(self, observer: Observer) -> Iterator[None]:
-        """Within this context ``observer(site, t, spikes)`` is called for every site and timestep (1, 2, ...).
-
-        ``spikes`` are the signed spikes k[t] of the step, as floats with the shape of the site's signal. Observing always
-        walks the timesteps, also where the mean domain was asked for.
-        """
-        self._observers.append(observer)
-        try:
-            yield
-        finally:
-            self._observers.remove(observer)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

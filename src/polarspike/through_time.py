@@ -38,7 +38,7 @@ from polarspike.specs import SiteSpec
 from polarspike.spiking import SpikingNetwork
 from polarspike.temporal import require_same_shape, to_mean
 
-# A leak starts within these bounds, where its logistic form still has a slope.
+# A learned leak starts below this, where its logistic form still has a slope.
 _MOST_LEAK = 0.999
 
 

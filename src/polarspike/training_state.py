@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +64,7 @@ def bring_back(
         CheckpointError: it is damaged.
     """
     tensors, metadata = run.read_checkpoint()
-    metadata["spec"] = json.loads(json.dumps(TrainSpec.completed(metadata.get("spec"))))
+    metadata["spec"] = TrainSpec.completed(metadata.get("spec"))
     if changed := [line for key in expected for line in differences(metadata.get(key), expected[key], key)]:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise RunError(

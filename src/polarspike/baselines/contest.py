@@ -27,7 +27,7 @@ from polarspike.baselines.rival import Rival, RivalSpec, prepare
 from polarspike.baselines.scene import MeanFrame, OverFrames, Scene
 from polarspike.errors import InputError, OperatorError, RunError, SpecError
 from polarspike.evaluation import evaluate
-from polarspike.ledger import Ledger
+from polarspike.ledger import Ledger, as_text
 from polarspike.locks import locked
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
@@ -74,7 +74,7 @@ class Contest:
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of this comparison's runs."""
-        wanted = {tuple("" if value is None else str(value) for value in run.values()) for run in self.asked.runs()}
+        wanted = {tuple(map(as_text, run.values())) for run in self.asked.runs()}
         return [row for row in self.ledger.rows() if tuple(row[key] for key in ASKED) in wanted]
 
     def announcement(self) -> str:

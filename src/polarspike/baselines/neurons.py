@@ -15,6 +15,8 @@ at a rehearsal before they fire. The step of a site is the threshold theta, the 
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -36,9 +38,9 @@ class RivalNeuron(SequenceNeuron):
 class SoftResetNeuron(RivalNeuron):
     """A neuron whose spikes follow from the residue and from what it has fired so far."""
 
+    @abstractmethod
     def rule(self, residue: Tensor, fired: Tensor, threshold: Tensor) -> Tensor:
         """The spikes k[t], float-typed integers, from R[t] and C[t-1]."""
-        raise NotImplementedError
 
     def train_of(self, currents: Tensor) -> SpikeTrain:
         threshold = self.broadcast_step(currents[0])

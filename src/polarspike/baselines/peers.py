@@ -12,13 +12,12 @@ spikes are what its own neuron modules put out.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import importlib.metadata
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +28,10 @@ from torch.fx.experimental import optimization
 from polarspike.errors import InputError, MissingExtraError, SpecError
 from polarspike.inputs import batches_of
 from polarspike.modules import hooked
-from polarspike.spiking import Observer
+from polarspike.spiking import Observable
 
 
-class PeerNetwork(nn.Module):
+class PeerNetwork(Observable):
     """A peer's spiking network behind the interface of ours.
 
     Args:
@@ -52,16 +51,6 @@ class PeerNetwork(nn.Module):
         self._neurons = neurons
         self._reset = reset
         self._scale = scale
-        self._observers: list[Observer] = []
-
-    @contextlib.contextmanager
-    def observe(self, observer: Observer) -> Iterator[None]:
-        """Within this context ``observer(name, t, spikes)`` is called for every neuron module."""
-        self._observers.append(observer)
-        try:
-            yield
-        finally:
-            self._observers.remove(observer)
 
     @torch.no_grad()
     def forward(self, x: Tensor, *, timesteps: int = 1, every_step: bool = False) -> Tensor:

@@ -51,11 +51,10 @@ class Bench(Command):
         if self.threads < 1:
             raise SpecError(f"--threads: expected at least 1, got {self.threads}")
         torch.set_num_threads(self.threads)
-        place = self.run or Path("runs/rivals")
         start = time.monotonic()
         contest = Contest(
             self.comparison,
-            place,
+            self.place,
             root=self.root,
             say=lambda message: tell(f"[{time.monotonic() - start:6.0f} s] {message}"),
         )

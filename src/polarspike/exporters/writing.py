@@ -18,7 +18,7 @@ from polarspike.exporters.description import describe
 from polarspike.exporters.first_timestep import first_timestep
 from polarspike.exporters.report import ExportReport, Runner, compare
 from polarspike.inputs import Inputs, as_call, batches_of, bind, float_leaves, to_device
-from polarspike.modules import apply
+from polarspike.modules import apply, device_of
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork
 
@@ -63,7 +63,9 @@ def export(
     if target.is_dir() or not target.parent.is_dir():
         wrong = "is a folder" if target.is_dir() else f"there is no folder {str(target.parent)!r}"
         raise ExportError(f"{target}: cannot be written ({wrong}); give the path of a file in a folder that is there")
-    snn, example = copy.deepcopy(snn).cpu(), to_device(example, torch.device("cpu"))  # files are traced and run there
+    if device_of(snn).type != "cpu":  # files are traced and run there
+        snn = copy.deepcopy(snn).cpu()
+    example = to_device(example, torch.device("cpu"))
     plain = first_timestep(snn, example)
     if format == "onnx-float":
         onnx_float.require_float32(plain)
