@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import polarspike as ps
 from polarspike.errors import CalibrationError, SpecError
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     """A site that matters (``sharp``) beside one that hardly does (``dull``), and a signed one."""

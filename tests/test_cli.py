@@ -816,6 +816,7 @@ def test_each_demo_without_a_directory_gets_a_new_one(
     assert code == 2 and "expected --run DIR" in err
 
 
+@pytest.mark.slow
 def test_bench_lists_measures_and_goes_on(call: Call, tmp_path: Path) -> None:
     small = ("--data", "mnist-5k", "--model", "cnn", "--width", "4", "--limit", "256", "--latencies", "1", "2")
     small += ("--float-epochs", "1", "--epochs", "1")

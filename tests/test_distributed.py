@@ -160,9 +160,15 @@ def test_a_loader_of_the_users_is_shared_by_rows_and_batches(tmp_path: Path) -> 
     assert one["apart"] < 1e-5 and two["apart"] < 1e-5  # gradients of pieces sum to that of the batch
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What two processes find when nobody kills them."""
+    place = tmp_path_factory.mktemp("whole")
+    return result(2, "train", place / "run", place / "whole.json", 6, "fresh", out=place / "whole.json")
+
+
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_kill_of_either_process_loses_nothing(tmp_path: Path, victim: int) -> None:
-    whole = result(2, "train", tmp_path / "whole", tmp_path / "whole.json", 6, "fresh", out=tmp_path / "whole.json")
+def test_a_kill_of_either_process_loses_nothing(tmp_path: Path, victim: int, whole: dict[str, Any]) -> None:
     started = launch(2, "train", tmp_path / "killed", tmp_path / "killed.json", 6, "fresh")
     log = tmp_path / "killed" / "log.jsonl"
     deadline = time.monotonic() + 120

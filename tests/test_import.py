@@ -57,6 +57,7 @@ def test_import_is_cheap() -> None:
     assert failure_of(PROGRAM) == ""
 
 
+@pytest.mark.slow
 def test_a_costly_import_would_be_seen() -> None:
     assert "loads ['sklearn']" in failure_of(PROGRAM.replace("import polarspike\n", "import polarspike, sklearn\n"))
 

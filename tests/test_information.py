@@ -89,6 +89,7 @@ def test_bound_on_the_entropy_of_rectified_levels(positive: int, step: float, me
     assert bound == pytest.approx(1.0 + 0.5 * math.log2(positive))
 
 
+@pytest.mark.slow
 @given(LEVELS, st.floats(1e-6, 1e6), st.sampled_from(["entropy", "mse"]))
 def test_best_step_scales_with_the_input(levels: Levels, scale: float, objective: str) -> None:
     # (0, 1): at a median of zero or below the entropy names no step; both fall back to the square error.

@@ -128,6 +128,7 @@ def order_task(images: int, seed: int) -> tuple[Tensor, Tensor]:
     return frames, y
 
 
+@pytest.mark.slow
 def test_it_learns_an_order_that_no_mean_over_frames_holds() -> None:
     torch.manual_seed(0)
     frames, y = order_task(512, 0)

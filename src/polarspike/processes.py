@@ -7,8 +7,10 @@ What the processes then do together is in :mod:`polarspike.distributed`.
 
 from __future__ import annotations
 
+import atexit
 import os
 
+from torch import distributed as group
 from torch import nn
 
 from polarspike.distributed import world_size
@@ -34,7 +36,14 @@ def join(device: str = "cpu") -> str:
     except ImportError as error:
         raise MissingExtraError("accelerate", "scale") from error
     state = PartialState(cpu=device == "cpu")
+    atexit.register(_leave)
     return str(state.device)
+
+
+def _leave() -> None:
+    """End the group before the interpreter goes: a thread of it that is still awake would abort the process."""
+    if group.is_initialized():
+        group.destroy_process_group()
 
 
 def wrapped(model: nn.Module) -> nn.Module:

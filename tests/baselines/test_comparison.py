@@ -16,6 +16,8 @@ from polarspike.baselines.published import published, published_table
 from polarspike.baselines.scene import MeanFrame, OverFrames, Scene
 from polarspike.errors import SpecError
 
+pytestmark = pytest.mark.slow
+
 SMALL = Comparison(
     data="mnist-5k",
     model="cnn",
@@ -149,7 +151,6 @@ def work(place: Path) -> None:
     Contest(SMALL, place).carry_out()
 
 
-@pytest.mark.slow
 def test_two_processes_share_a_directory(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=work, args=(tmp_path,)) for _ in range(2)]

@@ -54,6 +54,7 @@ def test_a_program_answers_bit_for_bit_at_any_batch_size(name: str, tmp_path: Pa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_runtime_answers_the_same_but_for_rounding(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
@@ -63,6 +64,7 @@ def test_onnx_runtime_answers_the_same_but_for_rounding(name: str, tmp_path: Pat
     assert made.samples == 21 and made.largest < 1e-4 * max(1.0, float(snn(batches[2]).detach().abs().max())), made
 
 
+@pytest.mark.slow
 def test_files_say_what_is_in_the_network(tmp_path: Path) -> None:
     snn = converted()
     snn.notes = {"classes": ["cat", "dog"]}
@@ -83,6 +85,7 @@ def test_files_say_what_is_in_the_network(tmp_path: Path) -> None:
     onnx.checker.check_model(model)
 
 
+@pytest.mark.slow
 def test_weights_beyond_one_file_are_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(onnx_float, "_MOST_BYTES", 100)
@@ -95,6 +98,7 @@ def test_weights_beyond_one_file_are_beside_it(tmp_path: Path, monkeypatch: pyte
     assert torch.allclose(again, snn(x).detach(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -114,6 +118,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     assert ps.export(ps.convert(qann), tmp_path / "net.onnx", "onnx-float", batch).largest < 1e-5
 
 
+@pytest.mark.slow
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     qann = calibrated(network("plain"), SPEC, signal("plain", 16))
     snn, x = ps.convert(qann), signal("plain")
