@@ -1,34 +1,43 @@
 """Turn PyTorch networks into spiking networks that are exact at their first timestep.
 
 quantize -> calibrate -> (fit) -> convert -> verify -> evaluate -> save or export
+
+Every name is loaded when it is first asked for: what runs an exported file needs no torch, and imports none.
 """
 
-from polarspike import data, models
-from polarspike.allocation import Allocation, allocate
-from polarspike.calibration import CalibratedSite, calibrate
-from polarspike.checkpoint import load, save
-from polarspike.conversion import convert
-from polarspike.correction import correct_bias
-from polarspike.counting import OperationCounts, count_operations
-from polarspike.diagnosis import Diagnosis, diagnose
-from polarspike.distillation import Distillation, distill
-from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
-from polarspike.equalization import equalize
-from polarspike.equivalence import verify
-from polarspike.errors import PolarspikeError, PolarspikeWarning
-from polarspike.evaluation import Evaluation, evaluate
-from polarspike.exporters import ExportReport, export
-from polarspike.information import best_step, entropy
-from polarspike.plan import Plan
-from polarspike.proof import Proof
-from polarspike.pruning import prune
-from polarspike.quantization import inspect, quantize
-from polarspike.quantized import QuantizedNetwork, fold_batch_norm, refine
-from polarspike.reconstruction import reconstruct
-from polarspike.specs import ConvertSpec, QuantSpec, TrainSpec
-from polarspike.spiking import Latency, SpikingNetwork, SpikingState
-from polarspike.through_time import TemporalNetwork, unroll
-from polarspike.training import History, fit
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polarspike import data, models
+    from polarspike.allocation import Allocation, allocate
+    from polarspike.calibration import CalibratedSite, calibrate
+    from polarspike.checkpoint import load, save
+    from polarspike.conversion import convert
+    from polarspike.correction import correct_bias
+    from polarspike.counting import OperationCounts, count_operations
+    from polarspike.diagnosis import Diagnosis, diagnose
+    from polarspike.distillation import Distillation, distill
+    from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
+    from polarspike.equalization import equalize
+    from polarspike.equivalence import verify
+    from polarspike.errors import PolarspikeError, PolarspikeWarning
+    from polarspike.evaluation import Evaluation, evaluate
+    from polarspike.exporters import ExportReport, export
+    from polarspike.information import best_step, entropy
+    from polarspike.plan import Plan
+    from polarspike.proof import Proof
+    from polarspike.pruning import prune
+    from polarspike.quantization import inspect, quantize
+    from polarspike.quantized import QuantizedNetwork, fold_batch_norm, refine
+    from polarspike.reconstruction import reconstruct
+    from polarspike.snapping import snap_gains
+    from polarspike.specs import ConvertSpec, QuantSpec, TrainSpec
+    from polarspike.spiking import Latency, SpikingNetwork, SpikingState
+    from polarspike.through_time import TemporalNetwork, unroll
+    from polarspike.training import History, fit
 
 __version__ = "0.1.0"
 
@@ -80,6 +89,108 @@ __all__ = [
     "reconstruct",
     "refine",
     "save",
+    "snap_gains",
     "unroll",
     "verify",
 ]
+
+#: Where each public name is defined; data and models are modules themselves.
+_HOMES = {
+    "allocation": (
+        "Allocation",
+        "allocate",
+    ),
+    "calibration": (
+        "CalibratedSite",
+        "calibrate",
+    ),
+    "checkpoint": (
+        "load",
+        "save",
+    ),
+    "conversion": ("convert",),
+    "correction": ("correct_bias",),
+    "counting": (
+        "OperationCounts",
+        "count_operations",
+    ),
+    "diagnosis": (
+        "Diagnosis",
+        "diagnose",
+    ),
+    "distillation": (
+        "Distillation",
+        "distill",
+    ),
+    "energy": (
+        "CostTable",
+        "EnergyEstimate",
+        "estimate_energy",
+    ),
+    "equalization": ("equalize",),
+    "equivalence": ("verify",),
+    "errors": (
+        "PolarspikeError",
+        "PolarspikeWarning",
+    ),
+    "evaluation": (
+        "Evaluation",
+        "evaluate",
+    ),
+    "exporters": (
+        "ExportReport",
+        "export",
+    ),
+    "information": (
+        "best_step",
+        "entropy",
+    ),
+    "plan": ("Plan",),
+    "proof": ("Proof",),
+    "pruning": ("prune",),
+    "quantization": (
+        "inspect",
+        "quantize",
+    ),
+    "quantized": (
+        "QuantizedNetwork",
+        "fold_batch_norm",
+        "refine",
+    ),
+    "reconstruction": ("reconstruct",),
+    "snapping": ("snap_gains",),
+    "specs": (
+        "ConvertSpec",
+        "QuantSpec",
+        "TrainSpec",
+    ),
+    "spiking": (
+        "Latency",
+        "SpikingNetwork",
+        "SpikingState",
+    ),
+    "through_time": (
+        "TemporalNetwork",
+        "unroll",
+    ),
+    "training": (
+        "History",
+        "fit",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name (PEP 562)."""
+    if name in ("data", "models"):
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

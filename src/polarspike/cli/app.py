@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 done, and the answer is no (a proof failed); 2 an error; 3
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -16,18 +17,8 @@ from typing import Annotated, Any, TextIO
 import tyro
 
 from polarspike import __version__
-from polarspike.cli.bench import Bench
-from polarspike.cli.catalogue import Datasets, Models
 from polarspike.cli.command import Command, show, tell
-from polarspike.cli.convert import Convert
-from polarspike.cli.diagnose import Diagnose
-from polarspike.cli.doctor import Doctor
-from polarspike.cli.evaluate import Evaluate
-from polarspike.cli.experiments import Demo, Train
-from polarspike.cli.export import Export
-from polarspike.cli.inspect import Inspect
 from polarspike.cli.options import RefusedError, registry
-from polarspike.cli.verify import Verify
 from polarspike.errors import PolarspikeError
 
 _ABOUT = (
@@ -57,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             tell(f"interrupted: {command.after_interrupt(given) if command else 'nothing was begun'}")
             return 130
+        except BrokenPipeError:  # a reader such as `head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
+            return 0
         except Exception:  # the traceback is what a report of the defect needs
             traceback.print_exc()
             tell("error: this is a defect of polarspike; please report it with the lines above")
@@ -65,25 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> Command:
     """The command that the arguments describe; help and malformed options leave by SystemExit (0 and 2)."""
-    commands: dict[str, Any] = {
-        "demo": Demo(),
-        "train": Train.starting(arguments if arguments[:1] == ["train"] else []),
-        "inspect": Inspect,
-        "convert": Convert,
-        "diagnose": Diagnose,
-        "evaluate": Evaluate,
-        "verify": Verify,
-        "export": Export,
-        "bench": Bench,
-        "datasets": Datasets,
-        "models": Models,
-        "doctor": Doctor,
-    }
+    config = (tyro.conf.FlagCreatePairsOff,)
+    if arguments[:1] == ["run"]:  # alone, so that torch is not loaded
+        from polarspike.cli.run import Run
+
+        return tyro.cli(Run, prog="polarspike run", args=arguments[1:], config=config)
+    from polarspike.cli.commands import commands
+
     choices = [
         Annotated[entry, tyro.conf.subcommand(name)]
         if isinstance(entry, type)
         else Annotated[type(entry), tyro.conf.subcommand(name, default=entry)]
-        for name, entry in commands.items()
+        for name, entry in commands(arguments).items()
     ]
     union: Any = reduce(or_, choices)
     chosen: Command = tyro.cli(
@@ -91,7 +78,7 @@ def parse(arguments: Sequence[str]) -> Command:
         prog="polarspike",
         description=_ABOUT,
         args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=config,
         registry=registry(),
     )
     return chosen

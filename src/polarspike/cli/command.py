@@ -7,8 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polarspike import distributed
-
 
 @dataclass(frozen=True, kw_only=True)
 class Command(ABC):
@@ -32,14 +30,23 @@ class Command(ABC):
 
 def show(text: object) -> None:
     """Write a result to standard output, from the main process alone."""
-    if not distributed.is_main():
+    if not _is_main():
         return
     sys.stdout.write(f"{text}\n")
 
 
 def tell(text: object) -> None:
     """Write anything that is not a result to standard error, from the main process alone."""
-    if not distributed.is_main():
+    if not _is_main():
         return
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def _is_main() -> bool:
+    """Whether this process writes; without torch there is only one."""
+    if "torch" not in sys.modules:
+        return True
+    from polarspike import distributed
+
+    return distributed.is_main()

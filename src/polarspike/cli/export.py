@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
 
-from polarspike.cli.command import Command, show
+from polarspike.cli.command import Command, show, tell
 from polarspike.cli.files import Source, images_for, load_spiking
 from polarspike.errors import SpecError
 from polarspike.exporters import export
@@ -18,6 +18,13 @@ from polarspike.inputs import Inputs
 from polarspike.spiking import SpikingNetwork
 
 _RANDOM_SAMPLES = 8
+_ENDINGS: dict[Format, str] = {
+    "onnx-int8": ".onnx",
+    "onnx-float": ".onnx",
+    "nir": ".nir",
+    "integer": ".integer",
+    "torch-export": ".pt2",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +33,16 @@ class Export(Command):
 
     Args:
         file: what `train`, `demo` or `convert` wrote.
-        to: the format; onnx-float needs the extra deploy.
-        output: where; FILE with the ending of the format (.pt2, .onnx) if not given.
-        images: compare answers on so many test images of its dataset; on random inputs if 0.
+        to: the format; onnx is onnx-int8, in whole numbers. All but integer and torch-export need the extra deploy.
+        output: where; FILE with the ending of the format (.onnx, .nir, .integer, .pt2) if not given.
+        images: compare answers on so many test images of its dataset, which also show whole numbers how large signals
+            become; on random inputs if 0.
         data: a dataset; the one that the file was made for, if not given.
         root: the folder of the dataset's files, where it is not the usual one.
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SNN.safetensors")]
-    to: Format
+    to: Literal[Format, "onnx"]
     output: Path | None = None
     images: int = 0
     data: str | None = None
@@ -44,14 +52,17 @@ class Export(Command):
         if self.images < 0:
             raise SpecError(f"--images: expected a number of at least 0, got {self.images}")
         snn = load_spiking(self.file)
-        output = self.output or self.file.with_suffix(".pt2" if self.to == "torch-export" else ".onnx")
+        chosen: Format = "onnx-int8" if self.to == "onnx" else self.to
+        output = self.output or self.file.with_suffix(_ENDINGS[chosen])
         if output.resolve() == self.file.resolve():
             raise SpecError(f"--output {output}: this is the network itself; give another path")
         example = random_inputs(snn)
         batches = None
         if self.images:
             batches = images_for(self.file, snn, Source(self.data, self.root, False, "cpu")).batches(self.images)
-        show(export(snn, output, self.to, example, batches))
+        elif chosen in ("onnx-int8", "integer"):
+            tell("note: --images N shows how large signals become; random inputs may be far from real ones")
+        show(export(snn, output, chosen, example, batches))
         return 0
 
 

@@ -14,12 +14,10 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from polarspike.errors import ExportError, MissingExtraError
+from polarspike.exporters import runtime
 from polarspike.exporters.description import KEY
 from polarspike.exporters.report import Runner
 from polarspike.inputs import Inputs, tensors_of
-
-# A protobuf message ends at 2 GiB; beyond it the weights are in a file beside it.
-_MOST_BYTES = 1_900_000_000
 
 
 def save(program: ExportedProgram, path: Path, description: str, names: list[str]) -> None:
@@ -48,7 +46,7 @@ def save(program: ExportedProgram, path: Path, description: str, names: list[str
     assert made is not None
     made.model.metadata_props[KEY] = description
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
-    made.save(str(path), external_data=size > _MOST_BYTES)
+    made.save(str(path), external_data=size > runtime.MOST_BYTES)
 
 
 def require_float32(network: fx.GraphModule) -> None:
@@ -69,14 +67,7 @@ def runner(path: Path) -> Runner:
         MissingExtraError: it is not installed.
         ExportError: it cannot run the model.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "deploy") from error
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common base
-        raise ExportError(f"ONNX Runtime cannot run what was written: {str(error).strip()}") from error
+    session = runtime.session(path)
     names = [known.name for known in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[Tensor]:

@@ -13,6 +13,12 @@ from polarspike.errors import ExportError
 from polarspike.inputs import Inputs, batch_size
 
 Runner = Callable[[Inputs], list[Tensor]]
+#: On a batch: codes compared; those that differ between the spiking network and whole numbers; and those that differ
+#: between whole numbers as they are defined and as the file's runtime computes them.
+CodeCheck = Callable[[Inputs], tuple[int, int, int]]
+
+#: Where the comparison of codes ends.
+_ENOUGH_CODES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class ExportReport:
         largest: difference between two of them.
         samples: compared.
         decisions: how many samples have the largest output at another place; None where outputs are no class scores.
+        codes: compared, in formats of whole numbers; None in others.
+        codes_rounded: of them, those that differ between the spiking network and whole numbers, whose weights are rounded.
+        codes_wrong: of them, those that the file's runtime places otherwise than whole numbers are defined.
     """
 
     path: Path
@@ -38,6 +47,9 @@ class ExportReport:
     largest: float
     samples: int
     decisions: int | None
+    codes: int | None = None
+    codes_rounded: int = 0
+    codes_wrong: int = 0
 
     @property
     def exact(self) -> bool:
@@ -46,16 +58,28 @@ class ExportReport:
 
     def __str__(self) -> str:
         decided = "" if self.decisions is None else f"; {self.decisions} of {self.samples} decisions differ"
-        return (
+        text = (
             f"{self.path}: {self.format}, {self.bytes / 1e6:.2f} MB; {self.different} of {self.compared} output values "
             f"differ from the spiking network at T = 1, by at most {self.largest:.2g}{decided}"
+        )
+        if self.codes is None:
+            return text
+        return (
+            f"{text}\n{self.codes} codes: {self.codes_rounded} moved by rounding weights to 8 bits, {self.codes_wrong} "
+            "differ between the runtime and whole numbers"
         )
 
 
 def compare(
-    path: Path, format_name: str, size: int, batches: Iterable[Inputs], network: Runner, written: Runner
+    path: Path,
+    format_name: str,
+    size: int,
+    batches: Iterable[Inputs],
+    network: Runner,
+    written: Runner,
+    codes: CodeCheck | None = None,
 ) -> ExportReport:
-    """Run both on every batch.
+    """Run both on every batch, and compare codes on as many as it takes for 10 million.
 
     Raises:
         ExportError: another number of outputs, other shapes, a NaN that the network does not have, or nothing to compare.
@@ -63,7 +87,10 @@ def compare(
     compared = different = samples = wrong = 0
     largest = 0.0
     decides = True
+    counts = [0, 0, 0]
     for batch in batches:
+        if codes is not None and counts[0] < _ENOUGH_CODES:
+            counts = [total + more for total, more in zip(counts, codes(batch), strict=True)]
         expected, got = network(batch), written(batch)
         if [tuple(y.shape) for y in got] != [tuple(y.shape) for y in expected]:
             raise ExportError(
@@ -84,4 +111,6 @@ def compare(
             wrong += int((expected[0].argmax(1) != got[0].argmax(1)).sum())
     if not compared:
         raise ExportError(f"{path}: no output value was compared; give batches that hold samples, or leave batches out")
-    return ExportReport(path, format_name, size, compared, different, largest, samples, wrong if decides else None)
+    decisions = wrong if decides else None
+    seen = (None, 0, 0) if codes is None else tuple(counts)
+    return ExportReport(path, format_name, size, compared, different, largest, samples, decisions, *seen)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,17 +14,17 @@ import torch
 from torch import Tensor
 
 from polarspike.errors import ExportError, SpecError
-from polarspike.exporters import onnx_float, programs
-from polarspike.exporters.description import describe
-from polarspike.exporters.first_timestep import first_timestep
-from polarspike.exporters.report import ExportReport, Runner, compare
-from polarspike.inputs import Inputs, as_call, batches_of, bind, float_leaves, to_device
+from polarspike.exporters import formats
+from polarspike.exporters.report import ExportReport, compare
+from polarspike.inputs import Inputs, batches_of, float_leaves, to_device
 from polarspike.modules import apply, device_of
-from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork
 
-Format = Literal["onnx-float", "torch-export"]
+Format = Literal["onnx-int8", "onnx-float", "nir", "integer", "torch-export"]
 FORMATS: tuple[str, ...] = get_args(Format)
+
+#: How many batches show how large signals become.
+_SHOWN = 16
 
 
 def export(
@@ -35,15 +36,25 @@ def export(
 ) -> ExportReport:
     """Write the first timestep of a spiking network to a file that needs no polarspike.
 
+    ================ ========================================================================================
+    format           what the file is
+    ================ ========================================================================================
+    ``onnx-int8``    whole numbers (:mod:`polarspike.exporters.integer`) for the integer kernels of ONNX
+                     Runtime: small and fast. Weights are rounded to 8 bits; give real ``batches``, which
+                     show how large inputs and residual branches become
+    ``integer``      the same numbers with the meaning that polarspike.integer defines in NumPy
+    ``onnx-float``   float32 in ONNX, for GPUs; another order of sums may move a code next to a threshold
+    ``torch-export`` a program of torch: the same operators in the same order
+    ``nir``          the neuromorphic intermediate representation: linear operators and banks of thresholds
+    ================ ========================================================================================
+
     The file appears when it is whole, has been read back, and has answered: else nothing is left behind. Its metadata hold
     levels, step and gain of every site, and the network's notes (:mod:`polarspike.exporters.description`).
 
     Args:
         snn: what :func:`polarspike.convert` made.
         path: of the file.
-        format: ``"torch-export"`` (a program of torch, the same operators in the same order) or ``"onnx-float"`` (needs the
-            extra ``deploy``; another runtime sums in another order, which may move a code where a sum lies next to a
-            threshold).
+        format: see the table; all but ``torch-export`` and ``integer`` need the extra ``deploy``.
         example: inputs of one call; only their shapes matter, and the batch size stays free.
         batches: to compare answers on; the example if not given.
 
@@ -66,37 +77,21 @@ def export(
     if device_of(snn).type != "cpu":  # files are traced and run there
         snn = copy.deepcopy(snn).cpu()
     example = to_device(example, torch.device("cpu"))
-    plain = first_timestep(snn, example)
-    if format == "onnx-float":
-        onnx_float.require_float32(plain)
-    arguments = bind(parameters_of(plain), *as_call(example))
-    program = programs.program_of(plain, arguments)
-    names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
-    write: Callable[[Path], None]
-    read: Callable[[Path], Runner]
-    if format == "torch-export":
-        write, read = lambda place: programs.save(program, place, describe(snn)), programs.runner
-    else:
-        write, read = lambda place: onnx_float.save(program, place, describe(snn), names), onnx_float.runner
+    shown, all_batches = _beginning(example, batches)
+    written = formats.prepare(format, snn, example, shown)
 
     def answers(inputs: Inputs) -> list[Tensor]:
         with torch.no_grad():
             return float_leaves(apply(snn, inputs))
 
-    def ordered(inputs: Inputs) -> tuple[Any, ...]:
-        return tuple(bind(parameters_of(plain), *as_call(inputs)).values())
-
-    seen = [example] if batches is None else (inputs for inputs, _ in batches_of(batches))
-    seen = (to_device(inputs, torch.device("cpu")) for inputs in seen)
     try:
         # In a folder of its own under its final name, by which the parts of a large file know each other.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
             place = Path(folder) / target.name
-            write(place)
+            written.write(place)
             parts = sorted(Path(folder).iterdir())
             size = sum(part.stat().st_size for part in parts)
-            run = read(place)
-            report = compare(target, format, size, seen, answers, lambda inputs: run(ordered(inputs)))
+            report = compare(target, format, size, all_batches, answers, written.read(place), written.codes)
             for part in reversed(parts):  # the model itself last
                 os.replace(part, target.with_name(part.name))
     except OSError as error:
@@ -104,3 +99,12 @@ def export(
             f"{target}: cannot be written ({error}); check the folder, permissions and free space"
         ) from error
     return report
+
+
+def _beginning(example: Inputs, batches: Iterable[Any] | Tensor | None) -> tuple[list[Inputs], Iterator[Inputs]]:
+    """The first batches, and all of them; an iterator is read once."""
+    if batches is None:
+        return [example], iter([example])
+    rest = (to_device(inputs, torch.device("cpu")) for inputs, _ in batches_of(batches))
+    shown = list(itertools.islice(rest, _SHOWN))
+    return shown or [example], itertools.chain(shown, rest)

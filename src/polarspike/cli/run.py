@@ -1,0 +1,213 @@
+"""``polarspike run``: classify pictures with an exported file. Needs no torch, and imports none."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from polarspike import integer
+from polarspike.cli.command import Command, show, tell
+from polarspike.errors import DataError, ExportError, MissingExtraError, SpecError
+from polarspike.files import replacing
+from polarspike.integer.storage import is_integer_network
+
+Array = NDArray[Any]
+_KEY = "polarspike"  # of the description in the metadata
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An exported file, ready to run.
+
+    Args:
+        answer: class scores (batch, classes) of float32 images (batch, C, H, W).
+        shape: of an image, (C, H, W).
+        notes: of the network: data, classes, normalization.
+    """
+
+    answer: Callable[[Array], Array]
+    shape: tuple[int, int, int]
+    notes: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Command):
+    """Say what is on pictures, with an exported file; torch is not needed.
+
+    One line for each picture: its path, the class, and the class's score. Pictures of another size are scaled so that the
+    shorter side fits, and cut in the middle.
+
+    Args:
+        file: an ONNX model, or an integer network.
+        images: a folder of pictures (.png, .jpg), searched with all folders in it, or one picture.
+        output: also write the lines as CSV to this file.
+        batch: how many pictures at a time.
+        threads: of the runtime; all cores if 0.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.onnx")]
+    images: Path
+    output: Path | None = None
+    batch: int = 16
+    threads: int = 0
+
+    def execute(self) -> int:
+        if self.batch < 1 or self.threads < 0:
+            raise SpecError(f"--batch {self.batch} --threads {self.threads}: expected at least 1 and at least 0")
+        if self.output is not None and not self.output.parent.is_dir():
+            raise SpecError(f"--output {self.output}: there is no folder {str(self.output.parent)!r}")
+        paths = _pictures(self.images)
+        reader = open_file(self.file, self.threads)
+        classes = [str(name) for name in reader.notes.get("classes", ())]
+        lines = []
+        for path, scores in self._scored(reader, paths):
+            best = int(scores.argmax())
+            name = classes[best] if best < len(classes) else str(best)
+            lines.append((str(path), name, f"{float(scores[best]):.4f}"))
+            show("\t".join(lines[-1]))
+        if self.output is not None:
+            _write(self.output, lines)
+        return 0
+
+    def _scored(self, reader: Reader, paths: list[Path]) -> Iterator[tuple[Path, Array]]:
+        from tqdm import tqdm
+
+        with tqdm(total=len(paths), desc="run", unit="picture", leave=False, disable=None) as bar:
+            for start in range(0, len(paths), self.batch):
+                part = paths[start : start + self.batch]
+                scores = reader.answer(np.stack([picture(path, reader) for path in part]))
+                if scores.ndim != 2:
+                    raise ExportError(f"{self.file}: expected class scores (batch, classes), got {scores.shape}")
+                yield from zip(part, scores, strict=True)
+                bar.update(len(part))
+
+
+def open_file(path: Path, threads: int = 0) -> Reader:
+    """Open a file by what is in it.
+
+    Raises:
+        DataError: there is no such file.
+        ExportError: it is neither an ONNX model nor an integer network, is damaged, or was not written by polarspike.
+        CheckpointError: a damaged integer network.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; `polarspike export` writes one")
+    if is_integer_network(path):
+        network = integer.load(path)
+        if len(network.inputs) != 1 or len(network.outputs) != 1:
+            raise ExportError(f"{path}: expected one input and one output; run it from Python (polarspike.integer)")
+        name, shape = network.inputs[0]
+        return _reader(path, lambda x: integer.run(network, {name: x})[0], shape, network.description)
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "deploy") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        reason = str(error).strip().partition("\n")[0]
+        raise ExportError(
+            f"{path}: expected an ONNX model or an integer network, cannot be opened: {reason}; export it again"
+        ) from error
+    given = session.get_inputs()
+    metadata = session.get_modelmeta().custom_metadata_map
+    if _KEY not in metadata:
+        raise ExportError(
+            f"{path}: an ONNX model that polarspike did not write; it does not say how pictures are scaled"
+        )
+    if len(given) != 1 or given[0].type != "tensor(float)":
+        raise ExportError(
+            f"{path}: expected one input of float32, got {', '.join(f'{x.name} {x.type}' for x in given)}"
+        )
+    name, sizes = given[0].name, given[0].shape[1:]
+    return _reader(path, lambda x: session.run(None, {name: x})[0], sizes, metadata[_KEY])
+
+
+def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, description: str) -> Reader:
+    try:
+        told = json.loads(description)
+        notes, version = told["notes"], told["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ExportError(f"{path}: its description is damaged ({error!r}); export it again") from error
+    if version != 1:
+        raise ExportError(f"{path}: expected a description of format 1, got {version!r}; use the version that wrote it")
+    if len(sizes) != 3 or not all(isinstance(size, int) for size in sizes):
+        raise ExportError(
+            f"{path}: expected a network of pictures (channels, height, width), got an input {tuple(sizes)}"
+        )
+    channels = sizes[0]
+    scaling = notes.get("normalization")
+    if channels not in (1, 3):
+        raise ExportError(f"{path}: expected pictures of 1 or 3 channels, the network takes {channels}")
+    if not isinstance(scaling, Mapping) or len(scaling.get("mean", ())) != channels:
+        raise ExportError(
+            f"{path}: its notes do not say how pictures are scaled; set snn.notes['normalization'] = {{'mean': [...], "
+            "'std': [...]}} (in units of a full-scale pixel) before polarspike.export"
+        )
+    return Reader(answer, (channels, sizes[1], sizes[2]), notes)
+
+
+def picture(path: Path, reader: Reader) -> Array:
+    """One picture as the network takes it, float32 (C, H, W).
+
+    Raises:
+        DataError: it cannot be read.
+        MissingExtraError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtraError("pillow", "vision") from error
+    channels, height, width = reader.shape
+    try:
+        with Image.open(path) as file:
+            image = file.convert("L" if channels == 1 else "RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: expected a picture, got: {error}") from error
+    if image.size != (width, height):
+        factor = max(width / image.width, height / image.height)
+        scaled = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+        image = image.resize(scaled, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+    pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels).transpose(2, 0, 1)
+    scaling = reader.notes["normalization"]
+    mean, std = (np.asarray(scaling[key], dtype=np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+    return (pixels / np.float32(255) - mean) / std
+
+
+def _pictures(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    if not place.is_dir():
+        raise DataError(f"--images {place}: there is no such folder")
+    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not found:
+        raise DataError(f"--images {place}: expected pictures ({', '.join(_SUFFIXES)}), found none")
+    return found
+
+
+def _write(path: Path, lines: list[tuple[str, str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("picture", "class", "score"))
+    writer.writerows(lines)
+    try:
+        with replacing(path) as partial:
+            partial.write_text(text.getvalue(), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error})") from error
+    tell(f"wrote {path}")

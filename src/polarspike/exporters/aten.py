@@ -1,0 +1,72 @@
+"""Questions about a node of an ATen program, for what walks through one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+
+def arguments_of(node: fx.Node) -> Mapping[str, Any]:
+    """All arguments of a call by their names in the operator's schema, defaults included."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    wanted = node.target._schema.arguments
+    given = {argument.name: argument.default_value for argument in wanted}
+    given.update(zip((argument.name for argument in wanted), node.args, strict=False))
+    return {**given, **node.kwargs}
+
+
+def leaves_of(tree: Any) -> list[fx.Node]:
+    """The nodes in nested arguments."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, fx.Node)]
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The sizes of a value without its batch."""
+    return tuple(int(size) for size in node.meta["val"].shape[1:])
+
+
+def place_of(node: fx.Node) -> str:
+    """The module that a node comes from, for messages."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next((place[0] for place in reversed(list(stack.values())) if place[0]), "")
+    path = path.removeprefix("L['self']").removeprefix(".")
+    return f"module {path!r}" if path else f"node {node.name!r}"
+
+
+def sizes_of(value: Any, dims: int) -> list[int]:
+    """A size for each dimension, where one number stands for all."""
+    sizes = [value] if isinstance(value, int) else list(value)
+    return sizes * dims if len(sizes) == 1 else sizes
+
+
+def padding_of(given: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[list[int]]:
+    """How much a convolution pads in front and behind; ``given`` may be a word."""
+    if given == "valid":
+        return [[0] * len(kernel), [0] * len(kernel)]
+    if given == "same":
+        whole = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return [[p // 2 for p in whole], [p - p // 2 for p in whole]]
+    sizes = sizes_of(given, len(kernel))
+    return [sizes, sizes]
+
+
+def even_windows(before: Sequence[int], after: Sequence[int]) -> tuple[list[int], list[int]] | None:
+    """Kernel and stride of an adaptive pooling; None if its windows are not all of one size at one distance.
+
+    Window i of n over a length L runs from floor(i L / n) to ceil((i + 1) L / n).
+    """
+    kernel, stride = [], []
+    for length, count in zip(before, after, strict=True):
+        starts = [i * length // count for i in range(count)]
+        sizes = {-(-(i + 1) * length // count) - start for i, start in enumerate(starts)}
+        steps = {b - a for a, b in itertools.pairwise(starts)} or {length}
+        if len(sizes) > 1 or len(steps) > 1:
+            return None
+        kernel.append(sizes.pop())
+        stride.append(steps.pop())
+    return kernel, stride

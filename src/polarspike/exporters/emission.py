@@ -1,0 +1,402 @@
+"""Write the instructions of an integer network: sums that fire, sums that become float, and layouts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polarspike.errors import ExportError
+from polarspike.exporters.signals import Analog, Codes, Constant, Shape, Signal, Sums, Term, Vector, View
+from polarspike.integer.lattice import (
+    EXACT_IN_FLOAT32,
+    WEIGHT_LIMIT,
+    largest_divisor,
+    odd_at_most,
+    odd_divisors,
+    odd_fraction,
+)
+from polarspike.integer.network import Array, Instruction
+
+_BYTE = 255
+
+
+class Emitter:
+    """Collects instructions; every method answers with the signal that it has made.
+
+    Args:
+        where: of the operator that is being written, for messages.
+    """
+
+    def __init__(self) -> None:
+        self.instructions: list[Instruction] = []
+        self.constants: dict[str, Array] = {}
+        self.where = ""
+        self._taken: set[str] = set()
+
+    def free(self, name: str) -> str:
+        """``name``, or the first of ``name_1``, ... that no value has."""
+        candidate, count = name, 0
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        self._taken.add(candidate)
+        return candidate
+
+    def refuse(self, why: str) -> ExportError:
+        """The error for what this format does not hold."""
+        return ExportError(f"{self.where}: {why}")
+
+    def constant(self, value: Tensor | Array | float, name: str = "constant") -> str:
+        """A float32 constant by its name."""
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        name = self.free(name)
+        self.constants[name] = np.ascontiguousarray(array, dtype=np.float32).reshape(array.shape)
+        return name
+
+    def floating(self, operator: str, inputs: Iterable[str], shape: Shape, **attributes: Any) -> Analog:
+        """One operator of ONNX in float32."""
+        name = self.free(operator.lower())
+        self._add("float", inputs, name, {"operator": operator, **attributes})
+        return Analog(name, shape)
+
+    def quantized(
+        self, x: Analog, step: Vector, axis: int, low: int, high: int, name: str, offset: Vector | None = None
+    ) -> Codes:
+        """Codes of a float signal, ``clip(rint(x / step), low, high)``; they stand for ``step k + offset``."""
+        name = self.free(name)
+        dims = len(x.shape) + 1
+        laid = step if step.ndim == 0 else step.reshape([-1 if d == axis else 1 for d in range(dims)])
+        self._add("quantize", [x.name], name, {}, {"step": laid.astype(np.float32)}, (low, high))
+        return Codes(name, step, axis, low, high, x.shape, np.zeros(()) if offset is None else offset)
+
+    # Sums that fire
+
+    def fired(self, sums: Sums, step: Vector, low: int, high: int, name: str) -> Codes:
+        """The codes of a membrane at a neuron with these steps: one number, or one per channel of ``sums``."""
+        low = max(low, 0) if sums.rectified else low
+        terms = sums.terms
+        if len(terms) == 1 and terms[0].operator in ("convolution", "linear"):
+            made = self._synapse(terms[0], sums.bias, sums, step, low, high, name)
+        elif len(terms) == 1 and terms[0].operator == "product" and not sums.bias.any():
+            made = self._product(terms[0], sums, step, low, high, name)
+        else:
+            made = self._merged(sums, step, low, high, name)
+        # The step of the codes is per channel of this layout; the views below take it along.
+        codes = Codes(made, step, sums.axis, low, high, sums.shape)
+        for view in sums.views:
+            codes = cast(Codes, self.viewed(codes, view))
+        return codes
+
+    def _merged(self, sums: Sums, step: Vector, low: int, high: int, name: str) -> str:
+        """Several terms: each synapse on a fine grid of bytes, then one sum of whole numbers.
+
+        The grid has f (odd) lines a step, as fine as the values of the branches on the given batches allow; the sum is in
+        units of 1 / (f m), where f m is odd and as large as float32 allows, so that steps of other sites fit well.
+        """
+        spans = [self._span(term, step) for term in sums.terms]
+        largest = largest_divisor(max(abs(low), abs(high)))
+        branches = [index for index, term in enumerate(sums.terms) if term.operator != "identity"]
+        needed = [_useful(index, spans, low, high) for index in branches]
+        widest = max((hi - lo for lo, hi in needed), default=1.0)
+        lines = min(odd_at_most(_BYTE / widest), largest) if branches else 1
+        multiple = odd_at_most(largest / lines)
+        divisor = lines * multiple
+        inputs, factors = [], []
+        bias = sums.bias
+        for index, term in enumerate(sums.terms):
+            if term.operator == "identity":
+                inputs.append(term.sources[0].name)
+                factors.append(np.rint(divisor * term.sources[0].step * term.scale / step))
+                continue
+            lo = max(round(needed[branches.index(index)][0] * lines), -(2**15))
+            branch = (lo, lo + _BYTE)
+            if term.operator == "product":
+                inputs.append(self._product(term, sums, step / lines, *branch, f"{name}_branch"))
+            else:
+                inputs.append(self._synapse(term, bias, sums, step / lines, *branch, f"{name}_branch"))
+                bias = np.zeros(())
+            factors.append(np.array(float(multiple)))
+        tensors = {f"factor{index}": factor.astype(np.int64) for index, factor in enumerate(factors)}
+        tensors["bias"] = np.rint(divisor * bias / step).astype(np.int64)
+        tensors["divisor"] = np.array(divisor, dtype=np.int64)
+        name = self.free(name)
+        self._add("combine", inputs, name, {"axis": sums.axis, "dims": len(sums.shape) + 1}, tensors, (low, high))
+        return name
+
+    def _span(self, term: Term, step: Vector) -> tuple[float, float]:
+        """The smallest and largest value of a term in steps of its neuron."""
+        if term.operator != "identity":
+            return _ends(np.multiply.outer(np.array(term.seen), 1 / step))
+        source = term.sources[0]
+        return _ends(np.multiply.outer(np.array([source.low, source.high]), source.step * term.scale / step))
+
+    def _synapse(self, term: Term, bias: Vector, sums: Sums, step: Vector, low: int, high: int, name: str) -> str:
+        """A synapse that fires: weights in units of step / q with q odd."""
+        units = _per_output(cast(Vector, term.weight), term.scale / step)
+        try:
+            weight, divisor = _integers(units, term.sources[0], max(abs(low), abs(high)))
+        except ExportError as error:
+            raise self.refuse(str(error)) from error
+        counted = np.rint(np.broadcast_to(bias / step, divisor.shape) * divisor)
+        tensors = {"weight": weight, "bias": self._int32(counted), "divisor": divisor.astype(np.int32)}
+        return self._weighted(term, sums, tensors, name, (low, high))
+
+    def _product(self, term: Term, sums: Sums, step: Vector, low: int, high: int, name: str) -> str:
+        """A product of two signals that fires; no weight can absorb the steps, so they become a fraction r / q."""
+        ratio = math.prod(float(source.step) for source in term.sources) * term.scale / step
+        factor, divisor = odd_fraction(float(ratio), largest_divisor(max(abs(low), abs(high))))
+        name = self.free(name)
+        attributes = {"factor": factor, "axis": sums.axis}
+        self._add(
+            "product", [s.name for s in term.sources], name, attributes, {"divisor": np.array(divisor)}, (low, high)
+        )
+        return name
+
+    # Sums that become float
+
+    def analog(self, signal: Signal, name: str = "sum") -> Analog:
+        """The float value of any signal."""
+        if isinstance(signal, Analog):
+            return signal
+        if isinstance(signal, Constant):
+            raise self.refuse("a constant in the place of a signal")
+        if isinstance(signal, Codes):
+            return self._decoded(signal, np.ones(()))
+        parts = []
+        bias = signal.bias
+        for term in signal.terms:
+            if term.operator == "identity":
+                parts.append(self._decoded(term.sources[0], term.scale))
+                continue
+            label = self.free(name)
+            if term.operator == "product":
+                scale = math.prod(float(source.step) for source in term.sources) * term.scale
+                laid = {"scale": np.asarray(scale, dtype=np.float32)}
+                self._add("product", [s.name for s in term.sources], label, {"axis": signal.axis}, laid)
+            else:
+                label = self._scaled(term, bias, signal, label)
+                bias = np.zeros(())
+            parts.append(Analog(label, signal.shape))
+        answer = parts[0]
+        for part in parts[1:]:
+            answer = self.floating("Add", [answer.name, part.name], signal.shape)
+        if bias.any():
+            dims = len(signal.shape) + 1
+            added = bias if bias.ndim == 0 else bias.reshape([-1 if d == signal.axis else 1 for d in range(dims)])
+            answer = self.floating("Add", [answer.name, self.constant(added)], signal.shape)
+        if signal.rectified:
+            answer = self.floating("Relu", [answer.name], answer.shape)
+        for view in signal.views:
+            answer = cast(Analog, self.viewed(answer, view))
+        return answer
+
+    def _scaled(self, term: Term, bias: Vector, sums: Sums, name: str) -> str:
+        units = _per_output(cast(Vector, term.weight), term.scale)
+        peaks = _peaks(units)
+        scale = np.where(peaks > 0, peaks, 1.0) / WEIGHT_LIMIT
+        weight = np.rint(_per_output(units, 1 / scale)).astype(np.int8)
+        bound = _bound(weight, term.sources[0])
+        if term.sources[0].wide and bound > EXACT_IN_FLOAT32:
+            scale = scale * (bound / EXACT_IN_FLOAT32) * 1.01
+            weight = np.rint(_per_output(units, 1 / scale)).astype(np.int8)
+        counted = self._int32(np.rint(np.broadcast_to(bias, scale.shape) / scale))
+        tensors = {"weight": weight, "bias": counted, "scale": scale.astype(np.float32)}
+        return self._weighted(term, sums, tensors, name, None)
+
+    def _weighted(
+        self, term: Term, sums: Sums, tensors: Mapping[str, Array], name: str, codes: tuple[int, int] | None
+    ) -> str:
+        name = name if codes is None else self.free(name)
+        attributes = {"operator": term.operator, "axis": sums.axis, **term.options}
+        self._add("synapse", [term.sources[0].name], name, attributes, tensors, codes)
+        return name
+
+    def _decoded(self, codes: Codes, scale: Vector) -> Analog:
+        step = codes.step * scale
+        dims = len(codes.shape) + 1
+        laid = step if step.ndim == 0 else step.reshape([-1 if d == codes.axis else 1 for d in range(dims)])
+        name = self.free(f"{codes.name}_value")
+        self._add("decode", [codes.name], name, {}, {"step": laid.astype(np.float32)})
+        return Analog(name, codes.shape)
+
+    def _int32(self, counted: Vector) -> Array:
+        if (np.abs(counted) > np.iinfo(np.int32).max).any():
+            raise self.refuse("a bias does not fit into 32 bits")
+        return counted.astype(np.int32)
+
+    # Layouts, of whole numbers and of float alike
+
+    def viewed(self, signal: Signal, view: View) -> Signal:
+        """The signal in another layout; sums remember it until they fire."""
+        kind, how = view
+        if isinstance(signal, Sums):
+            return replace(signal, views=(*signal.views, view))
+        if isinstance(signal, Constant):
+            shape = (len(signal.tensor), *how) if kind == "reshape" else how
+            return Constant(
+                signal.tensor.reshape(shape) if kind == "reshape" else signal.tensor.permute(*how).contiguous()
+            )
+        if kind == "reshape":
+            shape = how
+            attributes: dict[str, Any] = {"shape": ["batch", *how]}
+        else:
+            if how[0] != 0:
+                raise self.refuse("a layout that moves the batch to another place")
+            shape = tuple(signal.shape[d - 1] for d in how[1:])
+            attributes = {"permutation": list(how)}
+        return self.rearranged(
+            kind, signal, shape, attributes, lambda x: x.reshape(1, *how) if kind == "reshape" else x.permute(*how)
+        )
+
+    def rearranged(
+        self,
+        kind: str,
+        signal: Codes | Analog,
+        shape: Shape,
+        attributes: dict[str, Any],
+        same: Callable[[Tensor], Tensor],
+    ) -> Codes | Analog:
+        """An instruction that moves values and computes none.
+
+        Args:
+            kind: of the instruction.
+            signal: what is moved.
+            shape: afterwards.
+            attributes: of the instruction.
+            same: does the same to a tensor with a batch of one, so that steps per channel can be followed.
+        """
+        name = self.free(f"{signal.name}_{kind}")
+        span = (signal.low, signal.high) if isinstance(signal, Codes) else None
+        self._add(kind, [signal.name], name, attributes, {}, span)
+        if isinstance(signal, Analog):
+            return Analog(name, shape, signal.raw)
+        step, axis = self._moved(signal.step, signal.axis, signal.shape, same)
+        offset, _ = self._moved(signal.offset, signal.axis, signal.shape, same)
+        return replace(signal, name=name, shape=shape, step=step, axis=axis, offset=offset)
+
+    def _moved(self, step: Vector, axis: int, shape: Shape, same: Callable[[Tensor], Tensor]) -> tuple[Vector, int]:
+        if step.ndim == 0:
+            return step, axis
+        full = same(spread(step, axis, shape))
+        for dim in range(1, full.dim()):
+            along = full.movedim(dim, 0).flatten(1)
+            if bool((along == along[:, :1]).all()):
+                return along[:, 0].numpy(), dim
+        raise self.refuse("a layout in which steps per channel lie along no dimension; use one step per site")
+
+    def pooled(self, signal: Codes | Analog, shape: Shape, attributes: dict[str, Any]) -> Codes | Analog:
+        """The largest of each window; the order of codes is that of their values."""
+        name = self.free(f"{signal.name}_pool")
+        span = (signal.low, signal.high) if isinstance(signal, Codes) else None
+        self._add("max_pool", [signal.name], name, attributes, {}, span)
+        return replace(signal, name=name, shape=shape)
+
+    def summed(self, codes: Codes, shape: Shape, count: int, attributes: dict[str, Any], axis: int) -> Codes:
+        """Sums of ``count`` codes each, which stand for their mean."""
+        name = self.free(f"{codes.name}_sum")
+        low, high = codes.low * count, codes.high * count
+        self._add("window_sum", [codes.name], name, attributes, {}, (low, high))
+        return replace(codes, name=name, shape=shape, step=codes.step / count, low=low, high=high, axis=axis)
+
+    def joined(self, parts: list[Codes], shape: Shape, axis: int) -> Codes:
+        """Codes of several sites behind each other, each with its own step."""
+        name = self.free("concatenate")
+        low, high = min(part.low for part in parts), max(part.high for part in parts)
+        self._add("concatenate", [part.name for part in parts], name, {"axis": axis}, {}, (low, high))
+        lengths = [part.shape[axis - 1] for part in parts]
+        if all(part.uniform and part.step == parts[0].step for part in parts):
+            return replace(parts[0], name=name, shape=shape, low=low, high=high)
+        if any(not part.uniform and part.axis != axis for part in parts):
+            raise self.refuse("a concatenation across steps per channel; use one step per site")
+        steps = [np.broadcast_to(part.step, length) for part, length in zip(parts, lengths, strict=True)]
+        return Codes(name, np.concatenate(steps), axis, low, high, shape)
+
+    def stretched(self, codes: Codes, factor: int, step: Vector) -> Codes:
+        """Codes in units of a finer step, in which a gain of 1 / factor below zero is a whole number."""
+        name = self.free(f"{codes.name}_stretched")
+        self._add("stretch", [codes.name], name, {"factor": factor}, {}, (codes.low, codes.high * factor))
+        return replace(codes, name=name, step=step, high=codes.high * factor)
+
+    def _add(
+        self,
+        kind: str,
+        inputs: Iterable[str],
+        output: str,
+        attributes: Mapping[str, Any],
+        tensors: Mapping[str, Array] | None = None,
+        span: tuple[int, int] | None = None,
+    ) -> None:
+        self.instructions.append(Instruction(kind, tuple(inputs), output, attributes, tensors or {}, span))
+
+
+def spread(vector: Vector, axis: int, shape: Shape) -> Tensor:
+    """A vector along an axis as a full tensor with a batch of one."""
+    dims = len(shape) + 1
+    laid = torch.from_numpy(np.ascontiguousarray(vector)).reshape([-1 if d == axis else 1 for d in range(dims)])
+    return laid.expand(1, *shape)
+
+
+def channel_steps(sums: Sums, step: Vector, axis: int, emitter: Emitter) -> Vector:
+    """Steps along an axis behind the views of ``sums``, as steps of the channels in front of them."""
+    if step.ndim == 0 or not sums.views:
+        return step
+    length = sums.shape[sums.axis - 1]
+    index = spread(np.arange(length, dtype=np.float64), sums.axis, sums.shape)
+    for kind, how in sums.views:
+        index = index.reshape(1, *how) if kind == "reshape" else index.permute(*how)
+    full = spread(step, axis, tuple(index.shape[1:])).reshape(-1).numpy()
+    places = index.reshape(-1).long().numpy()
+    lowest, highest = np.full(length, np.inf), np.full(length, -np.inf)
+    np.minimum.at(lowest, places, full)
+    np.maximum.at(highest, places, full)
+    if (lowest != highest).any():
+        raise emitter.refuse("steps per channel that mix channels of the layer in front of them; use one step per site")
+    return lowest
+
+
+def _integers(units: Vector, source: Codes, largest_code: int) -> tuple[Array, NDArrayInt]:
+    """Integer weights and odd divisors with ``units`` next to ``weight / divisor``."""
+    most = largest_divisor(largest_code)
+    limit = WEIGHT_LIMIT
+    while True:
+        divisor = odd_divisors(_peaks(units), limit, most)
+        weight = np.rint(_per_output(units, divisor.astype(np.float64)))
+        if not source.wide or _bound(weight, source) <= EXACT_IN_FLOAT32 or limit == 1:
+            return weight.astype(np.int8), divisor
+        limit = max(1, limit // 2)  # sums of sums go through float32, where they must stay exact
+
+
+NDArrayInt = Array
+
+
+def _per_output(weight: Vector, factor: Vector) -> Vector:
+    return weight * (factor if factor.ndim == 0 else factor.reshape(-1, *[1] * (weight.ndim - 1)))
+
+
+def _peaks(weight: Vector) -> Vector:
+    return np.abs(weight.reshape(len(weight), -1)).max(axis=1)  # type: ignore[no-any-return]
+
+
+def _bound(weight: Array, source: Codes) -> float:
+    """The largest sum that any codes could make."""
+    return float(np.abs(weight.reshape(len(weight), -1).astype(np.float64)).sum(axis=1).max()) * max(
+        abs(source.low), abs(source.high)
+    )
+
+
+def _ends(values: Vector) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
+def _useful(index: int, spans: list[tuple[float, float]], low: int, high: int) -> tuple[float, float]:
+    """The values of one term that can matter: seen, and not beyond what the other terms can bring back into range."""
+    others = [span for place, span in enumerate(spans) if place != index]
+    least, most = sum(lo for lo, _ in others), sum(hi for _, hi in others)
+    lo, hi = spans[index]
+    return max(lo, low - 1 - most), min(hi, high + 1 - least)

@@ -1,0 +1,106 @@
+"""A spiking network in whole numbers: int8 weights, int32 membranes, integer thresholds, codes in and codes out.
+
+The network's first timestep is written as instructions (:mod:`polarspike.integer`), whose meaning a NumPy program defines.
+It is a network of its own: weights are rounded to 8 bits for each output channel, inputs to a grid of bytes, and where
+branches of a residual sum meet, each is first rounded to a byte. How far it is from the spiking network is measured when it
+is written; how far a runtime is from *it* must be nothing (:mod:`polarspike.integer.lattice`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from polarspike.errors import ExportError
+from polarspike.exporters.description import describe
+from polarspike.exporters.lowering import Lowering
+from polarspike.exporters.marking import marked_program
+from polarspike.exporters.observed import Ranges, observe
+from polarspike.exporters.signals import Vector
+from polarspike.inputs import Inputs, as_call, bind
+from polarspike.integer.network import IntegerNetwork
+from polarspike.quantized import parameters_of
+from polarspike.spiking import SpikingNetwork
+
+_BYTE = 255
+
+
+def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inputs] | None = None) -> IntegerNetwork:
+    """The first timestep of a spiking network in whole numbers.
+
+    Args:
+        snn: float32, on the CPU; left untouched.
+        example: inputs of one call.
+        batches: show how large inputs and residual branches become; the example if not given.
+
+    Raises:
+        ExportError: an operator, a gain or a layout that whole numbers cannot hold, by name.
+    """
+    program, arguments = marked_program(snn, example)
+
+    def ordered(inputs: Inputs) -> tuple[Any, ...]:
+        return tuple(bind(parameters_of(snn.network), *as_call(inputs)).values())
+
+    shown = [tuple(arguments.values())] if batches is None else map(ordered, batches)
+    ranges = observe(program, shown)
+    lowering = Lowering(program, snn.sites(), ranges, _grids(program, ranges, snn.notes))
+    lowering.run()
+    emitter = lowering.emitter
+    return IntegerNetwork(
+        tuple(lowering.inputs),
+        tuple(lowering.outputs),
+        tuple(emitter.instructions),
+        emitter.constants,
+        lowering.sites,
+        describe(snn),
+    )
+
+
+def _grids(
+    program: fx.GraphModule, ranges: Ranges, notes: Mapping[str, Any]
+) -> dict[str, tuple[Vector, Vector, int, int]]:
+    """The grid of bytes of each input: step, offset, and its codes.
+
+    Images of bytes with a known normalization ``x = (p / 255 - mean) / std`` lie on a grid already: step 1 / (255 std),
+    and an offset below half a step, because 255 mean is no whole number. Where the means of the channels differ, all of
+    them need more than 256 codes together, and the grid is that much coarser. Other inputs: the range on the batches in
+    254 steps.
+    """
+    grids = {}
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or node not in ranges:
+            continue
+        known = notes.get("normalization")
+        value: Tensor = node.meta["val"]
+        if known is not None and value.dim() == 4 and value.shape[1] == len(known["mean"]):
+            mean, std = (np.array(known[key], dtype=np.float64) for key in ("mean", "std"))
+            coarser = max(1.0, (mean.max() + (1 - mean).max()))
+            if coarser > 1.0:
+                coarser *= (_BYTE + 1) / (_BYTE - 1)  # both ends are rounded
+            step = coarser / (_BYTE * std)
+            first = -mean / std / step  # the code of a black pixel, no whole number
+            offset = np.zeros_like(step) if coarser > 1.0 else (first - np.rint(first)) * step
+            low = int(np.rint(first).min())
+            if len(step) == 1:
+                step, offset = step.reshape(()), offset.reshape(())
+            grids[str(node.target)] = (step, offset, low, low + _BYTE)
+            continue
+        lo, hi = min(ranges[node][0], 0.0), max(ranges[node][1], 0.0)
+        if not np.isfinite([lo, hi]).all() or hi == lo:
+            raise ExportError(f"input {node.target!r}: the batches show values from {lo} to {hi}; give some that vary")
+        step = np.array((hi - lo) / (_BYTE - 1))
+        low = int(np.rint(lo / step))
+        grids[str(node.target)] = (step, np.zeros(()), low, low + _BYTE)
+    return grids
+
+
+def as_arrays(network: IntegerNetwork, inputs: Inputs, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of a spiking network, whose graph has these parameters, as those of its integer network."""
+    given = bind(parameters, *as_call(inputs))
+    return {
+        name: given[name].detach().cpu().numpy() for name, _ in network.inputs if isinstance(given[name], torch.Tensor)
+    }

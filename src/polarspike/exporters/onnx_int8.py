@@ -1,0 +1,425 @@
+"""The integer network in ONNX, so that stock integer kernels run it.
+
+Whole numbers are bytes: a code k is stored as k + z, where z makes the smallest of all codes 0. Every operator of codes
+stands between DequantizeLinear and QuantizeLinear nodes whose scales are 1 / q, which runtimes fuse to integer kernels
+(``QLinearConv``, ``QGemm``, ``QLinearMatMul``, ``QLinearAdd``). A neuron's largest code is cut off behind QuantizeLinear, on
+the bytes: a clip in front of it would leave the convolution in float. What this rests on, tried with ONNX Runtime 1.32:
+
+- Bytes stay small (codes from 0 to N + P), so that pairs of products fit into 16 bits on processors without VNNI, where
+  larger bytes times signed weights saturate in silence. Layers whose bytes reach above 129 (the pixels) get weights as
+  unsigned bytes, for which there are kernels that do not.
+- Sums of sums (behind an average) are whole numbers in float32, exact below 2^24, and so is what a float kernel makes of
+  them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polarspike.errors import MissingExtraError
+from polarspike.integer.network import Instruction, IntegerNetwork
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 21
+_IR = 10
+_BYTE = 255
+#: The largest byte for which 2 * byte * 127 fits into 16 bits.
+_SAFE_BYTE = 129
+Array = NDArray[Any]
+
+
+def model_of(network: IntegerNetwork, key: str, *, codes: bool = False) -> onnx.ModelProto:
+    """The network as a model.
+
+    Args:
+        network: to be written.
+        key: under which its description goes into the metadata.
+        codes: also give the bytes of every site as outputs, named after the site, for comparison.
+
+    Raises:
+        MissingExtraError: the package that writes ONNX is not installed.
+    """
+    try:
+        from onnx import TensorProto, helper
+    except ImportError as error:
+        raise MissingExtraError("onnx", "deploy") from error
+    writer = _Writer(network)
+    for made in network.instructions:
+        _WRITERS[made.kind](writer, made)
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in network.outputs
+    ]
+    if codes:
+        for site, name in network.sites.items():
+            writer.node("Identity", [name], f"{site}/bytes")
+            outputs.append(helper.make_tensor_value_info(f"{site}/bytes", TensorProto.UINT8, None))
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in network.inputs
+    ]
+    graph = helper.make_graph(writer.nodes, "polarspike", inputs, outputs, writer.initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR)
+    model.producer_name = "polarspike"
+    helper.set_model_props(model, {key: network.description})
+    return model
+
+
+def zero_points(network: IntegerNetwork) -> dict[str, int]:
+    """The byte that stands for 0, of every value that is stored in bytes."""
+    ranges = network.ranges
+    common = max((-ranges[name][0] for name in network.sites.values()), default=0)
+    points: dict[str, int] = {}
+    for made in network.instructions:
+        if made.range is None or made.range[1] - made.range[0] > _BYTE or _of_sums(made, points, ranges):
+            continue
+        own = made.kind == "quantize" and made.output not in network.sites.values()
+        branch = made.kind in ("synapse", "product", "combine") and made.range[1] - made.range[0] == _BYTE
+        inherited = [points[name] for name in made.inputs if name in points]
+        moved = made.kind in ("max_pool", "reshape", "transpose", "slice", "pad")
+        points[made.output] = (
+            inherited[0] if moved else -made.range[0] if own or branch else max(common, -made.range[0])
+        )
+    return points
+
+
+def _of_sums(made: Instruction, points: dict[str, int], ranges: dict[str, tuple[int, int]]) -> bool:
+    """Whether a value is whole numbers in float32, because sums of codes are."""
+    if made.kind == "window_sum":
+        return True
+    moved = made.kind in ("max_pool", "reshape", "transpose", "slice", "pad", "concatenate")
+    return moved and any(name in ranges and name not in points for name in made.inputs)
+
+
+class _Writer:
+    def __init__(self, network: IntegerNetwork) -> None:
+        from onnx import helper, numpy_helper
+
+        self._make_node, self._from_array = helper.make_node, numpy_helper.from_array
+        self.network = network
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.points = zero_points(network)
+        self.ranges = network.ranges
+        self._known: dict[tuple[Any, ...], str] = {}
+        self._count = 0
+        for name, value in network.constants.items():
+            self.initializers.append(self._from_array(np.asarray(value, dtype=np.float32), name))
+
+    def free(self, hint: str) -> str:
+        self._count += 1
+        return f"{hint}#{self._count}"
+
+    def node(self, kind: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        output = output or self.free(kind)
+        self.nodes.append(self._make_node(kind, inputs, [output], **attributes))
+        return output
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        """An initializer; equal ones are one."""
+        array = np.asarray(value, dtype=dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._known:
+            self._known[key] = self.free("constant")
+            self.initializers.append(self._from_array(array, self._known[key]))
+        return self._known[key]
+
+    def is_bytes(self, name: str) -> bool:
+        return name in self.points
+
+    def dequantized(self, name: str, scale: Any = 1.0, axis: int | None = None) -> str:
+        """The whole numbers of a value times a scale, in float32."""
+        if not self.is_bytes(name):
+            if np.ndim(scale) == 0 and float(scale) == 1.0:
+                return name
+            return self.node("Mul", [name, self.constant(scale)])
+        point = self.points[name]
+        if np.ndim(scale) == 0:
+            return self.node("DequantizeLinear", [name, self.constant(scale), self.constant(point, np.uint8)])
+        vector = np.asarray(scale, dtype=np.float32).reshape(-1)
+        points = self.constant(np.full(len(vector), point), np.uint8)
+        return self.node("DequantizeLinear", [name, self.constant(vector), points], axis=axis)
+
+    def fired(self, made: Instruction, sums: str, scale: Any = 1.0, axis: int = 1) -> None:
+        """Bytes of ``sums / scale``, within the range of the instruction."""
+        assert made.range is not None
+        low, high = made.range
+        if not self.is_bytes(made.output):
+            raise AssertionError(f"{made.output}: fired codes are bytes")
+        point = self.points[made.output]
+        points = self.constant(point if np.ndim(scale) == 0 else np.full(np.shape(scale), point), np.uint8)
+        extra = {} if np.ndim(scale) == 0 else {"axis": axis}
+        clipped = low + point > 0 or high + point < _BYTE
+        output = self.free("bytes") if clipped else made.output
+        self.node("QuantizeLinear", [sums, self.constant(scale), points], output, **extra)
+        if clipped:
+            ends = [self.constant(end + point, np.uint8) for end in (low, high)]
+            self.node("Clip", [output, *ends], made.output)
+
+
+def _quantize(writer: _Writer, made: Instruction) -> None:
+    step = made.tensors["step"]
+    if step.ndim == 0:
+        writer.fired(made, made.inputs[0], step)
+        return
+    axis = int(np.argmax(step.shape))
+    writer.fired(made, made.inputs[0], step.reshape(-1), axis)
+
+
+def _pads(padding: Any) -> list[int]:
+    return [*padding[0], *padding[1]]
+
+
+def _synapse(writer: _Writer, made: Instruction) -> None:
+    x, options, tensors = made.inputs[0], made.attributes, made.tensors
+    fires = made.range is not None
+    scale = 1.0 / tensors["divisor"] if fires else tensors["scale"]
+    convolution = options["operator"] == "convolution"
+    integer = writer.is_bytes(x) and (fires or not convolution)
+    if not integer:
+        _in_float(writer, made, scale)
+        return
+    weight: Array = tensors["weight"]
+    unsigned = writer.ranges[x][1] + writer.points[x] > _SAFE_BYTE
+    point = 128 if unsigned else 0
+    dtype: Any = np.uint8 if unsigned else np.int8
+    given = [
+        writer.constant(weight.astype(np.int16) + point, dtype),
+        writer.constant(scale),
+        writer.constant(np.full(len(weight), point), dtype),
+    ]
+    weights = writer.node("DequantizeLinear", given, axis=0)
+    zeros = writer.constant(np.zeros(len(weight)), np.int32)
+    bias = writer.node(
+        "DequantizeLinear", [writer.constant(tensors["bias"], np.int32), writer.constant(scale), zeros], axis=0
+    )
+    values = writer.dequantized(x)
+    if convolution:
+        sums = writer.node(
+            "Conv",
+            [values, weights, bias],
+            strides=options["stride"],
+            pads=_pads(options["padding"]),
+            dilations=options["dilation"],
+            group=options["groups"],
+        )
+        writer.fired(made, sums)
+        return
+    # Gemm has integer kernels with a bias, and takes matrices alone.
+    rows = options["axis"] > 1
+    if rows:
+        flat = writer.node("Reshape", [x, writer.constant([-1, weight.shape[1]], np.int64)])
+        writer.points[flat], writer.ranges[flat] = writer.points[x], writer.ranges[x]
+        values = writer.dequantized(flat)
+    sums = writer.node("Gemm", [values, weights, bias], None if rows or fires else made.output, transB=1)
+    if not rows:
+        if fires:
+            writer.fired(made, sums)
+        return
+    shape = _token_shape(writer, x, options["axis"], len(weight))
+    if not fires:
+        writer.node("Reshape", [sums, shape], made.output)
+        return
+    name = writer.free("rows")
+    writer.points[name] = writer.points[made.output]
+    writer.fired(Instruction(made.kind, made.inputs, name, range=made.range), sums)
+    writer.node("Reshape", [name, shape], made.output)
+
+
+def _token_shape(writer: _Writer, x: str, axis: int, outputs: int) -> str:
+    """The sizes of x with another last one: 0 copies a size, but only while the numbers of dimensions agree."""
+    sizes = writer.node("Shape", [x], start=0, end=axis)
+    return writer.node("Concat", [sizes, writer.constant([outputs], np.int64)], axis=0)
+
+
+def _in_float(writer: _Writer, made: Instruction, scale: Array) -> None:
+    """By float kernels: whole numbers as float32, exact below 2^24; or scaled weights, where the answer is float."""
+    x, options, tensors = made.inputs[0], made.attributes, made.tensors
+    fires = made.range is not None
+    weight = tensors["weight"].astype(np.float32)
+    bias = tensors["bias"].astype(np.float32)
+    exact = fires or not writer.is_bytes(x)
+    if not exact:
+        weight = weight * np.reshape(scale, (-1, *[1] * (weight.ndim - 1)))
+        bias = bias * scale
+    values = writer.dequantized(x)
+    output = made.output if not exact else None
+    if options["operator"] == "convolution":
+        sums = writer.node(
+            "Conv",
+            [values, writer.constant(weight), writer.constant(bias)],
+            output,
+            strides=options["stride"],
+            pads=_pads(options["padding"]),
+            dilations=options["dilation"],
+            group=options["groups"],
+        )
+    else:
+        product = writer.node("MatMul", [values, writer.constant(weight.T)])
+        sums = writer.node("Add", [product, writer.constant(bias)], output)
+    if fires:
+        writer.fired(made, sums, tensors["divisor"], options["axis"])
+    elif exact:
+        dims = weight.ndim if options["operator"] == "convolution" else options["axis"] + 1
+        laid = np.reshape(scale, [-1 if d == options["axis"] else 1 for d in range(dims)])
+        writer.node("Mul", [sums, writer.constant(laid)], made.output)
+
+
+def _product(writer: _Writer, made: Instruction) -> None:
+    fires = made.range is not None
+    scale = made.attributes["factor"] / float(made.tensors["divisor"]) if fires else float(made.tensors["scale"])
+    values = [writer.dequantized(made.inputs[0], scale), writer.dequantized(made.inputs[1])]
+    if not fires:
+        writer.node("MatMul", values, made.output)
+        return
+    writer.fired(made, writer.node("MatMul", values))
+
+
+def _combine(writer: _Writer, made: Instruction) -> None:
+    divisor = made.tensors["divisor"].astype(np.float64)
+    axis = made.attributes["axis"]
+    parts = []
+    for index, name in enumerate(made.inputs):
+        factor = made.tensors[f"factor{index}"] / divisor
+        if factor.ndim and not writer.is_bytes(name):
+            raise AssertionError(f"{made.output}: sums of codes have one step")
+        parts.append(writer.dequantized(name, factor, axis))
+    sums = parts[0]
+    for part in parts[1:]:
+        sums = writer.node("Add", [sums, part])
+    bias = made.tensors["bias"] / divisor
+    if np.any(bias):
+        laid = bias if bias.ndim == 0 else bias.reshape(-1, *[1] * (made.attributes["dims"] - 1 - axis))
+        sums = writer.node("Add", [sums, writer.constant(laid)])
+    writer.fired(made, sums)
+
+
+def _window_sum(writer: _Writer, made: Instruction) -> None:
+    values = writer.dequantized(made.inputs[0])
+    options = made.attributes
+    if "axes" in options:
+        axes = writer.constant(options["axes"], np.int64)
+        writer.node("ReduceSum", [values, axes], made.output, keepdims=int(options["keepdims"]))
+        return
+    mean = writer.node(
+        "AveragePool",
+        [values],
+        kernel_shape=options["kernel"],
+        strides=options["stride"],
+        pads=_pads(options["padding"]),
+        count_include_pad=1,
+    )
+    # Rounded, because a mean times its count need not be whole.
+    whole = writer.node("Mul", [mean, writer.constant(math.prod(options["kernel"]))])
+    writer.node("Round", [whole], made.output)
+
+
+def _stretch(writer: _Writer, made: Instruction) -> None:
+    values = writer.dequantized(made.inputs[0])
+    larger = writer.node("Mul", [values, writer.constant(made.attributes["factor"])])
+    writer.fired(made, writer.node("Max", [values, larger]))
+
+
+def _decode(writer: _Writer, made: Instruction) -> None:
+    step = made.tensors["step"]
+    name = made.inputs[0]
+    if not writer.is_bytes(name):
+        writer.node("Mul", [name, writer.constant(step)], made.output)
+        return
+    axis = int(np.argmax(step.shape)) if step.ndim else None
+    value = writer.dequantized(name, step if step.ndim == 0 else step.reshape(-1), axis)
+    writer.nodes[-1].output[0] = made.output
+    assert value
+
+
+def _max_pool(writer: _Writer, made: Instruction) -> None:
+    options = made.attributes
+    writer.node(
+        "MaxPool",
+        list(made.inputs),
+        made.output,
+        kernel_shape=options["kernel"],
+        strides=options["stride"],
+        pads=_pads(options["padding"]),
+        dilations=options["dilation"],
+    )
+
+
+def _reshape(writer: _Writer, made: Instruction) -> None:
+    sizes = [-1 if size == "batch" else size for size in made.attributes["shape"]]
+    writer.node("Reshape", [made.inputs[0], writer.constant(sizes, np.int64)], made.output)
+
+
+def _slice(writer: _Writer, made: Instruction) -> None:
+    options = made.attributes
+    ends = [writer.constant([options[key]], np.int64) for key in ("start", "end", "axis", "stride")]
+    writer.node("Slice", [made.inputs[0], *ends], made.output)
+
+
+def _concatenate(writer: _Writer, made: Instruction) -> None:
+    names = list(made.inputs)
+    if writer.is_bytes(made.output):
+        point = writer.points[made.output]
+        for index, name in enumerate(names):
+            if writer.points[name] != point:  # one zero point for all
+                values = writer.dequantized(name)
+                names[index] = writer.node(
+                    "QuantizeLinear", [values, writer.constant(1.0), writer.constant(point, np.uint8)]
+                )
+    writer.node("Concat", names, made.output, axis=made.attributes["axis"])
+
+
+def _pad(writer: _Writer, made: Instruction) -> None:
+    name = made.inputs[0]
+    pads = _pads([[0, 0, *made.attributes["padding"][0]], [0, 0, *made.attributes["padding"][1]]])
+    zero = writer.constant(writer.points[name], np.uint8) if writer.is_bytes(name) else writer.constant(0.0)
+    writer.node("Pad", [name, writer.constant(pads, np.int64), zero], made.output)
+
+
+def _float(writer: _Writer, made: Instruction) -> None:
+    options = dict(made.attributes)
+    kind = options.pop("operator")
+    inputs = list(made.inputs)
+    if kind == "ReduceMean":
+        inputs.append(writer.constant(options.pop("axes"), np.int64))
+        options["keepdims"] = int(options["keepdims"])
+    elif kind == "AveragePool":
+        options = {
+            "kernel_shape": options["kernel"],
+            "strides": options["stride"],
+            "pads": _pads(options["padding"]),
+            "count_include_pad": 1,
+        }
+    elif kind == "Conv":
+        options = {
+            "strides": options["stride"],
+            "pads": _pads(options["padding"]),
+            "dilations": options["dilation"],
+            "group": options["groups"],
+        }
+    writer.node(kind, inputs, made.output, **options)
+
+
+_WRITERS: dict[str, Callable[[_Writer, Instruction], Any]] = {
+    "quantize": _quantize,
+    "synapse": _synapse,
+    "product": _product,
+    "combine": _combine,
+    "window_sum": _window_sum,
+    "stretch": _stretch,
+    "decode": _decode,
+    "max_pool": _max_pool,
+    "reshape": _reshape,
+    "transpose": lambda writer, made: writer.node(
+        "Transpose", list(made.inputs), made.output, perm=made.attributes["permutation"]
+    ),
+    "concatenate": _concatenate,
+    "slice": _slice,
+    "pad": _pad,
+    "float": _float,
+}

@@ -1,0 +1,49 @@
+"""ONNX models and ONNX Runtime: write a model, open one, and say what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polarspike.errors import ExportError, MissingExtraError
+
+if TYPE_CHECKING:
+    import onnx
+
+#: A protobuf message ends at 2 GiB; beyond it the weights are in a file beside it.
+MOST_BYTES = 1_900_000_000
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model, and ``<path>.data`` beside it where the weights are too large for one file."""
+    import onnx
+
+    onnx.checker.check_model(model)
+    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    large = size > MOST_BYTES
+    onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
+
+
+def session(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
+    """A session of ONNX Runtime on the CPU.
+
+    Args:
+        model: a model below 2 GiB, or the path of one.
+        threads: 0 for all cores.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        ExportError: it cannot run the model.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "deploy") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    given = str(model) if isinstance(model, Path) else model.SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        raise ExportError(f"ONNX Runtime cannot run what was written: {str(error).strip()}") from error

@@ -1,0 +1,131 @@
+"""What a signal is while a network is turned into whole numbers: codes, sums that have not fired yet, or float."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Vector = NDArray[np.float64]
+#: Sizes without the batch.
+Shape = tuple[int, ...]
+#: What has been done to a layout: ("reshape", sizes without the batch) or ("transpose", permutation with the batch).
+View = tuple[Literal["reshape", "transpose"], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Whole numbers k that stand for ``step k + offset``.
+
+    Args:
+        name: of the value.
+        step: one number, or one for each index of ``axis``.
+        axis: of ``step``, counted with the batch.
+        low: the smallest code; high: the largest.
+        high: see ``low``.
+        shape: without the batch.
+        offset: like ``step``; zero but for pixels. Padding stands for 0, not for ``offset``.
+    """
+
+    name: str
+    step: Vector
+    axis: int
+    low: int
+    high: int
+    shape: Shape
+    offset: Vector = field(default_factory=lambda: np.zeros(()))
+
+    @property
+    def uniform(self) -> bool:
+        """One step for all."""
+        return self.step.ndim == 0
+
+    @property
+    def wide(self) -> bool:
+        """Too many codes for a byte."""
+        return self.high - self.low > 255
+
+
+@dataclass(frozen=True)
+class Analog:
+    """A float32 value.
+
+    Args:
+        name: of the value.
+        shape: without the batch.
+        raw: it is an input of the network, at most seen in another layout.
+    """
+
+    name: str
+    shape: Shape
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that depends on no input."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a sum: ``scale * operator(codes)``, where the operator's weights already hold the steps of the codes.
+
+    Args:
+        operator: what is done to the codes; ``identity`` has no weight.
+        sources: the codes: one, two for a product.
+        weight: (outputs, ...) in real units; None for identity and product.
+        options: of a convolution.
+        scale: one number, or one per output channel.
+        seen: the smallest and the largest value on the given batches, in real units.
+    """
+
+    operator: Literal["convolution", "linear", "product", "identity"]
+    sources: tuple[Codes, ...]
+    weight: Vector | None
+    options: dict[str, Any]
+    scale: Vector
+    seen: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A membrane before its neuron: terms and a bias, not computed yet, because what comes next decides in which units.
+
+    Args:
+        terms: at least one.
+        bias: one number, or one per channel.
+        axis: of the channels, counted with the batch, before ``views``.
+        shape: without the batch, before ``views``.
+        views: what is to be done to the layout afterwards.
+        rectified: negative values are cut off.
+    """
+
+    terms: tuple[Term, ...]
+    bias: Vector
+    axis: int
+    shape: Shape
+    views: tuple[View, ...] = ()
+    rectified: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Still affine, and in the layout in which it is computed."""
+        return not self.views and not self.rectified
+
+    def times(self, factor: Vector) -> Sums:
+        """Each channel multiplied by its factor."""
+        terms = tuple(replace(term, scale=term.scale * factor, seen=_scaled(term.seen, factor)) for term in self.terms)
+        return replace(self, terms=terms, bias=self.bias * factor)
+
+
+Signal = Codes | Analog | Constant | Sums
+
+
+def _scaled(seen: tuple[float, float], factor: Vector) -> tuple[float, float]:
+    ends = np.multiply.outer(np.array(seen), factor)
+    return float(ends.min()), float(ends.max())

@@ -1,0 +1,144 @@
+"""An integer network in one safetensors file: arrays, and the instructions as JSON in its header. Nothing in it is executed.
+
+metadata "polarspike_integer"   format, inputs, outputs, sites, instructions (kind, inputs, output, attributes, range)
+metadata "polarspike"           the description of the spiking network
+tensors                         "<number of the instruction>.<name>" and "constant.<name>"
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from polarspike.errors import CheckpointError
+from polarspike.files import replacing
+from polarspike.integer.execution import FLOAT_OPERATORS
+from polarspike.integer.network import KINDS, Array, Instruction, IntegerNetwork
+
+FORMAT = 1
+KEY = "polarspike_integer"
+DESCRIPTION = "polarspike"
+_CONSTANT = "constant."
+
+
+def save(network: IntegerNetwork, path: str | os.PathLike[str]) -> None:
+    """Write a network, whole or not at all.
+
+    Raises:
+        CheckpointError: the place cannot be written.
+    """
+    header = {
+        "format": FORMAT,
+        "inputs": [[name, list(shape)] for name, shape in network.inputs],
+        "outputs": [[name, list(shape)] for name, shape in network.outputs],
+        "sites": dict(network.sites),
+        "instructions": [
+            [made.kind, list(made.inputs), made.output, dict(made.attributes), made.range and list(made.range)]
+            for made in network.instructions
+        ],
+    }
+    tensors = {f"{_CONSTANT}{name}": np.ascontiguousarray(value) for name, value in network.constants.items()}
+    for index, made in enumerate(network.instructions):
+        # Of a scalar ascontiguousarray would make a vector.
+        tensors.update({f"{index}.{name}": np.array(value, order="C") for name, value in made.tensors.items()})
+    try:
+        with replacing(path) as partial:
+            save_file(tensors, partial, metadata={KEY: json.dumps(header), DESCRIPTION: network.description})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be written: {error}; choose a folder that exists and is writable"
+        ) from error
+
+
+def load(path: str | os.PathLike[str]) -> IntegerNetwork:
+    """Read a network back.
+
+    Raises:
+        CheckpointError: not such a file, one of another version, or one whose parts do not fit each other.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: expected an integer network, cannot be read: {error}; write it again"
+        ) from error
+    if KEY not in metadata:
+        raise CheckpointError(
+            f"{path}: expected an integer network, got another safetensors file; export with --to integer"
+        )
+    try:
+        header = json.loads(metadata[KEY])
+        if header["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path}: expected format {FORMAT}, got {header['format']!r}; read it with the version that wrote it"
+            )
+        network = _assembled(header, tensors, metadata[DESCRIPTION])
+        _require_whole(network)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path}: a damaged integer network ({error!r}); write it again") from error
+    return network
+
+
+def is_integer_network(path: Path) -> bool:
+    """Whether a file says that it is one; its content is not checked."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def _assembled(header: Mapping[str, Any], tensors: Mapping[str, Array], description: str) -> IntegerNetwork:
+    own: dict[int, dict[str, Array]] = {}
+    constants = {}
+    for name, value in tensors.items():
+        if name.startswith(_CONSTANT):
+            constants[name.removeprefix(_CONSTANT)] = value
+        else:
+            index, _, label = name.partition(".")
+            own.setdefault(int(index), {})[label] = value
+    made = tuple(
+        Instruction(kind, tuple(inputs), output, attributes, own.get(index, {}), tuple(span) if span else None)
+        for index, (kind, inputs, output, attributes, span) in enumerate(header["instructions"])
+    )
+    return IntegerNetwork(
+        tuple((name, tuple(map(int, shape))) for name, shape in header["inputs"]),
+        tuple((name, tuple(map(int, shape))) for name, shape in header["outputs"]),
+        made,
+        constants,
+        dict(header["sites"]),
+        description,
+    )
+
+
+def _require_whole(network: IntegerNetwork) -> None:
+    """Every value is made before it is read, and arrays have the sizes that belong together."""
+    known = {*network.constants, *(name for name, _ in network.inputs)}
+    for made in network.instructions:
+        if made.kind not in KINDS:
+            raise ValueError(f"unknown instruction {made.kind!r}")
+        if made.kind == "float" and made.attributes["operator"] not in FLOAT_OPERATORS:
+            raise ValueError(f"unknown operator {made.attributes['operator']!r}")
+        missing = [name for name in made.inputs if name not in known]
+        if missing:
+            raise ValueError(f"{made.output!r} reads {missing[0]!r}, which nothing makes")
+        if made.kind == "synapse":
+            weight = made.tensors["weight"]
+            ending = made.tensors["scale" if made.range is None else "divisor"]
+            if weight.dtype != np.int8 or not len(weight) == len(made.tensors["bias"]) == len(ending):
+                raise ValueError(
+                    f"{made.output!r}: weights {weight.dtype} {weight.shape} with biases and endings of other sizes"
+                )
+        known.add(made.output)
+    lost = [name for name in (*(name for name, _ in network.outputs), *network.sites.values()) if name not in known]
+    if lost:
+        raise ValueError(f"nothing makes {lost[0]!r}")
