@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from polarspike.spiking import Latency, SpikingNetwork, SpikingState
     from polarspike.through_time import TemporalNetwork, unroll
     from polarspike.training import History, fit
+    from polarspike.weights import fix_weights, quantize_weights
 
 __version__ = "0.1.0"
 
@@ -80,12 +81,14 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "fix_weights",
     "fold_batch_norm",
     "inspect",
     "load",
     "models",
     "prune",
     "quantize",
+    "quantize_weights",
     "reconstruct",
     "refine",
     "save",
@@ -173,6 +176,7 @@ _HOMES = {
         "TemporalNetwork",
         "unroll",
     ),
+    "weights": ("fix_weights", "quantize_weights"),
     "training": (
         "History",
         "fit",

@@ -23,6 +23,7 @@ from polarspike.quantized import QuantizedNetwork, parameters_of
 from polarspike.serialization import build_graph, describe_graph
 from polarspike.specs import ConvertSpec, QuantSpec
 from polarspike.spiking import SpikingNetwork
+from polarspike.weights import trained_weights
 
 FORMAT = 2
 _KEY = "polarspike"
@@ -44,6 +45,12 @@ def save(network: QuantizedNetwork | SpikingNetwork, path: str | os.PathLike[str
     """
     if not isinstance(network, (QuantizedNetwork, SpikingNetwork)):
         raise SpecError(f"save: expected a quantized or spiking network, got {type(network).__name__}")
+    rounded = trained_weights(network)
+    if rounded:
+        raise SpecError(
+            f"save: the weights of {rounded[0]!r} are still rounded while they train (quantize_weights), which a file does "
+            "not hold; call polarspike.fix_weights(network) first"
+        )
     header: dict[str, Any] = {
         "format": FORMAT,
         "kind": "spiking" if isinstance(network, SpikingNetwork) else "quantized",

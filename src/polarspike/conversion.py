@@ -22,6 +22,7 @@ from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import ConvertSpec
 from polarspike.spiking import SpikingNetwork
+from polarspike.weights import fix_weights
 
 
 def convert(qann: QuantizedNetwork, spec: ConvertSpec | None = None) -> SpikingNetwork:
@@ -49,6 +50,7 @@ def convert(qann: QuantizedNetwork, spec: ConvertSpec | None = None) -> SpikingN
     for quantizer in qann.sites().values():
         quantizer.require_calibrated()
     network = copy.deepcopy(qann.network)
+    fix_weights(network)
     dependent = signals(network)
     rules = rules_of(network, dependent)
     rows = [_convert_node(network, node, rules, spec) for node in list(network.graph.nodes)]

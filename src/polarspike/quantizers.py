@@ -1,11 +1,11 @@
-"""The quantizer that trains: a float activation whose values are codes times a step."""
+"""The quantizers that train: of an activation, whose values are codes times a step, and of a layer's weights."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polarspike import ops
 from polarspike.sites import Site
@@ -60,3 +60,33 @@ class PolarityQuantizer(Site):
             fine.offset.copy_(torch.zeros_like(fine.offset))
         fine.train(self.training)
         return fine
+
+
+class WeightQuantizer(nn.Module):
+    """Round the weights of a layer to b bits for each output channel, with a straight-through gradient.
+
+        L = 2^(b-1) - 1;    s_o = max |w_o| / L;    q = s_o clip(floor(w / s_o + 1/2), -L, L)
+
+    A parametrization of torch: :func:`polarspike.quantize_weights` sets it on the layers of a network. The step follows the
+    weights, so nothing is ever clipped, and every gradient passes.
+
+    Shapes: (outputs, ...) to the same. Source: Jacob et al. 2018, arXiv 1712.05877.
+
+    >>> WeightQuantizer(bits=2)(torch.tensor([[0.2, -0.9, 1.0]])).tolist()
+    [[0.0, -1.0, 1.0]]
+    """
+
+    def __init__(self, bits: int, output_dim: int = 0) -> None:
+        super().__init__()
+        self.bits, self.output_dim = bits, output_dim
+
+    def forward(self, weight: Tensor) -> Tensor:
+        largest = 2 ** (self.bits - 1) - 1
+        others = [d for d in range(weight.dim()) if d != self.output_dim]
+        peak = weight.detach().abs().amax(dim=others, keepdim=True)
+        step = torch.where(peak > 0, peak, torch.ones_like(peak)) / largest
+        return ops.quantize(weight, step, 1.0, (largest, largest))
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """What is kept and trained when a weight is set: itself."""
+        return weight

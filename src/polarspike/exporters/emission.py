@@ -13,14 +13,8 @@ from torch import Tensor
 
 from polarspike.errors import ExportError
 from polarspike.exporters.signals import Analog, Codes, Constant, Shape, Signal, Sums, Term, Vector, View
-from polarspike.integer.lattice import (
-    EXACT_IN_FLOAT32,
-    WEIGHT_LIMIT,
-    largest_divisor,
-    odd_at_most,
-    odd_divisors,
-    odd_fraction,
-)
+from polarspike.integer import rounding
+from polarspike.integer.lattice import largest_divisor, odd_at_most, odd_fraction
 from polarspike.integer.network import Array, Instruction
 
 _BYTE = 255
@@ -138,13 +132,20 @@ class Emitter:
 
     def _synapse(self, term: Term, bias: Vector, sums: Sums, step: Vector, low: int, high: int, name: str) -> str:
         """A synapse that fires: weights in units of step / q with q odd."""
-        units = _per_output(cast(Vector, term.weight), term.scale / step)
+        units = rounding.per_output(cast(Vector, term.weight), term.scale / step)
+        source = term.sources[0]
+        most = largest_divisor(max(abs(low), abs(high)))
         try:
-            weight, divisor = _integers(units, term.sources[0], max(abs(low), abs(high)))
+            made = rounding.firing(
+                units, np.broadcast_to(bias / step, len(units)), source.largest, most, wide=source.wide
+            )
         except ExportError as error:
             raise self.refuse(str(error)) from error
-        counted = np.rint(np.broadcast_to(bias / step, divisor.shape) * divisor)
-        tensors = {"weight": weight, "bias": self._int32(counted), "divisor": divisor.astype(np.int32)}
+        tensors = {
+            "weight": made.weight,
+            "bias": self._int32(made.bias),
+            "divisor": made.divisor.astype(np.int32),
+        }
         return self._weighted(term, sums, tensors, name, (low, high))
 
     def _product(self, term: Term, sums: Sums, step: Vector, low: int, high: int, name: str) -> str:
@@ -197,14 +198,8 @@ class Emitter:
         return answer
 
     def _scaled(self, term: Term, bias: Vector, sums: Sums, name: str) -> str:
-        units = _per_output(cast(Vector, term.weight), term.scale)
-        peaks = _peaks(units)
-        scale = np.where(peaks > 0, peaks, 1.0) / WEIGHT_LIMIT
-        weight = np.rint(_per_output(units, 1 / scale)).astype(np.int8)
-        bound = _bound(weight, term.sources[0])
-        if term.sources[0].wide and bound > EXACT_IN_FLOAT32:
-            scale = scale * (bound / EXACT_IN_FLOAT32) * 1.01
-            weight = np.rint(_per_output(units, 1 / scale)).astype(np.int8)
+        units, source = rounding.per_output(cast(Vector, term.weight), term.scale), term.sources[0]
+        weight, scale = rounding.scaling(units, source.largest, wide=source.wide)
         counted = self._int32(np.rint(np.broadcast_to(bias, scale.shape) / scale))
         tensors = {"weight": weight, "bias": counted, "scale": scale.astype(np.float32)}
         return self._weighted(term, sums, tensors, name, None)
@@ -358,36 +353,6 @@ def channel_steps(sums: Sums, step: Vector, axis: int, emitter: Emitter) -> Vect
     if (lowest != highest).any():
         raise emitter.refuse("steps per channel that mix channels of the layer in front of them; use one step per site")
     return lowest
-
-
-def _integers(units: Vector, source: Codes, largest_code: int) -> tuple[Array, NDArrayInt]:
-    """Integer weights and odd divisors with ``units`` next to ``weight / divisor``."""
-    most = largest_divisor(largest_code)
-    limit = WEIGHT_LIMIT
-    while True:
-        divisor = odd_divisors(_peaks(units), limit, most)
-        weight = np.rint(_per_output(units, divisor.astype(np.float64)))
-        if not source.wide or _bound(weight, source) <= EXACT_IN_FLOAT32 or limit == 1:
-            return weight.astype(np.int8), divisor
-        limit = max(1, limit // 2)  # sums of sums go through float32, where they must stay exact
-
-
-NDArrayInt = Array
-
-
-def _per_output(weight: Vector, factor: Vector) -> Vector:
-    return weight * (factor if factor.ndim == 0 else factor.reshape(-1, *[1] * (weight.ndim - 1)))
-
-
-def _peaks(weight: Vector) -> Vector:
-    return np.abs(weight.reshape(len(weight), -1)).max(axis=1)  # type: ignore[no-any-return]
-
-
-def _bound(weight: Array, source: Codes) -> float:
-    """The largest sum that any codes could make."""
-    return float(np.abs(weight.reshape(len(weight), -1).astype(np.float64)).sum(axis=1).max()) * max(
-        abs(source.low), abs(source.high)
-    )
 
 
 def _ends(values: Vector) -> tuple[float, float]:

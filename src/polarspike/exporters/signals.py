@@ -44,6 +44,11 @@ class Codes:
         return self.step.ndim == 0
 
     @property
+    def largest(self) -> int:
+        """The largest absolute code."""
+        return max(abs(self.low), abs(self.high))
+
+    @property
     def wide(self) -> bool:
         """Too many codes for a byte."""
         return self.high - self.low > 255

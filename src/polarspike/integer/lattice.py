@@ -36,7 +36,7 @@ def fire(sums: Integers, divisor: Integers | int, low: int, high: int) -> Intege
 
     Args:
         sums: of any shape.
-        divisor: positive and odd, broadcast against ``sums``.
+        divisor: positive, broadcast against ``sums``; odd, or even where all sums are odd.
         low: the smallest code.
         high: the largest code.
     """

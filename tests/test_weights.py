@@ -1,0 +1,106 @@
+"""Weights of few bits: rounded while they train, kept when it ends, the same in the spiking network and in whole numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import polarspike as ps
+from polarspike.errors import SpecError
+from polarspike.quantizers import WeightQuantizer
+from tests.networks import calibrated, network, signal
+
+SPEC = ps.QuantSpec(0, 3)
+
+
+def quantized(name: str = "branched") -> ps.QuantizedNetwork:
+    return calibrated(network(name), SPEC, signal(name, 16))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("output_dim", [0, 1])
+def test_weights_are_whole_numbers_of_their_channels_step(bits: int, output_dim: int) -> None:
+    weight = torch.randn(5, 4, 3, 3)
+    weight.movedim(output_dim, 0)[2] = 0.0  # a silent channel
+    rounded = WeightQuantizer(bits, output_dim)(weight)
+    largest = 2 ** (bits - 1) - 1
+    for row, exact in zip(rounded.movedim(output_dim, 0), weight.movedim(output_dim, 0), strict=True):
+        step = float(exact.abs().max()) / largest or 1.0
+        assert torch.allclose(row / step, (row / step).round(), atol=1e-5)
+        assert float((row - exact).abs().max()) <= step / 2 * (1 + 1e-5)
+
+
+def test_gradients_go_straight_through() -> None:
+    weight = torch.randn(3, 7, requires_grad=True)
+    factor = torch.randn(3, 7)
+    (WeightQuantizer(3)(weight) * factor).sum().backward()
+    assert weight.grad is not None and torch.equal(weight.grad, factor)
+
+
+def test_training_moves_rounded_weights_and_conversion_keeps_them() -> None:
+    qann = quantized()
+    before = {name: value.clone() for name, value in qann.state_dict().items() if name.endswith("weight")}
+    names = ps.quantize_weights(qann, 4)
+    assert set(names) == {name for name in names if f"network.{name}.weight" in before} and names
+    x, y = signal("branched", 16), torch.arange(16) % 4
+    optimizer = torch.optim.SGD(qann.parameters(), 0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(qann(x), y).backward()
+        optimizer.step()
+    qann.eval()
+    snn = ps.convert(qann)
+    assert ps.verify(qann, snn, [x], scope=False).exact
+    answer = qann(x)
+    assert ps.fix_weights(qann) == names and ps.fix_weights(qann) == ()
+    assert torch.equal(qann(x), answer)
+    for name in names:
+        weight = qann.network.get_submodule(name).weight
+        rows = weight.detach().flatten(1)
+        assert all(len(row.unique()) <= 15 for row in rows)
+        assert torch.equal(weight, snn.network.get_submodule(name).weight)
+        assert not torch.equal(weight, before[f"network.{name}.weight"])
+
+
+def test_eight_bits_are_the_integers_of_the_exported_network() -> None:
+    from polarspike.exporters.integer import integer_network
+
+    qann = quantized("mlp")
+    ps.quantize_weights(qann)
+    ps.fix_weights(qann)
+    x = signal("mlp", 32)
+    made = integer_network(ps.convert(qann), x, [x])
+    layers = [part for part in qann.network.modules() if isinstance(part, torch.nn.Linear)]
+    for layer, whole in zip(layers, made.weights, strict=True):
+        step = layer.weight.detach().abs().amax(dim=1, keepdim=True) / 127
+        assert torch.equal((layer.weight.detach() / step).round(), torch.from_numpy(whole).float())
+
+
+def test_a_file_holds_no_training_of_weights(tmp_path: Path) -> None:
+    qann = quantized()
+    ps.quantize_weights(qann)
+    with pytest.raises(SpecError, match="fix_weights"):
+        ps.save(qann, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+    ps.fix_weights(qann)
+    ps.save(qann, tmp_path / "net.safetensors")
+    x = signal("branched", 4)
+    again = ps.load(tmp_path / "net.safetensors")
+    assert isinstance(again, ps.QuantizedNetwork) and torch.equal(again(x), qann(x))
+
+
+@pytest.mark.parametrize("bits", [1, 9, True, 4.0])
+def test_wrong_bits(bits: int) -> None:
+    with pytest.raises(SpecError, match="2 to 8"):
+        ps.quantize_weights(quantized(), bits)
+
+
+def test_refusals() -> None:
+    with pytest.raises(SpecError, match="quantize returns"):
+        ps.quantize_weights(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    qann = quantized()
+    ps.quantize_weights(qann)
+    with pytest.raises(SpecError, match="parametrized already"):
+        ps.quantize_weights(qann)
