@@ -10,8 +10,10 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+Arguments = Mapping[str, Any]
 
-def arguments_of(node: fx.Node) -> Mapping[str, Any]:
+
+def arguments_of(node: fx.Node) -> Arguments:
     """All arguments of a call by their names in the operator's schema, defaults included."""
     assert isinstance(node.target, torch._ops.OpOverload)
     wanted = node.target._schema.arguments

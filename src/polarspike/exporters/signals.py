@@ -15,6 +15,9 @@ Shape = tuple[int, ...]
 #: What has been done to a layout: ("reshape", sizes without the batch) or ("transpose", permutation with the batch).
 View = tuple[Literal["reshape", "transpose"], tuple[int, ...]]
 
+ONE: Vector = np.ones(())
+ZERO: Vector = np.zeros(())
+
 
 @dataclass(frozen=True)
 class Codes:
@@ -129,6 +132,12 @@ class Sums:
 
 
 Signal = Codes | Analog | Constant | Sums
+
+
+def array_of(tensor: Tensor) -> Vector:
+    """A tensor in float64."""
+    array: Vector = tensor.detach().cpu().double().numpy()
+    return array
 
 
 def _scaled(seen: tuple[float, float], factor: Vector) -> tuple[float, float]:

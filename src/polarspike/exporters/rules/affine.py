@@ -1,0 +1,107 @@
+"""Batch norms, sums and factors: they move into the sums that they follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import fx
+
+from polarspike.exporters.aten import Arguments, shape_of
+from polarspike.exporters.signals import Constant, Signal, Sums, Vector, array_of
+
+if TYPE_CHECKING:
+    from polarspike.exporters.lowering import Lowering, Rule
+
+
+def _batch_norm(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    mean, var = (array_of(walk.signals[given[key]].tensor) for key in ("running_mean", "running_var"))
+    factor = 1 / np.sqrt(var + given["eps"])
+    if given["weight"] is not None:
+        factor = factor * array_of(walk.signals[given["weight"]].tensor)
+    shift = walk.vector(given["bias"]) - mean * factor
+    signal = walk.sums(given["input"])
+    if signal is not None and signal.plain and (signal.axis == 1 or _only_numbers(signal)):
+        scaled = replace(signal, axis=1).times(factor)
+        return _seen(walk, node, replace(scaled, bias=scaled.bias + shift))
+    dims = len(shape_of(node))
+    laid = [walk.emitter.constant(part.reshape(-1, *[1] * (dims - 1))) for part in (factor, shift)]
+    made = walk.emitter.floating("Mul", [walk.float(given["input"]).name, laid[0]], shape_of(node))
+    return walk.emitter.floating("Add", [made.name, laid[1]], shape_of(node))
+
+
+def _seen(walk: Lowering, node: fx.Node, sums: Sums) -> Sums:
+    if len(sums.terms) != 1:
+        return sums
+    return replace(sums, terms=(replace(sums.terms[0], seen=walk.ranges[node]),))
+
+
+def _only_numbers(sums: Sums) -> bool:
+    """No vector along any axis yet, so that any axis will do."""
+    weighted = any(term.operator in ("convolution", "linear") for term in sums.terms)
+    vectors = [part for term in sums.terms for part in (term.scale, *(s.step for s in term.sources))]
+    return not weighted and all(part.ndim == 0 for part in (*vectors, sums.bias))
+
+
+def _add(sign: float) -> Rule:
+    def rule(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+        left, right = given["self"], given["other"]
+        factor = sign * float(given["alpha"])
+        parts = [walk.sums(side) if isinstance(side, fx.Node) else None for side in (left, right)]
+        one, other = parts
+        if one is not None and other is not None and one.plain and other.plain and one.shape == other.shape:
+            axes = {part.axis for part in (one, other) if not _only_numbers(part)}
+            if len(axes) <= 1:
+                axis = axes.pop() if axes else one.axis
+                more = other.times(np.array(factor))
+                return Sums(one.terms + more.terms, one.bias + more.bias, axis, one.shape)
+        if one is not None and one.plain:
+            constant = _along_channels(walk, right, one)
+            if constant is not None:
+                return replace(one, bias=one.bias + factor * constant)
+        if factor not in (1.0, -1.0):
+            raise walk.emitter.refuse(f"a sum with the factor {factor}; multiply in an operator of its own")
+        kind = "Add" if factor == 1.0 else "Sub"
+        return walk.emitter.floating(kind, [walk.name(left), walk.name(right)], shape_of(node))
+
+    return rule
+
+
+def _scaled(kind: str) -> Rule:
+    def rule(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+        left, right = given["self"], given["other"]
+        for side, factor in ((left, right), (right, left)) if kind == "Mul" else ((left, right),):
+            sums = walk.sums(side) if isinstance(side, fx.Node) else None
+            if sums is None or sums.rectified:
+                continue
+            constant = _along_channels(walk, factor, sums)
+            if constant is not None and (constant.ndim == 0 or not sums.views):
+                return sums.times(constant if kind == "Mul" else 1 / constant)
+        return walk.emitter.floating(kind, [walk.name(left), walk.name(right)], shape_of(node))
+
+    return rule
+
+
+def _along_channels(walk: Lowering, operand: Any, sums: Sums) -> Vector | None:
+    """A constant operand as one number, or one per channel of ``sums``; None if it is neither."""
+    if isinstance(operand, int | float):
+        return np.array(float(operand))
+    signal = walk.signals.get(operand)
+    if not isinstance(signal, Constant):
+        return None
+    value, dims = array_of(signal.tensor), len(sums.shape) + 1
+    if value.size == 1 and value.ndim <= dims:
+        return value.reshape(())
+    laid = value.reshape([1] * (dims - value.ndim) + list(value.shape)) if value.ndim <= dims else value
+    along = [size if d == sums.axis else 1 for d, size in enumerate((1, *sums.shape))]
+    return laid.reshape(-1) if list(laid.shape) == along else None
+
+
+RULES: dict[str, Rule] = {
+    "aten::batch_norm": _batch_norm,
+    **dict.fromkeys(("aten::add", "aten::add_"), _add(1.0)),
+    "aten::sub": _add(-1.0),
+    "aten::mul": _scaled("Mul"),
+    "aten::div": _scaled("Div"),
+}

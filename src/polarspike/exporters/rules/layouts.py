@@ -1,0 +1,141 @@
+"""What moves values and computes none: done to codes after they have fired."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import fx
+
+from polarspike.exporters.aten import Arguments, shape_of
+from polarspike.exporters.signals import Analog, Codes, Constant, Signal, Sums, View
+
+if TYPE_CHECKING:
+    from polarspike.exporters.lowering import Lowering, Rule
+
+
+def _view(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    source = given.get("self", given.get("input"))
+    if _symbolic(node) and not _symbolic(source):
+        raise walk.emitter.refuse("a layout that makes a batch of something else")
+    return _looked(walk, source, ("reshape", shape_of(node)), node)
+
+
+def _symbolic(node: fx.Node) -> bool:
+    return not isinstance(node.meta["val"].shape[0], int)
+
+
+def _looked(walk: Lowering, source: fx.Node, view: View, node: fx.Node) -> Signal:
+    signal = walk.signals[source]
+    if str(node.meta["val"].shape[0]) != str(source.meta["val"].shape[0]):
+        raise walk.emitter.refuse("a layout in which the first dimension is no longer the batch")
+    if isinstance(signal, Sums) and not (signal.plain or signal.views):
+        signal = walk.float(source)
+    return walk.emitter.viewed(signal, view)
+
+
+def _transpose(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    dims = len(shape_of(node)) + 1
+    order = list(range(dims))
+    one, other = given["dim0"] % dims, given["dim1"] % dims
+    order[one], order[other] = order[other], order[one]
+    return _looked(walk, given["self"], ("transpose", tuple(order)), node)
+
+
+def _permute(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    dims = len(shape_of(node)) + 1
+    return _looked(walk, given["self"], ("transpose", tuple(d % dims for d in given["dims"])), node)
+
+
+def _same(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    return walk.signals[given.get("self", given.get("input"))]  # type: ignore[no-any-return]
+
+
+def _part(walk: Lowering, source: fx.Node, axis: int, start: int, end: int, stride: int = 1) -> Codes | Analog:
+    signal = walk.signals[source]
+    signal = signal if isinstance(signal, Codes) else walk.float(source)
+    length = signal.shape[axis - 1]
+    start, end, _ = slice(start, end, stride).indices(length)
+    shape = list(signal.shape)
+    shape[axis - 1] = len(range(start, end, stride))
+    attributes = {"axis": axis, "start": start, "end": end, "stride": stride}
+    where_ = (slice(None),) * axis + (slice(start, end, stride),)
+    return walk.emitter.rearranged("slice", signal, tuple(shape), attributes, lambda x: x[where_])
+
+
+def _slice(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    dims = len(shape_of(node)) + 1
+    axis = given["dim"] % dims
+    whole = given["start"] in (None, 0) and (given["end"] is None or given["end"] >= 2**62) and given["step"] == 1
+    if axis == 0 and not whole:
+        raise walk.emitter.refuse("a part of the batch")
+    if whole:
+        return walk.signals[given["self"]]  # type: ignore[no-any-return]
+    return _part(walk, given["self"], axis, given["start"], given["end"], given["step"])
+
+
+def _select(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    shape = shape_of(given["self"])
+    axis = given["dim"] % (len(shape) + 1)
+    if axis == 0:
+        raise walk.emitter.refuse("one sample of the batch")
+    index = given["index"] % shape[axis - 1]
+    part = _part(walk, given["self"], axis, index, index + 1)
+    return walk.emitter.viewed(part, ("reshape", shape_of(node)))
+
+
+def _chunks(walk: Lowering, node: fx.Node, given: Arguments) -> list[Codes | Analog]:
+    source = given["self"]
+    shape = shape_of(source)
+    axis = given["dim"] % (len(shape) + 1)
+    lengths = [int(part.shape[axis]) for part in node.meta["val"]]
+    ends = np.cumsum(lengths)
+    return [_part(walk, source, axis, int(end) - size, int(end)) for end, size in zip(ends, lengths, strict=True)]
+
+
+def _concatenate(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    axis = given["dim"] % (len(shape_of(node)) + 1)
+    if axis == 0:
+        raise walk.emitter.refuse("a concatenation of batches")
+    signals = [walk.signals[part] for part in given["tensors"]]
+    if all(isinstance(signal, Codes) and not signal.wide for signal in signals):
+        return walk.emitter.joined(signals, shape_of(node), axis)
+    if any(isinstance(signal, Constant) for signal in signals):
+        raise walk.emitter.refuse("a concatenation with a constant, as a class token is; use the mean over the tokens")
+    name = walk.emitter.free("concatenate")
+    names = [walk.float(part).name for part in given["tensors"]]
+    walk.emitter._add("concatenate", names, name, {"axis": axis})
+    return Analog(name, shape_of(node))
+
+
+def _pad(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    signal = walk.signals[given["self"]]
+    signal = signal if isinstance(signal, Codes) else walk.float(given["self"])
+    if given.get("mode", "constant") != "constant" or given.get("value"):
+        raise walk.emitter.refuse("padding with anything but zeros")
+    space = len(signal.shape) - 1
+    pairs = [given["pad"][i : i + 2] for i in range(0, len(given["pad"]), 2)][::-1]
+    pairs = [[0, 0]] * (space - len(pairs)) + pairs
+    if len(pairs) != space or min(min(pair) for pair in pairs) < 0:
+        raise walk.emitter.refuse("padding of the channels, or negative padding")
+    attributes = {"padding": [[p[0] for p in pairs], [p[1] for p in pairs]]}
+    flat = [size for pair in pairs[::-1] for size in pair]
+    return walk.emitter.rearranged(
+        "pad", signal, shape_of(node), attributes, lambda x: torch.nn.functional.pad(x, flat, mode="replicate")
+    )
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        ("aten::view", "aten::reshape", "aten::flatten", "aten::unflatten", "aten::squeeze", "aten::unsqueeze"), _view
+    ),
+    "aten::transpose": _transpose,
+    "aten::permute": _permute,
+    **dict.fromkeys(("aten::dropout", "aten::contiguous", "aten::clone", "aten::detach", "aten::alias"), _same),
+    "aten::slice": _slice,
+    "aten::select": _select,
+    **dict.fromkeys(("aten::chunk", "aten::split", "aten::split_with_sizes"), _chunks),
+    "aten::cat": _concatenate,
+    **dict.fromkeys(("aten::pad", "aten::constant_pad_nd"), _pad),
+}

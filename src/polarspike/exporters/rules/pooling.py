@@ -1,0 +1,93 @@
+"""The largest of a window keeps codes; a mean makes sums of them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from polarspike.exporters.aten import Arguments, even_windows, shape_of, sizes_of
+from polarspike.exporters.signals import Codes, Signal
+
+if TYPE_CHECKING:
+    from polarspike.exporters.lowering import Lowering, Rule
+
+
+def _max_pool(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    signal = walk.signals[given["self"]]
+    signal = signal if isinstance(signal, Codes) else walk.float(given["self"])
+    space = len(signal.shape) - 1
+    kernel, dilation = sizes_of(given["kernel_size"], space), sizes_of(given["dilation"], space)
+    stride = sizes_of(given["stride"], space) if given["stride"] else kernel
+    before = sizes_of(given["padding"], space)
+    shape = shape_of(node)
+    # As much behind as the last window reaches: with ceil_mode it may stand out.
+    after = [
+        (out - 1) * s + d * (k - 1) + 1 - size - p
+        for out, s, d, k, size, p in zip(shape[1:], stride, dilation, kernel, signal.shape[1:], before, strict=True)
+    ]
+    padding = [before, [max(0, extra) for extra in after]]
+    attributes = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return walk.emitter.pooled(signal, shape, attributes)
+
+
+def _average_pool(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    space = len(shape_of(node)) - 1
+    kernel = sizes_of(given["kernel_size"], space)
+    padding = sizes_of(given["padding"], space)
+    if given["ceil_mode"] or given.get("divisor_override") or (any(padding) and not given["count_include_pad"]):
+        raise walk.emitter.refuse("average pooling whose windows count differently at the border")
+    stride = sizes_of(given["stride"], space) if given["stride"] else kernel
+    return _window_mean(walk, node, given["self"], kernel, stride, padding)
+
+
+def _adaptive_average(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    source, shape = given["self"], shape_of(node)
+    before = shape_of(source)
+    if all(size == 1 for size in shape[1:]):
+        return _mean_over(walk, node, source, list(range(2, len(before) + 1)), True)
+    windows = even_windows(before[1:], shape[1:])
+    if windows is None:
+        raise walk.emitter.refuse(
+            f"adaptive average pooling from {before[1:]} to {shape[1:]}, whose windows differ in size"
+        )
+    return _window_mean(walk, node, source, *windows, [0] * len(windows[0]))
+
+
+def _window_mean(
+    walk: Lowering, node: fx.Node, source: fx.Node, kernel: list[int], stride: list[int], padding: list[int]
+) -> Signal:
+    signal = walk.signals[source]
+    attributes = {"kernel": kernel, "stride": stride, "padding": [padding, padding]}
+    if not isinstance(signal, Codes):  # its site is behind it
+        return walk.emitter.floating("AveragePool", [walk.float(source).name], shape_of(node), **attributes)
+    return walk.emitter.summed(signal, shape_of(node), math.prod(kernel), attributes, signal.axis)
+
+
+def _mean(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    dims = len(shape_of(given["self"])) + 1
+    wanted = given["dim"] if given.get("dim") else range(1, dims)
+    axes = sorted(d % dims for d in ([wanted] if isinstance(wanted, int) else wanted))
+    if 0 in axes:
+        raise walk.emitter.refuse("a mean over the batch")
+    return _mean_over(walk, node, given["self"], axes, bool(given.get("keepdim")))
+
+
+def _mean_over(walk: Lowering, node: fx.Node, source: fx.Node, axes: list[int], keepdims: bool) -> Signal:
+    signal, shape = walk.signals[source], shape_of(source)
+    if isinstance(signal, Codes) and (signal.uniform or signal.axis not in axes):
+        count = math.prod(shape[d - 1] for d in axes)
+        axis = signal.axis if keepdims else signal.axis - sum(d < signal.axis for d in axes)
+        return walk.emitter.summed(
+            signal, shape_of(node), count, {"axes": axes, "keepdims": keepdims}, 1 if signal.uniform else axis
+        )
+    return walk.emitter.floating("ReduceMean", [walk.float(source).name], shape_of(node), axes=axes, keepdims=keepdims)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("aten::max_pool1d", "aten::max_pool2d"), _max_pool),
+    **dict.fromkeys(("aten::avg_pool1d", "aten::avg_pool2d"), _average_pool),
+    **dict.fromkeys(("aten::adaptive_avg_pool1d", "aten::adaptive_avg_pool2d"), _adaptive_average),
+    "aten::mean": _mean,
+}
