@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polarspike import integer
 from polarspike.errors import ExportError
-from polarspike.exporters import nir_graph, onnx_float, onnx_int8, programs, runtime
+from polarspike.exporters import nir_graph, nir_modules, onnx_float, onnx_int8, programs, runtime
 from polarspike.exporters.description import KEY, describe
 from polarspike.exporters.first_timestep import first_timestep
 from polarspike.exporters.integer import as_arrays, integer_network
@@ -144,4 +144,4 @@ def _against(
 
 def _nir(snn: SpikingNetwork, example: Inputs) -> Prepared:
     graph = nir_graph.graph_of(snn, example)
-    return Prepared(lambda path: nir_graph.save(graph, path), nir_graph.runner)
+    return Prepared(lambda path: nir_graph.save(graph, path), nir_modules.runner)

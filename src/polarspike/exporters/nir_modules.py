@@ -1,0 +1,91 @@
+"""Run a NIR graph through nirtorch: how each of its nodes becomes a module of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polarspike.errors import ExportError, MissingExtraError
+from polarspike.exporters.report import Runner
+from polarspike.inputs import Inputs, tensors_of
+
+
+def runner(path: Path) -> Runner:
+    """Read a graph back, to run it through nirtorch.
+
+    Raises:
+        MissingExtraError: the package nirtorch is not installed.
+        ExportError: it cannot run the graph.
+    """
+    try:
+        import nir
+        import nirtorch
+    except ImportError as error:
+        raise MissingExtraError("nirtorch", "deploy") from error
+    try:
+        module = nirtorch.nir_to_torch(nir.read(str(path)), node_map())
+    except Exception as error:  # its errors have no common base
+        raise ExportError(f"nirtorch cannot run what was written: {error}") from error
+
+    def run(inputs: Inputs) -> list[Tensor]:
+        given = [value for _, value in tensors_of(inputs)]
+        with torch.no_grad():
+            answer = module(*given)
+        return [answer[0] if isinstance(answer, tuple) else answer]
+
+    return run
+
+
+def node_map() -> dict[Any, Callable[[Any], nn.Module]]:
+    """How each node becomes a module; nirtorch 2.6 has rules of its own, which lose biases and groups."""
+    import nir
+
+    return {
+        nir.Affine: _affine,
+        nir.Conv2d: _conv2d,
+        nir.Threshold: _Threshold,
+        nir.Flatten: lambda node: nn.Flatten(1),
+        nir.AvgPool2d: _average_module,
+        nir.Input: lambda node: nn.Identity(),
+        nir.Output: lambda node: nn.Identity(),
+    }
+
+
+class _Threshold(nn.Module):
+    threshold: Tensor
+
+    def __init__(self, node: Any) -> None:
+        super().__init__()
+        self.register_buffer("threshold", torch.from_numpy(np.asarray(node.threshold)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x > self.threshold).to(x.dtype)
+
+
+def _affine(node: Any) -> nn.Module:
+    module = nn.Linear(node.weight.shape[1], node.weight.shape[0])
+    module.load_state_dict({key: torch.from_numpy(np.asarray(getattr(node, key))) for key in ("weight", "bias")})
+    return module
+
+
+def _conv2d(node: Any) -> nn.Module:
+    outputs, inputs, *kernel = node.weight.shape
+    stride, padding, dilation = (_pair(value) for value in (node.stride, node.padding, node.dilation))
+    groups = int(node.groups)
+    module = nn.Conv2d(inputs * groups, outputs, _pair(kernel), stride, padding, dilation, groups)
+    module.load_state_dict({key: torch.from_numpy(np.asarray(getattr(node, key))) for key in ("weight", "bias")})
+    return module
+
+
+def _average_module(node: Any) -> nn.Module:
+    return nn.AvgPool2d(_pair(node.kernel_size), _pair(node.stride), _pair(node.padding))
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    height, width = (int(size) for size in value)
+    return height, width
