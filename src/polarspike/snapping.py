@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
@@ -39,7 +40,8 @@ def snap_gains(qann: QuantizedNetwork) -> dict[str, tuple[float, float]]:
         gain = float(site.gain)
         if not negative:
             continue
-        near = min(_allowed(negative, positive), key=lambda value: (abs(value - gain), value))
+        kept = gain == 0.0 or math.frexp(gain)[0] == 0.5  # a power of two
+        near = gain if kept else min(_allowed(negative, positive), key=lambda value: (abs(value - gain), value))
         if near == gain and not site.spec.learned_gain:
             continue
         levels = {"negative": 0, "gain": 1.0} if near == 0.0 else {"gain": near}
@@ -53,5 +55,5 @@ def snap_gains(qann: QuantizedNetwork) -> dict[str, tuple[float, float]]:
 
 
 def _allowed(negative: int, positive: int) -> list[float]:
-    powers = [2.0**-m for m in range(8) if negative + positive * 2**m <= _BYTE]
-    return [0.0, *powers]
+    powers = [2.0**-m for m in range(1, 8) if negative + positive * 2**m <= _BYTE]
+    return [0.0, 1.0, *powers]

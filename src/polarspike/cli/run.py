@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,12 +32,16 @@ class Reader:
     Args:
         answer: class scores (batch, classes) of float32 images (batch, C, H, W).
         shape: of an image, (C, H, W).
-        notes: of the network: data, classes, normalization.
+        classes: their names; none where the network does not say.
+        mean: of a full-scale pixel, (C, 1, 1); std: the deviation.
+        std: see ``mean``.
     """
 
     answer: Callable[[Array], Array]
     shape: tuple[int, int, int]
-    notes: Mapping[str, Any]
+    classes: list[str]
+    mean: Array
+    std: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,7 @@ class Run(Command):
             raise SpecError(f"--output {self.output}: there is no folder {str(self.output.parent)!r}")
         paths = _pictures(self.images)
         reader = open_file(self.file, self.threads)
-        classes = [str(name) for name in reader.notes.get("classes", ())]
+        classes = reader.classes
         lines = []
         for path, scores in self._scored(reader, paths):
             best = int(scores.argmax())
@@ -129,9 +133,9 @@ def open_file(path: Path, threads: int = 0) -> Reader:
         raise ExportError(
             f"{path}: an ONNX model that polarspike did not write; it does not say how pictures are scaled"
         )
-    if len(given) != 1 or given[0].type != "tensor(float)":
+    if len(given) != 1 or len(session.get_outputs()) != 1 or given[0].type != "tensor(float)":
         raise ExportError(
-            f"{path}: expected one input of float32, got {', '.join(f'{x.name} {x.type}' for x in given)}"
+            f"{path}: expected one output, and one input of float32, got {', '.join(f'{x.name} {x.type}' for x in given)}"
         )
     name, sizes = given[0].name, given[0].shape[1:]
     return _reader(path, lambda x: session.run(None, {name: x})[0], sizes, metadata[_KEY])
@@ -140,25 +144,31 @@ def open_file(path: Path, threads: int = 0) -> Reader:
 def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, description: str) -> Reader:
     try:
         told = json.loads(description)
-        notes, version = told["notes"], told["format"]
-    except (ValueError, TypeError, KeyError) as error:
+        version, notes = told["format"], told["notes"]
+        if version != 1:
+            raise ExportError(
+                f"{path}: expected a description of format 1, got {version!r}; use the version that wrote it"
+            )
+        classes = [str(name) for name in notes.get("classes", ())]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ExportError(f"{path}: its description is damaged ({error!r}); export it again") from error
-    if version != 1:
-        raise ExportError(f"{path}: expected a description of format 1, got {version!r}; use the version that wrote it")
     if len(sizes) != 3 or not all(isinstance(size, int) for size in sizes):
         raise ExportError(
             f"{path}: expected a network of pictures (channels, height, width), got an input {tuple(sizes)}"
         )
     channels = sizes[0]
-    scaling = notes.get("normalization")
     if channels not in (1, 3):
         raise ExportError(f"{path}: expected pictures of 1 or 3 channels, the network takes {channels}")
-    if not isinstance(scaling, Mapping) or len(scaling.get("mean", ())) != channels:
+    try:
+        mean, std = (np.asarray(notes["normalization"][key], dtype=np.float32) for key in ("mean", "std"))
+    except (KeyError, TypeError, ValueError):
+        mean = std = np.zeros(0, dtype=np.float32)
+    if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
         raise ExportError(
-            f"{path}: its notes do not say how pictures are scaled; set snn.notes['normalization'] = {{'mean': [...], "
-            "'std': [...]}} (in units of a full-scale pixel) before polarspike.export"
+            f"{path}: its notes do not say how pictures are scaled; set snn.notes['normalization'] = "
+            "{'mean': [...], 'std': [...]} (in units of a full-scale pixel) before polarspike.export"
         )
-    return Reader(answer, (channels, sizes[1], sizes[2]), notes)
+    return Reader(answer, (channels, sizes[1], sizes[2]), classes, mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1))
 
 
 def picture(path: Path, reader: Reader) -> Array:
@@ -174,9 +184,12 @@ def picture(path: Path, reader: Reader) -> Array:
         raise MissingExtraError("pillow", "vision") from error
     channels, height, width = reader.shape
     try:
-        with Image.open(path) as file:
+        with Image.open(path) as opened:
+            file: Image.Image = opened
+            if file.mode.startswith("I;16"):  # 16 bits, which convert would cut off
+                file = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
             image = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: expected a picture, got: {error}") from error
     if image.size != (width, height):
         factor = max(width / image.width, height / image.height)
@@ -184,9 +197,7 @@ def picture(path: Path, reader: Reader) -> Array:
         left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
         image = image.resize(scaled, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
     pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels).transpose(2, 0, 1)
-    scaling = reader.notes["normalization"]
-    mean, std = (np.asarray(scaling[key], dtype=np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
-    return (pixels / np.float32(255) - mean) / std
+    return (pixels / np.float32(255) - reader.mean) / reader.std
 
 
 def _pictures(place: Path) -> list[Path]:

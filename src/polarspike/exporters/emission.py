@@ -62,11 +62,14 @@ class Emitter:
     def quantized(
         self, x: Analog, step: Vector, axis: int, low: int, high: int, name: str, offset: Vector | None = None
     ) -> Codes:
-        """Codes of a float signal, ``clip(rint(x / step), low, high)``; they stand for ``step k + offset``."""
+        """Codes of a float signal, ``clip(rint((x - offset) / step), low, high)``; they stand for ``step k + offset``."""
         name = self.free(name)
         dims = len(x.shape) + 1
         laid = step if step.ndim == 0 else step.reshape([-1 if d == axis else 1 for d in range(dims)])
-        self._add("quantize", [x.name], name, {}, {"step": laid.astype(np.float32)}, (low, high))
+        tensors = {"step": laid.astype(np.float32)}
+        if offset is not None and offset.any():
+            tensors["shift"] = (offset if offset.ndim == 0 else offset.reshape(laid.shape)).astype(np.float32)
+        self._add("quantize", [x.name], name, {}, tensors, (low, high))
         return Codes(name, step, axis, low, high, x.shape, np.zeros(()) if offset is None else offset)
 
     # Sums that fire
@@ -94,7 +97,9 @@ class Emitter:
         units of 1 / (f m), where f m is odd and as large as float32 allows, so that steps of other sites fit well.
         """
         spans = [self._span(term, step) for term in sums.terms]
-        largest = largest_divisor(max(abs(low), abs(high)))
+        # A float32 sum is as exact as its largest term, which may lie far beyond the codes.
+        terms = max(abs(end) for span in spans for end in span)
+        largest = largest_divisor(math.ceil(max(abs(low), abs(high), terms)))
         branches = [index for index, term in enumerate(sums.terms) if term.operator != "identity"]
         needed = [_useful(index, spans, low, high) for index in branches]
         widest = max((hi - lo for lo, hi in needed), default=1.0)
@@ -208,7 +213,7 @@ class Emitter:
         self, term: Term, sums: Sums, tensors: Mapping[str, Array], name: str, codes: tuple[int, int] | None
     ) -> str:
         name = name if codes is None else self.free(name)
-        attributes = {"operator": term.operator, "axis": sums.axis, **term.options}
+        attributes = {"operator": term.operator, "axis": sums.axis, "shape": list(sums.shape), **term.options}
         self._add("synapse", [term.sources[0].name], name, attributes, tensors, codes)
         return name
 
@@ -297,7 +302,9 @@ class Emitter:
         name = self.free(f"{codes.name}_sum")
         low, high = codes.low * count, codes.high * count
         self._add("window_sum", [codes.name], name, attributes, {}, (low, high))
-        return replace(codes, name=name, shape=shape, step=codes.step / count, low=low, high=high, axis=axis)
+        return replace(
+            codes, name=name, shape=shape, step=codes.step / count, low=low, high=high, axis=axis, summed=True
+        )
 
     def joined(self, parts: list[Codes], shape: Shape, axis: int) -> Codes:
         """Codes of several sites behind each other, each with its own step."""
@@ -305,12 +312,13 @@ class Emitter:
         low, high = min(part.low for part in parts), max(part.high for part in parts)
         self._add("concatenate", [part.name for part in parts], name, {"axis": axis}, {}, (low, high))
         lengths = [part.shape[axis - 1] for part in parts]
+        summed = any(part.wide for part in parts)
         if all(part.uniform and part.step == parts[0].step for part in parts):
-            return replace(parts[0], name=name, shape=shape, low=low, high=high)
+            return replace(parts[0], name=name, shape=shape, low=low, high=high, summed=summed)
         if any(not part.uniform and part.axis != axis for part in parts):
             raise self.refuse("a concatenation across steps per channel; use one step per site")
         steps = [np.broadcast_to(part.step, length) for part, length in zip(parts, lengths, strict=True)]
-        return Codes(name, np.concatenate(steps), axis, low, high, shape)
+        return Codes(name, np.concatenate(steps), axis, low, high, shape, summed=summed)
 
     def stretched(self, codes: Codes, factor: int, step: Vector) -> Codes:
         """Codes in units of a finer step, in which a gain of 1 / factor below zero is a whole number."""
@@ -337,9 +345,9 @@ def spread(vector: Vector, axis: int, shape: Shape) -> Tensor:
     return laid.expand(1, *shape)
 
 
-def channel_steps(sums: Sums, step: Vector, axis: int, emitter: Emitter) -> Vector:
-    """Steps along an axis behind the views of ``sums``, as steps of the channels in front of them."""
-    if step.ndim == 0 or not sums.views:
+def channel_steps(sums: Sums, step: Vector, axis: int) -> Vector | None:
+    """Steps along an axis behind the views of ``sums`` as steps of the channels in front of them; None if they are not."""
+    if step.ndim == 0 or (not sums.views and axis == sums.axis):
         return step
     length = sums.shape[sums.axis - 1]
     index = spread(np.arange(length, dtype=np.float64), sums.axis, sums.shape)
@@ -350,9 +358,7 @@ def channel_steps(sums: Sums, step: Vector, axis: int, emitter: Emitter) -> Vect
     lowest, highest = np.full(length, np.inf), np.full(length, -np.inf)
     np.minimum.at(lowest, places, full)
     np.maximum.at(highest, places, full)
-    if (lowest != highest).any():
-        raise emitter.refuse("steps per channel that mix channels of the layer in front of them; use one step per site")
-    return lowest
+    return lowest if (lowest == highest).all() else None
 
 
 def _ends(values: Vector) -> tuple[float, float]:

@@ -40,6 +40,9 @@ def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inpu
     Raises:
         ExportError: an operator, a gain or a layout that whole numbers cannot hold, by name.
     """
+    for name, neuron in snn.sites().items():
+        if neuron.start.dtype != torch.float32:
+            raise ExportError(f"site {name!r}: expected a float32 network, got {neuron.start.dtype}; use snn.float()")
     program, arguments = marked_program(snn, example)
 
     def ordered(inputs: Inputs) -> tuple[Any, ...]:
@@ -47,6 +50,10 @@ def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inpu
 
     shown = [tuple(arguments.values())] if batches is None else map(ordered, batches)
     ranges = observe(program, shown)
+    if not ranges:
+        raise ExportError(
+            "no samples: the batches show nothing of how large signals become; give some that hold samples"
+        )
     lowering = Lowering(program, snn.sites(), ranges, _grids(program, ranges, snn.notes))
     lowering.run()
     emitter = lowering.emitter
@@ -74,10 +81,10 @@ def _grids(
     for node in program.graph.nodes:
         if node.op != "placeholder" or node not in ranges:
             continue
-        known = notes.get("normalization")
         value: Tensor = node.meta["val"]
-        if known is not None and value.dim() == 4 and value.shape[1] == len(known["mean"]):
-            mean, std = (np.array(known[key], dtype=np.float64) for key in ("mean", "std"))
+        known = _scaling(notes.get("normalization"))
+        if known is not None and value.dim() == 4 and value.shape[1] == len(known[0]):
+            mean, std = known
             coarser = max(1.0, (mean.max() + (1 - mean).max()))
             if coarser > 1.0:
                 coarser *= (_BYTE + 1) / (_BYTE - 1)  # both ends are rounded
@@ -96,6 +103,22 @@ def _grids(
         low = int(np.rint(lo / step))
         grids[str(node.target)] = (step, np.zeros(()), low, low + _BYTE)
     return grids
+
+
+def _scaling(known: Any) -> tuple[Vector, Vector] | None:
+    """Mean and deviation of the channels, from a network's notes."""
+    if known is None:
+        return None
+    try:
+        mean, std = (np.array(known[key], dtype=np.float64) for key in ("mean", "std"))
+    except (KeyError, TypeError, ValueError, IndexError):
+        mean, std = np.zeros(()), np.zeros(())
+    if mean.ndim != 1 or mean.shape != std.shape or not np.isfinite(mean).all() or not (std > 0).all():
+        raise ExportError(
+            f"notes['normalization']: expected {{'mean': [...], 'std': [...]}}, a finite number and a positive one for each "
+            f"channel, got {known!r}; correct snn.notes, or remove it"
+        )
+    return mean, std
 
 
 def as_arrays(network: IntegerNetwork, inputs: Inputs, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,8 +62,7 @@ class Lowering:
                 self.signals[node] = Constant(attribute(self.program, str(node.target)))
             elif node.op == "output":
                 for leaf in leaves_of(node.args):
-                    answer = self.emitter.analog(self.signals[leaf], "output")
-                    self.outputs.append((answer.name, answer.shape))
+                    self._output(leaf)
             elif node.op == "call_function":
                 self.signals[node] = self._called(node)
         # call_module: guards on shapes, which compute nothing
@@ -78,6 +77,14 @@ class Lowering:
         shape = shape_of(node)
         self.inputs.append((name, shape))
         self.signals[node] = Analog(name, shape, raw=True)
+
+    def _output(self, leaf: fx.Node) -> None:
+        if not isinstance(self.signals.get(leaf), Codes | Analog | Sums):
+            raise self.emitter.refuse(f"output {leaf.name!r}, which is no float signal")
+        answer = self.emitter.analog(self.signals[leaf], "output")
+        if answer.raw or answer.name in dict(self.outputs):  # a name of its own
+            answer = self.emitter.floating("Identity", [answer.name], answer.shape)
+        self.outputs.append((answer.name, answer.shape))
 
     def _called(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:

@@ -4,14 +4,15 @@ No node of NIR fires several signed spikes, but at T = 1 a site is exactly a ban
 
     k = sum_{j = 1-N}^{P} [x >= (j - 1/2) s]  -  N          each [ ] is a Threshold node's output
 
-    SITE_repeat     N + P copies of every channel           Conv2d 1x1 in groups, or Affine
+    SITE_repeat     N + P copies of every channel           Conv2d 1x1, or Affine
     SITE            Threshold
     SITE_count      counts them, minus N: the code k        negative ones weigh the gain
     SITE_decode     times the step
 
 NIR's thresholds are strict (x > theta), and a code's is not; so theta is the largest float32 below the first x with that
 code. Residual sums are edges that meet. Batch norms are folded into the layer in front of them, which rounds anew: a code
-next to a threshold may move, and :func:`polarspike.export` counts what that does to the outputs.
+next to a threshold may move, and :func:`polarspike.export` counts what that does to the outputs. Convolutions in groups are
+written as dense ones.
 
 Metadata "polarspike" of the graph: :mod:`polarspike.exporters.description`, levels, step and gain of each site by name.
 """
@@ -57,6 +58,9 @@ def graph_of(snn: SpikingNetwork, example: Inputs) -> Any:
         import nir
     except ImportError as error:
         raise MissingExtraError("nir", "deploy") from error
+    for name, neuron in snn.sites().items():
+        if neuron.start.dtype != torch.float32:
+            raise ExportError(f"site {name!r}: expected a float32 network, got {neuron.start.dtype}; use snn.float()")
     program, _ = marked_program(snn, example)
     walk = _Walk(program, snn.sites())
     walk.run()
@@ -92,7 +96,12 @@ class _Walk:
                 leaves = leaves_of(node.args)
                 if len(leaves) != 1:
                     raise self.refuse(f"{len(leaves)} outputs; NIR graphs here have one")
-                self.put("output", self.nir.Output(np.array(shape_of(leaves[0]))), self.signals[leaves[0]])
+                if leaves[0] not in self.signals or len(shape_of(leaves[0])) not in (1, 3):
+                    raise self.refuse("an output that is neither vectors nor images")
+                sources, shape = self.signals[leaves[0]], shape_of(leaves[0])
+                if len(sources) > 1:  # nirtorch reads one edge of an output
+                    sources = (self.passed("sum", sources, shape),)
+                self.put("output", self.nir.Output(np.array(shape)), sources)
             elif node.op == "call_function":
                 self._called(node)
 
@@ -137,12 +146,28 @@ class _Walk:
         self, name: str, sources: Sources, space: tuple[int, ...], weight: Any, bias: Any, groups: int
     ) -> str:
         """A 1x1 convolution."""
-        node = self.nir.Conv2d(space, _float32(weight), (1, 1), (0, 0), (1, 1), groups, _float32(bias))
+        node = self.nir.Conv2d(space, _dense(weight, groups), (1, 1), (0, 0), (1, 1), 1, _float32(bias))
         return self.put(name, node, sources)
+
+    def passed(self, name: str, sources: Sources, shape: tuple[int, ...]) -> str:
+        """The sum of some edges as one node, which changes nothing."""
+        eye = np.eye(shape[0])
+        if len(shape) == 3:
+            return self.convolution(name, sources, shape[1:], eye[:, :, None, None], np.zeros(shape[0]), 1)
+        return self.put(name, _matrix(self, eye, np.zeros(shape[0])), sources)
 
 
 def _float32(value: Any) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(value, dtype=np.float32)
+
+
+def _dense(weight: Any, groups: int) -> np.ndarray[Any, Any]:
+    """The weights of a convolution in groups as those of one without: the type check of nir 1.0 counts no groups."""
+    outputs, inputs, *kernel = weight.shape
+    whole = np.zeros((outputs, inputs * groups, *kernel), dtype=np.float32)
+    for group, rows in enumerate(np.split(np.arange(outputs), groups)):
+        whole[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return whole
 
 
 def thresholds(neuron: PolarityNeuron, code: int) -> Tensor:
@@ -216,7 +241,7 @@ def _convolution(walk: _Walk, node: fx.Node, given: Arguments) -> Sources:
         raise walk.refuse("a convolution with other padding in front than behind")
     bias = walk.array(given["bias"], torch.zeros(len(weight)))
     made = walk.nir.Conv2d(
-        space, _float32(weight), tuple(stride), tuple(before), tuple(dilation), given["groups"], _float32(bias)
+        space, _dense(weight, given["groups"]), tuple(stride), tuple(before), tuple(dilation), 1, _float32(bias)
     )
     return (walk.put(_name(node), made, walk.signals[given["input"]]),)
 
@@ -279,7 +304,7 @@ def _adaptive(walk: _Walk, node: fx.Node, given: Arguments) -> Sources:
 
 def _mean(walk: _Walk, node: fx.Node, given: Arguments) -> Sources:
     before = shape_of(given["self"])
-    axes = sorted(d % (len(before) + 1) for d in given["dim"] or ())
+    axes = sorted(d % (len(before) + 1) for d in given.get("dim") or ())
     if axes != [2, 3]:
         raise walk.refuse("a mean over anything but the whole image")
     pooled = _average(walk, node, given["self"], before[1:], before[1:], [0, 0])

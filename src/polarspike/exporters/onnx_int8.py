@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 OPSET = 21
 _IR = 10
 _BYTE = 255
+_FLOAT = 1  # onnx.TensorProto.FLOAT
 #: The largest byte for which 2 * byte * 127 fits into 16 bits.
 _SAFE_BYTE = 129
 Array = NDArray[Any]
+_MOVING = ("max_pool", "reshape", "transpose", "slice", "pad")
 
 
 def model_of(network: IntegerNetwork, key: str, *, codes: bool = False) -> onnx.ModelProto:
@@ -81,10 +83,12 @@ def zero_points(network: IntegerNetwork) -> dict[str, int]:
         own = made.kind == "quantize" and made.output not in network.sites.values()
         branch = made.kind in ("synapse", "product", "combine") and made.range[1] - made.range[0] == _BYTE
         inherited = [points[name] for name in made.inputs if name in points]
-        moved = made.kind in ("max_pool", "reshape", "transpose", "slice", "pad")
-        points[made.output] = (
-            inherited[0] if moved else -made.range[0] if own or branch else max(common, -made.range[0])
-        )
+        if made.kind in _MOVING:
+            points[made.output] = inherited[0]
+        elif own or branch or common + made.range[1] > _BYTE:
+            points[made.output] = -made.range[0]
+        else:
+            points[made.output] = max(common, -made.range[0])
     return points
 
 
@@ -92,7 +96,7 @@ def _of_sums(made: Instruction, points: dict[str, int], ranges: dict[str, tuple[
     """Whether a value is whole numbers in float32, because sums of codes are."""
     if made.kind == "window_sum":
         return True
-    moved = made.kind in ("max_pool", "reshape", "transpose", "slice", "pad", "concatenate")
+    moved = made.kind in (*_MOVING, "concatenate")
     return moved and any(name in ranges and name not in points for name in made.inputs)
 
 
@@ -132,18 +136,30 @@ class _Writer:
     def is_bytes(self, name: str) -> bool:
         return name in self.points
 
-    def dequantized(self, name: str, scale: Any = 1.0, axis: int | None = None) -> str:
-        """The whole numbers of a value times a scale, in float32."""
+    def dequantized(self, name: str, scale: Any = 1.0, axis: int | None = None, dims: int = 0) -> str:
+        """The whole numbers of a value of ``dims`` dimensions times a scale (along ``axis``), in float32."""
         if not self.is_bytes(name):
             if np.ndim(scale) == 0 and float(scale) == 1.0:
                 return name
-            return self.node("Mul", [name, self.constant(scale)])
+            laid = scale if np.ndim(scale) == 0 else np.reshape(scale, [-1 if d == axis else 1 for d in range(dims)])
+            return self.node("Mul", [name, self.constant(laid)])
         point = self.points[name]
         if np.ndim(scale) == 0:
             return self.node("DequantizeLinear", [name, self.constant(scale), self.constant(point, np.uint8)])
         vector = np.asarray(scale, dtype=np.float32).reshape(-1)
         points = self.constant(np.full(len(vector), point), np.uint8)
         return self.node("DequantizeLinear", [name, self.constant(vector), points], axis=axis)
+
+    def unfused(self, name: str) -> str:
+        """The whole numbers of a value in float32, by operators that no runtime takes for a quantized layer's.
+
+        Between DequantizeLinear and QuantizeLinear, ONNX Runtime rounds the float weights of a convolution by itself.
+        """
+        if not self.is_bytes(name):
+            return name
+        whole = self.node("Cast", [name], to=_FLOAT)
+        point = self.points[name]
+        return self.node("Sub", [whole, self.constant(float(point))]) if point else whole
 
     def fired(self, made: Instruction, sums: str, scale: Any = 1.0, axis: int = 1) -> None:
         """Bytes of ``sums / scale``, within the range of the instruction."""
@@ -163,12 +179,15 @@ class _Writer:
 
 
 def _quantize(writer: _Writer, made: Instruction) -> None:
-    step = made.tensors["step"]
+    step, x = made.tensors["step"], made.inputs[0]
+    if "shift" in made.tensors:
+        x = writer.node("Sub", [x, writer.constant(made.tensors["shift"])])
     if step.ndim == 0:
-        writer.fired(made, made.inputs[0], step)
+        writer.fired(made, x, step)
         return
+    # A step per channel lies behind the batch: (C, 1, ...), or (..., C).
     axis = int(np.argmax(step.shape))
-    writer.fired(made, made.inputs[0], step.reshape(-1), axis)
+    writer.fired(made, x, step.reshape(-1), axis)
 
 
 def _pads(padding: Any) -> list[int]:
@@ -221,7 +240,7 @@ def _synapse(writer: _Writer, made: Instruction) -> None:
         if fires:
             writer.fired(made, sums)
         return
-    shape = _token_shape(writer, x, options["axis"], len(weight))
+    shape = writer.constant([-1, *options["shape"]], np.int64)
     if not fires:
         writer.node("Reshape", [sums, shape], made.output)
         return
@@ -229,12 +248,6 @@ def _synapse(writer: _Writer, made: Instruction) -> None:
     writer.points[name] = writer.points[made.output]
     writer.fired(Instruction(made.kind, made.inputs, name, range=made.range), sums)
     writer.node("Reshape", [name, shape], made.output)
-
-
-def _token_shape(writer: _Writer, x: str, axis: int, outputs: int) -> str:
-    """The sizes of x with another last one: 0 copies a size, but only while the numbers of dimensions agree."""
-    sizes = writer.node("Shape", [x], start=0, end=axis)
-    return writer.node("Concat", [sizes, writer.constant([outputs], np.int64)], axis=0)
 
 
 def _in_float(writer: _Writer, made: Instruction, scale: Array) -> None:
@@ -247,12 +260,18 @@ def _in_float(writer: _Writer, made: Instruction, scale: Array) -> None:
     if not exact:
         weight = weight * np.reshape(scale, (-1, *[1] * (weight.ndim - 1)))
         bias = bias * scale
-    values = writer.dequantized(x)
+    values = writer.unfused(x)
     output = made.output if not exact else None
-    if options["operator"] == "convolution":
+    linear = options["operator"] == "linear"
+    kept = tensors["weight"].T if linear else tensors["weight"]
+    if exact:  # bytes in the file; a runtime makes them float when it loads them
+        given = writer.node("Cast", [writer.constant(kept, np.int8)], to=_FLOAT)
+    else:
+        given = writer.constant(weight.T if linear else weight)
+    if not linear:
         sums = writer.node(
             "Conv",
-            [values, writer.constant(weight), writer.constant(bias)],
+            [values, given, writer.constant(bias)],
             output,
             strides=options["stride"],
             pads=_pads(options["padding"]),
@@ -260,7 +279,7 @@ def _in_float(writer: _Writer, made: Instruction, scale: Array) -> None:
             group=options["groups"],
         )
     else:
-        product = writer.node("MatMul", [values, writer.constant(weight.T)])
+        product = writer.node("MatMul", [values, given])
         sums = writer.node("Add", [product, writer.constant(bias)], output)
     if fires:
         writer.fired(made, sums, tensors["divisor"], options["axis"])
@@ -272,10 +291,13 @@ def _in_float(writer: _Writer, made: Instruction, scale: Array) -> None:
 
 def _product(writer: _Writer, made: Instruction) -> None:
     fires = made.range is not None
-    scale = made.attributes["factor"] / float(made.tensors["divisor"]) if fires else float(made.tensors["scale"])
-    values = [writer.dequantized(made.inputs[0], scale), writer.dequantized(made.inputs[1])]
+    scale = made.attributes["factor"] / float(made.tensors["divisor"]) if fires else made.tensors["scale"]
+    apart = np.ndim(scale) > 0  # one for each output: behind the product
+    values = [writer.dequantized(made.inputs[0], 1.0 if apart else scale), writer.dequantized(made.inputs[1])]
     if not fires:
-        writer.node("MatMul", values, made.output)
+        sums = writer.node("MatMul", values, None if apart else made.output)
+        if apart:  # along the last dimension, where all products have their channels
+            writer.node("Mul", [sums, writer.constant(scale)], made.output)
         return
     writer.fired(made, writer.node("MatMul", values))
 
@@ -286,9 +308,7 @@ def _combine(writer: _Writer, made: Instruction) -> None:
     parts = []
     for index, name in enumerate(made.inputs):
         factor = made.tensors[f"factor{index}"] / divisor
-        if factor.ndim and not writer.is_bytes(name):
-            raise AssertionError(f"{made.output}: sums of codes have one step")
-        parts.append(writer.dequantized(name, factor, axis))
+        parts.append(writer.dequantized(name, factor, axis, made.attributes["dims"]))
     sums = parts[0]
     for part in parts[1:]:
         sums = writer.node("Add", [sums, part])
@@ -326,15 +346,7 @@ def _stretch(writer: _Writer, made: Instruction) -> None:
 
 
 def _decode(writer: _Writer, made: Instruction) -> None:
-    step = made.tensors["step"]
-    name = made.inputs[0]
-    if not writer.is_bytes(name):
-        writer.node("Mul", [name, writer.constant(step)], made.output)
-        return
-    axis = int(np.argmax(step.shape)) if step.ndim else None
-    value = writer.dequantized(name, step if step.ndim == 0 else step.reshape(-1), axis)
-    writer.nodes[-1].output[0] = made.output
-    assert value
+    writer.node("Mul", [writer.unfused(made.inputs[0]), writer.constant(made.tensors["step"])], made.output)
 
 
 def _max_pool(writer: _Writer, made: Instruction) -> None:
@@ -363,6 +375,8 @@ def _slice(writer: _Writer, made: Instruction) -> None:
 
 def _concatenate(writer: _Writer, made: Instruction) -> None:
     names = list(made.inputs)
+    if made.range is not None and not writer.is_bytes(made.output):  # sums of codes among them
+        names = [writer.dequantized(name) for name in names]
     if writer.is_bytes(made.output):
         point = writer.points[made.output]
         for index, name in enumerate(names):

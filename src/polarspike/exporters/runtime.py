@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     """Write a model, and ``<path>.data`` beside it where the weights are too large for one file."""
     import onnx
 
-    onnx.checker.check_model(model)
-    size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    large = size > MOST_BYTES
+    large = _is_large(model)
+    if not large:  # the checker takes a message, which ends at 2 GiB
+        onnx.checker.check_model(model)
     onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
 
 
@@ -28,7 +29,7 @@ def session(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
     """A session of ONNX Runtime on the CPU.
 
     Args:
-        model: a model below 2 GiB, or the path of one.
+        model: a model, or the path of one.
         threads: 0 for all cores.
 
     Raises:
@@ -42,8 +43,17 @@ def session(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    given = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        if isinstance(model, Path):
+            return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        if not _is_large(model):
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        with tempfile.TemporaryDirectory() as folder:
+            save(model, Path(folder) / "model.onnx")
+            return session(Path(folder) / "model.onnx", threads)
     except Exception as error:  # its errors have no common base
         raise ExportError(f"ONNX Runtime cannot run what was written: {str(error).strip()}") from error
+
+
+def _is_large(model: onnx.ModelProto) -> bool:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MOST_BYTES

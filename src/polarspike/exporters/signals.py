@@ -31,6 +31,7 @@ class Codes:
         high: see ``low``.
         shape: without the batch.
         offset: like ``step``; zero but for pixels. Padding stands for 0, not for ``offset``.
+        summed: some are sums of codes, which are kept as whole numbers in float32.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Codes:
     high: int
     shape: Shape
     offset: Vector = field(default_factory=lambda: np.zeros(()))
+    summed: bool = False
 
     @property
     def uniform(self) -> bool:
@@ -53,8 +55,8 @@ class Codes:
 
     @property
     def wide(self) -> bool:
-        """Too many codes for a byte."""
-        return self.high - self.low > 255
+        """Not kept as bytes."""
+        return self.summed or self.high - self.low > 255
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ def export(
         with torch.no_grad():
             return float_leaves(apply(snn, inputs))
 
+    weights = target.with_name(f"{target.name}.data")
     try:
         # In a folder of its own under its final name, by which the parts of a large file know each other.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -94,6 +95,8 @@ def export(
             report = compare(target, format, size, all_batches, answers, written.read(place), written.codes)
             for part in reversed(parts):  # the model itself last
                 os.replace(part, target.with_name(part.name))
+            if not any(part.name == weights.name for part in parts):
+                weights.unlink(missing_ok=True)  # of an earlier, larger model of this name
     except OSError as error:
         raise ExportError(
             f"{target}: cannot be written ({error}); check the folder, permissions and free space"

@@ -52,14 +52,19 @@ def _checked(network: IntegerNetwork, inputs: Mapping[str, Array]) -> Values:
     wanted = dict(network.inputs)
     if set(inputs) != set(wanted):
         raise InputError(f"integer network: expected the inputs {', '.join(wanted)}, got {', '.join(inputs) or 'none'}")
+    given = {name: np.asarray(inputs[name], dtype=np.float32) for name in wanted}
     for name, shape in wanted.items():
-        if inputs[name].shape[1:] != shape:
+        if given[name].ndim != len(shape) + 1 or given[name].shape[1:] != shape:
             expected = ", ".join(("batch", *map(str, shape)))
-            raise InputError(f"integer network: input {name!r}: expected ({expected}), got {inputs[name].shape}")
-    return {name: np.asarray(value, dtype=np.float32) for name, value in inputs.items()}
+            raise InputError(f"integer network: input {name!r}: expected ({expected}), got {given[name].shape}")
+    sizes = {name: len(value) for name, value in given.items()}
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"integer network: expected inputs of one batch size, got {sizes}")
+    return given
 
 
 def _quantize(made: Instruction, x: Array) -> Array:
+    x = x - made.tensors["shift"] if "shift" in made.tensors else x
     codes = np.rint(x / made.tensors["step"].astype(np.float32))
     assert made.range is not None
     return np.clip(codes, *made.range).astype(np.int64)
@@ -207,7 +212,10 @@ _FLOATS: dict[str, Callable[..., Any]] = {
     "Sub": lambda _, x, y: x - y,
     "Mul": lambda _, x, y: x * y,
     "Div": lambda _, x, y: x / y,
+    "Identity": lambda _, x: x,
     "Relu": lambda _, x: np.maximum(x, 0),
+    "PRelu": lambda _, x, slope: np.where(x < 0, slope * x, x),
+    "Elu": lambda options, x: np.where(x < 0, np.float32(options["alpha"]) * np.expm1(np.minimum(x, 0)), x),
     "Clip": lambda _, x, low, high: np.clip(x, low, high),
     "Tanh": lambda _, x: np.tanh(x),
     "Sigmoid": lambda _, x: _sigmoid(x),

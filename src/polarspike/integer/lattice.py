@@ -77,8 +77,8 @@ def odd_divisors(peaks: NDArray[np.float64], limit: int, most: int) -> NDArray[n
             f"output channel {channel}: one spike at its largest weight is worth {peaks[channel]:.4g} steps, more than the "
             f"{limit} that an integer weight can hold; calibrate again, or give this site a larger step"
         )
-    with np.errstate(divide="ignore"):
-        return np.array([odd_at_most(min(most, limit / peak) if peak else most) for peak in peaks], dtype=np.int64)
+    # Below limit / most a weight is nothing, and its quotient may overflow.
+    return np.array([odd_at_most(limit / peak if peak * most > limit else most) for peak in peaks], dtype=np.int64)
 
 
 def odd_fraction(ratio: float, most: int) -> tuple[int, int]:

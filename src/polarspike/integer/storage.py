@@ -44,7 +44,7 @@ def save(network: IntegerNetwork, path: str | os.PathLike[str]) -> None:
             for made in network.instructions
         ],
     }
-    tensors = {f"{_CONSTANT}{name}": np.ascontiguousarray(value) for name, value in network.constants.items()}
+    tensors = {f"{_CONSTANT}{name}": np.array(value, order="C") for name, value in network.constants.items()}
     for index, made in enumerate(network.instructions):
         # Of a scalar ascontiguousarray would make a vector.
         tensors.update({f"{index}.{name}": np.array(value, order="C") for name, value in made.tensors.items()})
@@ -120,6 +120,62 @@ def _assembled(header: Mapping[str, Any], tensors: Mapping[str, Array], descript
     )
 
 
+#: What an instruction cannot run without: tensors, attributes; a number stands for each input.
+_NEEDED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "quantize": (("step",), ()),
+    "synapse": (("weight", "bias"), ("operator", "axis")),
+    "product": ((), ("axis",)),
+    "combine": (("bias", "divisor"), ("axis", "dims")),
+    "window_sum": ((), ()),
+    "stretch": ((), ("factor",)),
+    "decode": (("step",), ()),
+    "max_pool": ((), ("kernel", "stride", "padding", "dilation")),
+    "reshape": ((), ("shape",)),
+    "transpose": ((), ("permutation",)),
+    "concatenate": ((), ("axis",)),
+    "slice": ((), ("axis", "start", "end", "stride")),
+    "pad": ((), ("padding",)),
+    "float": ((), ("operator",)),
+}
+_FIRING = ("quantize", "combine")
+_NEEDED_BY_OPERATOR: dict[str, tuple[str, ...]] = {
+    "convolution": ("stride", "padding", "dilation", "groups"),
+    "Conv": ("stride", "padding", "dilation", "groups"),
+    "AveragePool": ("kernel", "stride", "padding"),
+    "HardSigmoid": ("alpha", "beta"),
+    "Elu": ("alpha",),
+    "Gelu": ("approximate",),
+    "Softmax": ("axis",),
+    "LayerNormalization": ("axis", "epsilon"),
+    "GroupNormalization": ("num_groups", "epsilon"),
+    "ReduceMean": ("axes", "keepdims"),
+}
+
+
+def _require_parts(made: Instruction) -> None:
+    """Refuse an instruction that would fail while it runs."""
+    tensors, attributes = _NEEDED[made.kind]
+    if made.kind in ("synapse", "product"):
+        tensors = (*tensors, "scale" if made.range is None else "divisor")
+    if made.kind == "combine":
+        tensors = (*tensors, *(f"factor{index}" for index in range(len(made.inputs))))
+    if made.kind == "window_sum":
+        attributes = ("axes", "keepdims") if "axes" in made.attributes else ("kernel", "stride", "padding")
+    attributes = (*attributes, *_NEEDED_BY_OPERATOR.get(str(made.attributes.get("operator")), ()))
+    for name in tensors:
+        if name not in made.tensors:
+            raise ValueError(f"{made.output!r} has no {name!r}")
+    for name in attributes:
+        if name not in made.attributes:
+            raise ValueError(f"{made.output!r} has no {name!r}")
+    if made.range is None and made.kind in _FIRING:
+        raise ValueError(f"{made.output!r} has no range of codes")
+    if made.range is not None:
+        low, high = made.range
+        if not isinstance(low, int) or not isinstance(high, int) or low > high:
+            raise ValueError(f"{made.output!r}: expected a range of whole numbers, got {made.range}")
+
+
 def _require_whole(network: IntegerNetwork) -> None:
     """Every value is made before it is read, and arrays have the sizes that belong together."""
     known = {*network.constants, *(name for name, _ in network.inputs)}
@@ -131,6 +187,7 @@ def _require_whole(network: IntegerNetwork) -> None:
         missing = [name for name in made.inputs if name not in known]
         if missing:
             raise ValueError(f"{made.output!r} reads {missing[0]!r}, which nothing makes")
+        _require_parts(made)
         if made.kind == "synapse":
             weight = made.tensors["weight"]
             ending = made.tensors["scale" if made.range is None else "divisor"]

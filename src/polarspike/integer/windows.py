@@ -6,6 +6,7 @@ Spatial dimensions are all behind (batch, channels). Sums of whole numbers go th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def convolve(
     order = (0, *range(2, 2 + space), 1, *range(2 + space, 2 + 2 * space))  # (batch, *out, I, *kernel)
     made = []
     for part, filters in zip(np.split(seen, groups, axis=1), np.split(weight, groups), strict=True):
-        rows = part.transpose(order).reshape(batch * int(np.prod(out)), -1)
+        rows = part.transpose(order).reshape(batch * math.prod(out), math.prod(filters.shape[1:]))
         made.append((rows @ filters.reshape(len(filters), -1).T).reshape(batch, *out, len(filters)))
     return np.moveaxis(np.concatenate(made, axis=-1), -1, 1)
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import fx
 
 from polarspike.exporters.aten import Arguments, shape_of
-from polarspike.exporters.signals import Constant, Signal, Sums, Vector, array_of
+from polarspike.exporters.signals import Codes, Constant, Signal, Sums, Vector, array_of
 
 if TYPE_CHECKING:
     from polarspike.exporters.lowering import Lowering, Rule
@@ -71,13 +71,20 @@ def _add(sign: float) -> Rule:
 def _scaled(kind: str) -> Rule:
     def rule(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
         left, right = given["self"], given["other"]
+        if given.get("rounding_mode"):
+            raise walk.emitter.refuse(f"a division that rounds ({given['rounding_mode']})")
         for side, factor in ((left, right), (right, left)) if kind == "Mul" else ((left, right),):
             sums = walk.sums(side) if isinstance(side, fx.Node) else None
             if sums is None or sums.rectified:
                 continue
             constant = _along_channels(walk, factor, sums)
-            if constant is not None and (constant.ndim == 0 or not sums.views):
-                return sums.times(constant if kind == "Mul" else 1 / constant)
+            if constant is None or (constant.ndim and sums.views):
+                continue
+            constant = constant if kind == "Mul" else 1 / constant
+            signal = walk.signals[side]
+            if isinstance(signal, Codes) and (constant > 0).all():  # the same codes, of another step
+                return replace(signal, step=signal.step * constant, offset=signal.offset * constant)
+            return sums.times(constant)
         return walk.emitter.floating(kind, [walk.name(left), walk.name(right)], shape_of(node))
 
     return rule

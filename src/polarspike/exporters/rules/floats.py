@@ -54,6 +54,24 @@ def _clamp(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     return walk.emitter.floating("Clip", [walk.float(given["self"]).name, *names], shape_of(node))
 
 
+def _leaky(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    slope = walk.emitter.constant(float(given["negative_slope"]))
+    return walk.emitter.floating("PRelu", [walk.float(given["self"]).name, slope], shape_of(node))
+
+
+def _prelu(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    slope = walk.signals[given["weight"]].tensor
+    behind = len(shape_of(node)) - 1  # of the channels
+    laid = slope.reshape(-1, *(1,) * behind) if slope.numel() > 1 else slope.reshape(())
+    return walk.emitter.floating("PRelu", [walk.float(given["self"]).name, walk.emitter.constant(laid)], shape_of(node))
+
+
+def _elu(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    if given["scale"] != 1 or given["input_scale"] != 1:
+        raise walk.emitter.refuse("an ELU with scales, as SELU is")
+    return walk.emitter.floating("Elu", [walk.float(given["self"]).name], shape_of(node), alpha=float(given["alpha"]))
+
+
 def _gelu(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     x = walk.float(given["self"]).name
     return walk.emitter.floating("Gelu", [x], shape_of(node), approximate=given["approximate"])
@@ -89,6 +107,9 @@ def _group_norm(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("aten::relu", "aten::relu_"), _relu),
+    **dict.fromkeys(("aten::leaky_relu", "aten::leaky_relu_"), _leaky),
+    "aten::prelu": _prelu,
+    **dict.fromkeys(("aten::elu", "aten::elu_"), _elu),
     "aten::gelu": _gelu,
     **dict.fromkeys(("aten::silu", "aten::silu_"), _gated("Sigmoid")),
     **dict.fromkeys(("aten::hardswish", "aten::hardswish_"), _gated("HardSigmoid", **_HARD)),

@@ -99,7 +99,7 @@ def _concatenate(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     if axis == 0:
         raise walk.emitter.refuse("a concatenation of batches")
     signals = [walk.signals[part] for part in given["tensors"]]
-    if all(isinstance(signal, Codes) and not signal.wide for signal in signals):
+    if all(isinstance(signal, Codes) for signal in signals):
         return walk.emitter.joined(signals, shape_of(node), axis)
     if any(isinstance(signal, Constant) for signal in signals):
         raise walk.emitter.refuse("a concatenation with a constant, as a class token is; use the mean over the tokens")

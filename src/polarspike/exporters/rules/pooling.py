@@ -67,8 +67,9 @@ def _window_mean(
 
 def _mean(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     dims = len(shape_of(given["self"])) + 1
-    wanted = given["dim"] if given.get("dim") else range(1, dims)
-    axes = sorted(d % dims for d in ([wanted] if isinstance(wanted, int) else wanted))
+    wanted = given.get("dim")
+    wanted = range(dims) if wanted in (None, []) else [wanted] if isinstance(wanted, int) else wanted
+    axes = sorted(d % dims for d in wanted)
     if 0 in axes:
         raise walk.emitter.refuse("a mean over the batch")
     return _mean_over(walk, node, given["self"], axes, bool(given.get("keepdim")))

@@ -8,10 +8,13 @@ from torch import fx
 
 from polarspike.exporters.aten import Arguments, shape_of
 from polarspike.exporters.emission import Emitter, channel_steps
-from polarspike.exporters.signals import Codes, Sums, array_of
+from polarspike.exporters.signals import Codes, Sums, Vector, array_of
 
 if TYPE_CHECKING:
     from polarspike.exporters.lowering import Lowering, Rule
+
+#: Behind the first one.
+_MOST_CODES = 255
 
 
 def _site(walk: Lowering, node: fx.Node, given: Arguments) -> Codes:
@@ -27,15 +30,23 @@ def _site(walk: Lowering, node: fx.Node, given: Arguments) -> Codes:
         signal = walk.sums(given["x"])
     if isinstance(signal, Sums):
         signal = walk.sums(given["x"]) or signal
-    products = isinstance(signal, Sums) and any(term.operator == "product" for term in signal.terms)
-    if isinstance(signal, Sums) and not (
-        products and step.ndim
-    ):  # no weight can absorb a step per channel of a product
-        codes = emitter.fired(signal, channel_steps(signal, step, axis, emitter), low, positive, name)
-    else:
+    if positive * factor - low > _MOST_CODES:
+        raise emitter.refuse(
+            f"levels ({-low}, {positive}){f' with a gain of 1/{factor}' if factor > 1 else ''} need more than the "
+            f"{_MOST_CODES + 1} codes of a byte; use fewer levels"
+        )
+    channels = channel_steps(signal, step, axis) if isinstance(signal, Sums) else None
+    if isinstance(signal, Sums) and channels is not None and not _is_scaled_product(signal, step):
+        codes = emitter.fired(signal, channels, low, positive, name)
+    else:  # steps that no weight of the layer in front can absorb, or a float signal
         codes = emitter.quantized(emitter.analog(signal), step, axis, low, positive, name)
     walk.sites[name] = codes.name
     return codes if factor == 1 else emitter.stretched(codes, factor, codes.step / factor)
+
+
+def _is_scaled_product(sums: Sums, step: Vector) -> bool:
+    """Whether products of two signals have factors per channel, for which there is no weight."""
+    return any(term.operator == "product" and (step.ndim or term.scale.ndim) for term in sums.terms)
 
 
 def _whole(gain: float, emitter: Emitter) -> int:

@@ -1,0 +1,245 @@
+"""``polarspike run``: pictures through exported files, without torch, and one line for every wrong input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import polarspike as ps
+from polarspike import cli
+from tests.networks import calibrated
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+Image = pytest.importorskip("PIL.Image")
+
+Call = Callable[..., tuple[int, str, str]]
+NOTES = {"normalization": {"mean": [0.3, 0.4, 0.2], "std": [0.25, 0.3, 0.2]}, "classes": ["cat", "dog", "owl"]}
+GREY_NOTES = {"normalization": {"mean": [0.4], "std": [0.3]}, "classes": ["zero", "one"]}
+
+
+def spiking(channels: int, classes: int) -> ps.SpikingNetwork:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 6 * 8, classes))
+    return ps.convert(calibrated(model.eval(), ps.QuantSpec(0, 7), torch.randn(16, channels, 8, 10)))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with exported files of networks of colour and of grey pictures of 8 x 10 pixels."""
+    folder = tmp_path_factory.mktemp("exported")
+    colour, grey = spiking(3, 3), spiking(1, 2)
+    x = torch.randn(16, 3, 8, 10)
+    ps.export(colour, folder / "silent.integer", "integer", x)
+    colour.notes, grey.notes = NOTES, GREY_NOTES
+    ps.export(colour, folder / "net.onnx", "onnx-int8", x)
+    ps.export(colour, folder / "net.integer", "integer", x)
+    ps.export(grey, folder / "grey.integer", "integer", x[:, :1])
+    ps.save(colour, folder / "snn.safetensors")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Pictures that fit, larger and smaller ones, grey ones, one with transparency, in two folders."""
+    generator, folder = np.random.default_rng(0), tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for name, shape in {
+        "fits.png": (8, 10, 3),
+        "large.jpg": (40, 30, 3),
+        "small.png": (3, 5, 3),
+        "thin.PNG": (1, 300, 3),
+        "grey.png": (9, 9),
+        "more/clear.png": (20, 12, 4),
+    }.items():
+        Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = cli.main(["run", *map(str, arguments)])
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def refused(answer: tuple[int, str, str], why: str) -> None:
+    code, out, err = answer
+    assert (code, out, err.count("\n")) == (2, "", 1) and err.startswith("error: ") and why in err, answer
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.integer"])
+def test_the_class_is_that_of_the_spiking_network(name: str, files: Path, pictures: Path, call: Call) -> None:
+    code, out, err = call(files / name, "--images", pictures / "fits.png")
+    assert (code, err) == (0, "")
+    path, label, score = out.strip().split("\t")
+    pixels = torch.from_numpy(np.array(Image.open(pictures / "fits.png"))).permute(2, 0, 1).float() / 255
+    scaling = NOTES["normalization"]
+    assert isinstance(scaling, dict)
+    mean, std = (torch.tensor(scaling[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        meant = ps.load(files / "snn.safetensors")(((pixels - mean) / std)[None])[0]
+    assert path == str(pictures / "fits.png") and label == NOTES["classes"][int(meant.argmax())]  # type: ignore[index]
+    assert float(score) == pytest.approx(float(meant.max()), abs=0.1)
+
+
+def test_both_files_say_the_same_of_all_pictures_in_any_batch(files: Path, pictures: Path, call: Call) -> None:
+    first = call(files / "net.onnx", "--images", pictures)
+    assert first[0] == 0 and len(first[1].splitlines()) == 6  # folders within, endings of either case, no text
+    assert [line.split("\t")[0] for line in first[1].splitlines()] == sorted(
+        str(path) for path in pictures.rglob("*") if path.suffix.lower() in (".png", ".jpg")
+    )
+    for more in (("net.integer",), ("net.onnx", "--batch", 2, "--threads", 1), ("net.integer", "--batch", 1)):
+        assert call(files / more[0], "--images", pictures, *more[1:])[:2] == first[:2]
+
+
+def test_pictures_are_scaled_to_their_shorter_side_and_cut_in_the_middle(
+    files: Path, tmp_path: Path, call: Call
+) -> None:
+    wide = np.zeros((16, 40, 3), dtype=np.uint8)
+    wide[:, 10:30] = np.random.default_rng(1).integers(0, 256, (16, 20, 3))  # 20 of 40 columns are seen
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    Image.fromarray(wide).resize((20, 8), Image.Resampling.BILINEAR).crop((5, 0, 15, 8)).save(tmp_path / "cut.png")
+    lines = call(files / "net.integer", "--images", tmp_path)[1].splitlines()
+    assert len({line.partition("\t")[2] for line in lines}) == 1 and len(lines) == 2
+
+
+def test_grey_networks_see_colours_as_grey(files: Path, pictures: Path, call: Call) -> None:
+    code, out, _ = call(files / "grey.integer", "--images", pictures)
+    assert code == 0 and len(out.splitlines()) == 6
+    assert {line.split("\t")[1] for line in out.splitlines()} <= {"zero", "one"}
+
+
+def test_lines_go_to_a_table_too(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    code, out, err = call(files / "net.onnx", "--images", pictures, "--output", tmp_path / "out.csv")
+    assert code == 0 and err == f"wrote {tmp_path / 'out.csv'}\n"
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["picture", "class", "score"]
+    assert rows[1:] == [line.split("\t") for line in out.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["net.onnx", "net.integer"])
+def test_torch_is_not_loaded(name: str, files: Path, pictures: Path) -> None:
+    program = (
+        "import sys\n"
+        "class No:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'torchvision', 'onnx'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, No())\n"
+        "from polarspike.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "sys.exit(code)"
+    )
+    command = [sys.executable, "-c", program, "run", str(files / name), "--images", str(pictures)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and len(done.stdout.splitlines()) == 6
+
+
+# What does not fit
+
+
+def test_files_that_are_not_there_or_damaged(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    refused(call(tmp_path / "none.onnx", "--images", pictures), "there is no such file")
+    refused(call(tmp_path, "--images", pictures), "there is no such file")
+    for name in ("net.onnx", "net.integer"):
+        content = (files / name).read_bytes()
+        for part in (content[: len(content) // 2], content[:-9], content[7:], b"", b"text"):
+            (tmp_path / name).write_bytes(part)
+            refused(call(tmp_path / name, "--images", pictures), f"{tmp_path / name}: expected an ONNX model or an")
+    refused(call(files / "snn.safetensors", "--images", pictures), "expected an ONNX model or an integer network")
+
+
+def test_models_of_others(pictures: Path, tmp_path: Path, call: Call) -> None:
+    values = [onnx.helper.make_tensor_value_info(name, 1, ["batch", 3, 8, 10]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    opset = [onnx.helper.make_opsetid("", 21)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "relu.onnx")
+    refused(call(tmp_path / "relu.onnx", "--images", pictures), "polarspike did not write")
+
+
+def test_networks_that_do_not_say_how_pictures_are_scaled(files: Path, pictures: Path, call: Call) -> None:
+    refused(call(files / "silent.integer", "--images", pictures), "snn.notes['normalization']")
+
+
+def test_the_advice_of_that_message_is_python(files: Path, pictures: Path, call: Call) -> None:
+    assert "}}" not in call(files / "silent.integer", "--images", pictures)[2]
+
+
+@pytest.mark.parametrize("description", [
+    "[]", "{", "null", json.dumps({"format": 1}), json.dumps({"format": 2, "notes": NOTES}),
+    json.dumps({"format": 1, "notes": []}),
+    json.dumps({"format": 1, "notes": {"normalization": {"mean": [0.5] * 3}}}),
+    json.dumps({"format": 1, "notes": {"normalization": {"mean": 0.5, "std": 0.5}}}),
+    json.dumps({"format": 1, "notes": {"normalization": {"mean": ["a"] * 3, "std": [1] * 3}}}),
+    json.dumps({"format": 1, "notes": {**NOTES, "classes": 3}}),
+], ids=range(10))  # fmt: skip
+def test_descriptions_that_make_no_sense(
+    description: str, files: Path, pictures: Path, tmp_path: Path, call: Call
+) -> None:
+    model = onnx.load(files / "net.onnx")
+    onnx.helper.set_model_props(model, {"polarspike": description})
+    onnx.save(model, tmp_path / "net.onnx")
+    refused(call(tmp_path / "net.onnx", "--images", pictures), f"{tmp_path / 'net.onnx'}: ")
+
+
+def test_folders_without_pictures(files: Path, tmp_path: Path, call: Call) -> None:
+    refused(call(files / "net.onnx", "--images", tmp_path), "found none")
+    refused(call(files / "net.onnx", "--images", tmp_path / "nowhere"), "there is no such folder")
+    (tmp_path / "a.png").mkdir()
+    refused(call(files / "net.onnx", "--images", tmp_path), "found none")
+
+
+def test_options_out_of_range(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    refused(call(files / "net.onnx", "--images", pictures, "--batch", 0), "--batch 0")
+    refused(call(files / "net.onnx", "--images", pictures, "--threads", -1), "--threads -1")
+    nowhere = tmp_path / "nowhere" / "out.csv"
+    refused(call(files / "net.onnx", "--images", pictures, "--output", nowhere), "there is no folder")
+    assert call(files / "net.onnx")[0] == 2
+
+
+def test_damaged_pictures(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    content = (pictures / "fits.png").read_bytes()
+    for part in (content[: len(content) // 2], content[:40], b"", b"text"):
+        (tmp_path / "bad.png").write_bytes(part)
+        refused(
+            call(files / "net.onnx", "--images", tmp_path / "bad.png"), f"{tmp_path / 'bad.png'}: expected a picture"
+        )
+
+
+def test_a_picture_that_claims_to_be_enormous(files: Path, tmp_path: Path, call: Call) -> None:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + body)
+    refused(call(files / "net.onnx", "--images", tmp_path / "bomb.png"), "expected a picture")
+
+
+def test_grey_pictures_of_16_bits_look_like_those_of_8(files: Path, tmp_path: Path, call: Call) -> None:
+    pixels: Any = np.random.default_rng(2).integers(0, 256, (8, 10), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    lines = call(files / "grey.integer", "--images", tmp_path)[1].splitlines()
+    assert lines[0].partition("\t")[2] == lines[1].partition("\t")[2]
