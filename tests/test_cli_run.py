@@ -243,3 +243,14 @@ def test_grey_pictures_of_16_bits_look_like_those_of_8(files: Path, tmp_path: Pa
     Image.fromarray(pixels.astype(np.uint16) * 257).save(tmp_path / "b.png")
     lines = call(files / "grey.integer", "--images", tmp_path)[1].splitlines()
     assert lines[0].partition("\t")[2] == lines[1].partition("\t")[2]
+
+
+def test_one_damaged_picture_costs_no_other(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    folder = tmp_path / "three"
+    folder.mkdir()
+    for name in ("a.png", "c.png"):
+        (folder / name).write_bytes((pictures / "fits.png").read_bytes())
+    (folder / "b.png").write_bytes(b"text")
+    code, out, err = call(files / "net.onnx", "--images", folder, "--output", tmp_path / "out.csv")
+    assert code == 1 and len(out.splitlines()) == 2 and "b.png: expected a picture" in err and "1 of 3" in err
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3

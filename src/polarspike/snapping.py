@@ -19,9 +19,8 @@ def snap_gains(qann: QuantizedNetwork) -> dict[str, tuple[float, float]]:
 
     With a gain of 2^-m a negative code is worth 2^-m of a positive one, so in units of ``2^-m s`` all values of the site are
     whole numbers, and the network can be exported to integer kernels. Powers are as small as a byte allows:
-    ``N + 2^m P <= 255``. A gain that goes to 0 takes the negative levels with it, as :func:`polarspike.prune` does. Values
-    below zero move by at most a third of themselves; a little more training (:func:`polarspike.fit`) makes up for it, with
-    the gains fixed.
+    ``N + 2^m P <= 255``. A gain that goes to 0 takes the negative levels with it, as :func:`polarspike.prune` does. A little
+    more training (:func:`polarspike.fit`) makes up for what moved, with the gains fixed.
 
     Args:
         qann: calibrated, usually trained with ``gain="learned"``.

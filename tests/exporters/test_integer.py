@@ -296,3 +296,118 @@ def test_float64_is_refused_as_by_onnx_float(tmp_path: Path) -> None:
     snn = spiking(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double(), x, ps.QuantSpec(0, 3))
     with pytest.raises(ExportError, match="float32"):
         ps.export(snn, tmp_path / "net.onnx", "onnx-int8", x)
+
+
+class Sum(nn.Module):
+    """Two branches whose biases cancel: the same function for every ``shift``."""
+
+    def __init__(self, shift: float, ending: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.ending = ending
+        self.stem, self.one, self.two = (nn.Conv2d(n, 6, 3, padding=1) for n in (2, 6, 6))
+        self.norm, self.head = nn.BatchNorm2d(6), nn.Linear(6, 3)
+        with torch.no_grad():
+            self.one.bias += shift  # type: ignore[operator]
+            self.two.bias -= shift  # type: ignore[operator]
+            self.norm.running_mean.normal_()  # type: ignore[union-attr]
+            self.norm.weight.uniform_(0.5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.ending(self.one(x), self.two(x)))
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 3.0, -3.0])
+def test_biases_stay_with_the_branch_whose_values_they_move(shift: float) -> None:
+    torch.manual_seed(0)
+    check(Sum(shift, torch.add), torch.randn(IMAGES), ps.QuantSpec(0, 7))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_order_of_branches_does_not_matter(swapped: bool) -> None:
+    torch.manual_seed(0)
+    model = Sum(0.0, lambda a, b: a)
+    model.ending = lambda a, b: b + model.norm(a) if swapped else model.norm(a) + b
+    check(model, torch.randn(IMAGES), ps.QuantSpec(0, 7))
+
+
+@pytest.mark.parametrize("behind", ["norm", "constant", "negated", "reversed"])
+def test_what_comes_behind_a_sum(behind: str) -> None:
+    torch.manual_seed(0)
+    model = Sum(0.0, torch.add)
+    shift = torch.randn(6, 1, 1)
+    endings: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "norm": lambda a, b: model.norm(a + b),
+        "constant": lambda a, b: a + b + shift,
+        "negated": lambda a, b: -(a + b),
+        "reversed": lambda a, b: 0.3 - (a + b),
+    }
+    model.ending = endings[behind]
+    check(model, torch.randn(IMAGES), ps.QuantSpec(0, 7))
+
+
+def test_a_branch_of_zeros_as_zero_initialization_makes_it() -> None:
+    model = Sum(0.0, torch.add)
+    nn.init.zeros_(model.one.weight)
+    nn.init.zeros_(model.two.weight)
+    nn.init.zeros_(model.two.bias)  # type: ignore[arg-type]
+    check(model, torch.randn(IMAGES), ps.QuantSpec(0, 7))
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda x: functional.max_pool2d(-x, 3, 1, 1),  # padding never wins over negative codes
+        lambda x: x.clamp(0.1, 0.4),
+        lambda x: torch.relu(functional.max_pool2d(x, 2)),
+    ],
+    ids=["negative codes", "clamp", "relu behind pooling"],
+)
+def test_between_two_convolutions(what: Callable[[Tensor], Tensor]) -> None:
+    check(Net(what), torch.randn(IMAGES), ps.QuantSpec(3, 5))
+
+
+def test_an_argument_that_is_not_given() -> None:
+    class Optional(Net):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return super().forward(x if mask is None else x * mask)
+
+    check(Optional(lambda x: x), torch.randn(IMAGES), ps.QuantSpec(0, 3))
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 9, 9), (4, 3, 8, 8), (4, 2, 8)])
+@pytest.mark.parametrize("format_name", ["integer", "onnx-int8"])
+def test_batches_of_another_shape_are_refused(format_name: Any, shape: tuple[int, ...], tmp_path: Path) -> None:
+    x = torch.randn(IMAGES)
+    snn = spiking(Net(lambda x: x), x, ps.QuantSpec(0, 3))
+    with pytest.raises(ps.PolarspikeError, match=r"input .*expected \(batch, 2, 8, 8\)"):
+        ps.export(snn, tmp_path / "net", format_name, x, [torch.randn(shape)])
+    with pytest.raises(ExportError, match="the example holds no samples"):
+        ps.export(snn, tmp_path / "net", format_name, x[:0])
+
+
+def test_a_normalization_that_the_batches_contradict_is_not_believed() -> None:
+    x = 3 * torch.randn(6, 1, 8, 8)
+    snn = spiking(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), x, ps.QuantSpec(0, 7))
+    snn.notes = {"normalization": {"mean": [0.5], "std": [0.5]}}  # pixels would lie within -1 and 1
+    assert apart(snn, integer_network(snn, x, [x]), x) < 0.12
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet20"])
+def test_the_same_file_means_the_same_codes_in_openvino(name: str, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    torch.manual_seed(0)
+    model = ps.models.create(name, num_classes=10, in_channels=1, width=8)
+    pixels = torch.randint(0, 256, (16, 1, 16, 16)) / 255
+    snn = spiking(model, (pixels - 0.3) / 0.3, ps.QuantSpec(0, 7))
+    snn.notes = {"normalization": {"mean": [0.3], "std": [0.3]}}
+    x = (pixels - 0.3) / 0.3
+    made = integer_network(snn, x, [x])
+    (tmp_path / "net.onnx").write_bytes(onnx_int8.model_of(made, "polarspike", codes=True).SerializeToString())
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(tmp_path / "net.onnx"), "CPU", options)
+    found = compiled([x.numpy()])
+    values, points = dict(integer.trace(made, {made.inputs[0][0]: x.numpy()})), onnx_int8.zero_points(made)
+    for site, value in made.sites.items():
+        assert np.array_equal(found[f"{site}/bytes"].astype(np.int64) - points[value], values[value]), site

@@ -49,7 +49,7 @@ class Run(Command):
     """Say what is on pictures, with an exported file; torch is not needed.
 
     One line for each picture: its path, the class, and the class's score. Pictures of another size are scaled so that the
-    shorter side fits, and cut in the middle.
+    shorter side fits, and cut in the middle. What cannot be read is left out and said, and the exit code is 1.
 
     Args:
         file: an ONNX model, or an integer network.
@@ -73,7 +73,7 @@ class Run(Command):
         paths = _pictures(self.images)
         reader = open_file(self.file, self.threads)
         classes = reader.classes
-        lines = []
+        lines: list[tuple[str, str, str]] = []
         for path, scores in self._scored(reader, paths):
             best = int(scores.argmax())
             name = classes[best] if best < len(classes) else str(best)
@@ -81,7 +81,9 @@ class Run(Command):
             show("\t".join(lines[-1]))
         if self.output is not None:
             _write(self.output, lines)
-        return 0
+        if len(lines) < len(paths):
+            tell(f"{len(paths) - len(lines)} of {len(paths)} pictures could not be read")
+        return int(len(lines) < len(paths))
 
     def _scored(self, reader: Reader, paths: list[Path]) -> Iterator[tuple[Path, Array]]:
         from tqdm import tqdm
@@ -89,11 +91,16 @@ class Run(Command):
         with tqdm(total=len(paths), desc="run", unit="picture", leave=False, disable=None) as bar:
             for start in range(0, len(paths), self.batch):
                 part = paths[start : start + self.batch]
-                scores = reader.answer(np.stack([picture(path, reader) for path in part]))
+                seen = {
+                    path: image for path in part if (image := _seen(path, reader, alone=len(paths) == 1)) is not None
+                }
+                bar.update(len(part))
+                if not seen:
+                    continue
+                scores = reader.answer(np.stack(list(seen.values())))
                 if scores.ndim != 2:
                     raise ExportError(f"{self.file}: expected class scores (batch, classes), got {scores.shape}")
-                yield from zip(part, scores, strict=True)
-                bar.update(len(part))
+                yield from zip(seen, scores, strict=True)
 
 
 def open_file(path: Path, threads: int = 0) -> Reader:
@@ -198,6 +205,17 @@ def picture(path: Path, reader: Reader) -> Array:
         image = image.resize(scaled, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
     pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels).transpose(2, 0, 1)
     return (pixels / np.float32(255) - reader.mean) / reader.std
+
+
+def _seen(path: Path, reader: Reader, *, alone: bool) -> Array | None:
+    """One of many pictures; None, and a line about it, where it cannot be read: the others are not lost with it."""
+    try:
+        return picture(path, reader)
+    except DataError as error:
+        if alone:
+            raise
+        tell(f"left out: {error}")
+        return None
 
 
 def _pictures(place: Path) -> list[Path]:

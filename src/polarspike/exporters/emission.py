@@ -79,8 +79,8 @@ class Emitter:
         low = max(low, 0) if sums.rectified else low
         terms = sums.terms
         if len(terms) == 1 and terms[0].operator in ("convolution", "linear"):
-            made = self._synapse(terms[0], sums.bias, sums, step, low, high, name)
-        elif len(terms) == 1 and terms[0].operator == "product" and not sums.bias.any():
+            made = self._synapse(terms[0], terms[0].bias + sums.bias, sums, step, low, high, name)
+        elif len(terms) == 1 and terms[0].operator == "product" and not (sums.bias + terms[0].bias).any():
             made = self._product(terms[0], sums, step, low, high, name)
         else:
             made = self._merged(sums, step, low, high, name)
@@ -96,30 +96,33 @@ class Emitter:
         The grid has f (odd) lines a step, as fine as the values of the branches on the given batches allow; the sum is in
         units of 1 / (f m), where f m is odd and as large as float32 allows, so that steps of other sites fit well.
         """
-        spans = [self._span(term, step) for term in sums.terms]
+        weighted = ("convolution", "linear")
+        # What no branch takes along: the bias beside the terms, and those of terms without weights.
+        bias = sums.bias + sum((term.bias for term in sums.terms if term.operator not in weighted), np.zeros(()))
+        spans = [*(self._span(term, step) for term in sums.terms), _ends(bias / step)]
         # A float32 sum is as exact as its largest term, which may lie far beyond the codes.
         terms = max(abs(end) for span in spans for end in span)
         largest = largest_divisor(math.ceil(max(abs(low), abs(high), terms)))
         branches = [index for index, term in enumerate(sums.terms) if term.operator != "identity"]
         needed = [_useful(index, spans, low, high) for index in branches]
         widest = max((hi - lo for lo, hi in needed), default=1.0)
-        lines = min(odd_at_most(_BYTE / widest), largest) if branches else 1
+        if widest > _BYTE:
+            raise self.refuse(f"branches of a sum that span {widest:.0f} steps, more than the {_BYTE} of a byte")
+        lines = min(odd_at_most(_BYTE / max(widest, _BYTE / largest)), largest) if branches else 1
         multiple = odd_at_most(largest / lines)
         divisor = lines * multiple
         inputs, factors = [], []
-        bias = sums.bias
         for index, term in enumerate(sums.terms):
             if term.operator == "identity":
                 inputs.append(term.sources[0].name)
                 factors.append(np.rint(divisor * term.sources[0].step * term.scale / step))
                 continue
-            lo = max(round(needed[branches.index(index)][0] * lines), -(2**15))
+            lo = max(round(needed[branches.index(index)][0] * lines), -_BYTE)
             branch = (lo, lo + _BYTE)
             if term.operator == "product":
                 inputs.append(self._product(term, sums, step / lines, *branch, f"{name}_branch"))
             else:
-                inputs.append(self._synapse(term, bias, sums, step / lines, *branch, f"{name}_branch"))
-                bias = np.zeros(())
+                inputs.append(self._synapse(term, term.bias, sums, step / lines, *branch, f"{name}_branch"))
             factors.append(np.array(float(multiple)))
         tensors = {f"factor{index}": factor.astype(np.int64) for index, factor in enumerate(factors)}
         tensors["bias"] = np.rint(divisor * bias / step).astype(np.int64)
@@ -175,7 +178,8 @@ class Emitter:
         if isinstance(signal, Codes):
             return self._decoded(signal, np.ones(()))
         parts = []
-        bias = signal.bias
+        weighted = ("convolution", "linear")
+        bias = signal.bias + sum((term.bias for term in signal.terms if term.operator not in weighted), np.zeros(()))
         for term in signal.terms:
             if term.operator == "identity":
                 parts.append(self._decoded(term.sources[0], term.scale))
@@ -186,7 +190,7 @@ class Emitter:
                 laid = {"scale": np.asarray(scale, dtype=np.float32)}
                 self._add("product", [s.name for s in term.sources], label, {"axis": signal.axis}, laid)
             else:
-                label = self._scaled(term, bias, signal, label)
+                label = self._scaled(term, term.bias + bias, signal, label)
                 bias = np.zeros(())
             parts.append(Analog(label, signal.shape))
         answer = parts[0]
@@ -366,8 +370,9 @@ def _ends(values: Vector) -> tuple[float, float]:
 
 
 def _useful(index: int, spans: list[tuple[float, float]], low: int, high: int) -> tuple[float, float]:
-    """The values of one term that can matter: seen, and not beyond what the other terms can bring back into range."""
+    """The values of one term that can matter, and zero: seen, and not beyond what the others can bring back into range."""
     others = [span for place, span in enumerate(spans) if place != index]
     least, most = sum(lo for lo, _ in others), sum(hi for _, hi in others)
     lo, hi = spans[index]
-    return max(lo, low - 1 - most), min(hi, high + 1 - least)
+    lo, hi = max(lo, low - 1 - most), min(hi, high + 1 - least)
+    return min(lo, 0.0), max(hi, 0.0)

@@ -116,8 +116,8 @@ def _whole_numbers(format_name: str, snn: SpikingNetwork, example: Inputs, shown
         )
         if wrong and not network.float_operators():
             raise ExportError(
-                f"ONNX Runtime answers {wrong} of {compared} codes otherwise than whole numbers are defined; this machine's "
-                "integer kernels are not exact. Export as onnx-float"
+                f"ONNX Runtime answers {wrong} of {compared} codes otherwise than whole numbers are defined. This is a "
+                "defect, of polarspike or of the runtime's kernels for this machine; report it, and export as onnx-float"
             )
         return compared, apart, wrong
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from polarspike.errors import ExportError
+from polarspike.errors import ExportError, InputError
 from polarspike.exporters.description import describe
 from polarspike.exporters.lowering import Lowering
 from polarspike.exporters.marking import marked_program
@@ -43,12 +43,20 @@ def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inpu
     for name, neuron in snn.sites().items():
         if neuron.start.dtype != torch.float32:
             raise ExportError(f"site {name!r}: expected a float32 network, got {neuron.start.dtype}; use snn.float()")
-    program, arguments = marked_program(snn, example)
+    program, _ = marked_program(snn, example)
+
+    parameters = parameters_of(snn.network)
+    wanted = dict(snn.signature.named(parameters).shapes)
 
     def ordered(inputs: Inputs) -> tuple[Any, ...]:
-        return tuple(bind(parameters_of(snn.network), *as_call(inputs)).values())
+        given = bind(parameters, *as_call(inputs))
+        for name, value in given.items():
+            if name in wanted and tuple(value.shape[1:]) != wanted[name]:
+                expected = ", ".join(("batch", *map(str, wanted[name])))
+                raise InputError(f"input {name!r}: expected ({expected}), as in the example, got {tuple(value.shape)}")
+        return tuple(given.values())
 
-    shown = [tuple(arguments.values())] if batches is None else map(ordered, batches)
+    shown = [ordered(example)] if batches is None else map(ordered, batches)
     ranges = observe(program, shown)
     if not ranges:
         raise ExportError(
@@ -69,7 +77,7 @@ def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inpu
 
 def _grids(
     program: fx.GraphModule, ranges: Ranges, notes: Mapping[str, Any]
-) -> dict[str, tuple[Vector, Vector, int, int]]:
+) -> dict[str, tuple[Vector, Vector, int, int] | None]:
     """The grid of bytes of each input: step, offset, and its codes.
 
     Images of bytes with a known normalization ``x = (p / 255 - mean) / std`` lie on a grid already: step 1 / (255 std),
@@ -77,7 +85,7 @@ def _grids(
     them need more than 256 codes together, and the grid is that much coarser. Other inputs: the range on the batches in
     254 steps.
     """
-    grids = {}
+    grids: dict[str, tuple[Vector, Vector, int, int] | None] = {}
     for node in program.graph.nodes:
         if node.op != "placeholder" or node not in ranges:
             continue
@@ -94,11 +102,14 @@ def _grids(
             low = int(np.rint(first).min())
             if len(step) == 1:
                 step, offset = step.reshape(()), offset.reshape(())
-            grids[str(node.target)] = (step, offset, low, low + _BYTE)
-            continue
+            largest = float(step.max())
+            if (low - 1) * largest <= ranges[node][0] and ranges[node][1] <= (low + _BYTE + 1) * largest:
+                grids[str(node.target)] = (step, offset, low, low + _BYTE)
+                continue  # else the batches are no such images
         lo, hi = min(ranges[node][0], 0.0), max(ranges[node][1], 0.0)
         if not np.isfinite([lo, hi]).all() or hi == lo:
-            raise ExportError(f"input {node.target!r}: the batches show values from {lo} to {hi}; give some that vary")
+            grids[str(node.target)] = None
+            continue
         step = np.array((hi - lo) / (_BYTE - 1))
         low = int(np.rint(lo / step))
         grids[str(node.target)] = (step, np.zeros(()), low, low + _BYTE)
@@ -113,10 +124,10 @@ def _scaling(known: Any) -> tuple[Vector, Vector] | None:
         mean, std = (np.array(known[key], dtype=np.float64) for key in ("mean", "std"))
     except (KeyError, TypeError, ValueError, IndexError):
         mean, std = np.zeros(()), np.zeros(())
-    if mean.ndim != 1 or mean.shape != std.shape or not np.isfinite(mean).all() or not (std > 0).all():
+    if mean.ndim != 1 or mean.shape != std.shape or not ((mean >= 0) & (mean <= 1)).all() or not (std > 0).all():
         raise ExportError(
-            f"notes['normalization']: expected {{'mean': [...], 'std': [...]}}, a finite number and a positive one for each "
-            f"channel, got {known!r}; correct snn.notes, or remove it"
+            f"notes['normalization']: expected {{'mean': [...], 'std': [...]}} in units of a full-scale pixel, from 0 to 1 "
+            f"and positive, one of each for each channel, got {known!r}; correct snn.notes, or remove it"
         )
     return mean, std
 

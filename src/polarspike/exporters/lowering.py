@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +32,8 @@ class Lowering:
         program: of :func:`~polarspike.exporters.marking.marked_program`.
         neurons: of its sites, by name.
         ranges: of its values on the given batches.
-        pixels: of each input by name: the step and the offset of its grid, one number or one per channel, and its codes.
+        pixels: of each input by name: the step and the offset of its grid, one number or one per channel, and its codes;
+            None where the batches do not show one.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Lowering:
         program: fx.GraphModule,
         neurons: Mapping[str, PolarityNeuron],
         ranges: Ranges,
-        pixels: Mapping[str, tuple[Vector, Vector, int, int]],
+        pixels: Mapping[str, tuple[Vector, Vector, int, int] | None],
     ) -> None:
         self.program, self.neurons, self.ranges, self.pixels = program, neurons, ranges, pixels
         self.emitter = Emitter()
@@ -69,10 +69,12 @@ class Lowering:
 
     def _input(self, node: fx.Node) -> None:
         value = node.meta["val"]
+        if value is None:  # an argument that the example does not give
+            return
         name = self.emitter.free(str(node.target))
-        if not value.is_floating_point():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
             raise self.emitter.refuse(
-                f"input {name!r} holds integers ({value.dtype}); the integer format takes float inputs"
+                f"input {name!r} is {getattr(value, 'dtype', type(value).__name__)}; the integer format takes float inputs"
             )
         shape = shape_of(node)
         self.inputs.append((name, shape))
@@ -145,7 +147,12 @@ class Lowering:
         if not (isinstance(signal, Analog) and signal.raw):
             return None
         if signal.name not in self._grids:
-            step, offset, low, high = self.pixels[self.inputs[0][0] if len(self.inputs) == 1 else _root(node)]
+            grid = self.pixels[self.inputs[0][0] if len(self.inputs) == 1 else _root(node)]
+            if grid is None:
+                raise self.emitter.refuse(
+                    f"the batches show one value of input {signal.name!r} alone, or none that is finite; give some that vary"
+                )
+            step, offset, low, high = grid
             axis = 1
             if step.ndim and signal.shape[0] != len(step):
                 step, offset = step.max(keepdims=True)[0], ZERO  # another layout: one grid for all
@@ -158,9 +165,7 @@ class Lowering:
         """An operand of an affine operator as sums: codes are a term of their own; None for float signals."""
         signal = self.signals[node]
         if isinstance(signal, Sums):
-            if len(signal.terms) == 1:  # what the batches have shown of the whole is what this term can be
-                signal = replace(signal, terms=(replace(signal.terms[0], seen=self.ranges[node]),))
-            return signal
+            return signal.shown(self.ranges[node])
         if isinstance(signal, Codes):
             term = Term("identity", (signal,), None, {}, ONE, self.ranges[node])
             return Sums((term,), ZERO, signal.axis, signal.shape)

@@ -83,7 +83,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a sum: ``scale * operator(codes)``, where the operator's weights already hold the steps of the codes.
+    """One part of a sum: ``scale * operator(codes) + bias``; the operator's weights already hold the steps of the codes.
 
     Args:
         operator: what is done to the codes; ``identity`` has no weight.
@@ -92,6 +92,7 @@ class Term:
         options: of a convolution.
         scale: one number, or one per output channel.
         seen: the smallest and the largest value on the given batches, in real units.
+        bias: one number, or one per channel.
     """
 
     operator: Literal["convolution", "linear", "product", "identity"]
@@ -100,15 +101,16 @@ class Term:
     options: dict[str, Any]
     scale: Vector
     seen: tuple[float, float]
+    bias: Vector = field(default_factory=lambda: np.zeros(()))
 
 
 @dataclass(frozen=True)
 class Sums:
-    """A membrane before its neuron: terms and a bias, not computed yet, because what comes next decides in which units.
+    """A membrane before its neuron: terms and a bias, not computed yet: what comes next decides in which units.
 
     Args:
         terms: at least one.
-        bias: one number, or one per channel.
+        bias: beside those of the terms; one number, or one per channel.
         axis: of the channels, counted with the batch, before ``views``.
         shape: without the batch, before ``views``.
         views: what is to be done to the layout afterwards.
@@ -129,8 +131,18 @@ class Sums:
 
     def times(self, factor: Vector) -> Sums:
         """Each channel multiplied by its factor."""
-        terms = tuple(replace(term, scale=term.scale * factor, seen=_scaled(term.seen, factor)) for term in self.terms)
+        terms = tuple(
+            replace(term, scale=term.scale * factor, seen=_scaled(term.seen, factor), bias=term.bias * factor)
+            for term in self.terms
+        )
         return replace(self, terms=terms, bias=self.bias * factor)
+
+    def shown(self, seen: tuple[float, float]) -> Sums:
+        """The same where it is one term, of which the batches have shown these values, bias and all."""
+        if len(self.terms) != 1:
+            return self
+        term = replace(self.terms[0], seen=seen, bias=self.terms[0].bias + self.bias)
+        return replace(self, terms=(term,), bias=np.zeros(()))
 
 
 Signal = Codes | Analog | Constant | Sums

@@ -16,7 +16,7 @@ from torch import Tensor
 from polarspike.errors import ExportError, SpecError
 from polarspike.exporters import formats
 from polarspike.exporters.report import ExportReport, compare
-from polarspike.inputs import Inputs, batches_of, float_leaves, to_device
+from polarspike.inputs import Inputs, batch_size, batches_of, float_leaves, to_device
 from polarspike.modules import apply, device_of
 from polarspike.spiking import SpikingNetwork
 
@@ -77,6 +77,8 @@ def export(
     if device_of(snn).type != "cpu":  # files are traced and run there
         snn = copy.deepcopy(snn).cpu()
     example = to_device(example, torch.device("cpu"))
+    if not batch_size(example):
+        raise ExportError("export: the example holds no samples; give at least one")
     shown, all_batches = _beginning(example, batches)
     written = formats.prepare(format, snn, example, shown)
 

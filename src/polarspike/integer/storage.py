@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from polarspike.errors import CheckpointError
 from polarspike.files import replacing
-from polarspike.integer.execution import FLOAT_OPERATORS
+from polarspike.integer.execution import FLOAT_OPERATORS, run
 from polarspike.integer.network import KINDS, Array, Instruction, IntegerNetwork
 
 FORMAT = 1
@@ -83,7 +83,7 @@ def load(path: str | os.PathLike[str]) -> IntegerNetwork:
             )
         network = _assembled(header, tensors, metadata[DESCRIPTION])
         _require_whole(network)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, AssertionError) as error:
         raise CheckpointError(f"{path}: a damaged integer network ({error!r}); write it again") from error
     return network
 
@@ -195,7 +195,11 @@ def _require_whole(network: IntegerNetwork) -> None:
                 raise ValueError(
                     f"{made.output!r}: weights {weight.dtype} {weight.shape} with biases and endings of other sizes"
                 )
+        if "divisor" in made.tensors and not (np.asarray(made.tensors["divisor"]) > 0).all():
+            raise ValueError(f"{made.output!r}: expected positive divisors")
         known.add(made.output)
     lost = [name for name in (*(name for name, _ in network.outputs), *network.sites.values()) if name not in known]
     if lost:
         raise ValueError(f"nothing makes {lost[0]!r}")
+    # A run without samples: every shape and every number of operands.
+    run(network, {name: np.zeros((0, *shape), dtype=np.float32) for name, shape in network.inputs})

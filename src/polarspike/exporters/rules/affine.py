@@ -24,24 +24,30 @@ def _batch_norm(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     signal = walk.sums(given["input"])
     if signal is not None and signal.plain and (signal.axis == 1 or _only_numbers(signal)):
         scaled = replace(signal, axis=1).times(factor)
-        return _seen(walk, node, replace(scaled, bias=scaled.bias + shift))
+        return replace(scaled, bias=scaled.bias + shift).shown(walk.ranges[node])
     dims = len(shape_of(node))
     laid = [walk.emitter.constant(part.reshape(-1, *[1] * (dims - 1))) for part in (factor, shift)]
     made = walk.emitter.floating("Mul", [walk.float(given["input"]).name, laid[0]], shape_of(node))
     return walk.emitter.floating("Add", [made.name, laid[1]], shape_of(node))
 
 
-def _seen(walk: Lowering, node: fx.Node, sums: Sums) -> Sums:
-    if len(sums.terms) != 1:
-        return sums
-    return replace(sums, terms=(replace(sums.terms[0], seen=walk.ranges[node]),))
-
-
 def _only_numbers(sums: Sums) -> bool:
     """No vector along any axis yet, so that any axis will do."""
     weighted = any(term.operator in ("convolution", "linear") for term in sums.terms)
-    vectors = [part for term in sums.terms for part in (term.scale, *(s.step for s in term.sources))]
+    vectors = [part for term in sums.terms for part in (term.scale, term.bias, *(s.step for s in term.sources))]
     return not weighted and all(part.ndim == 0 for part in (*vectors, sums.bias))
+
+
+def _negated(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    sums = walk.sums(given["self"])
+    if sums is not None and not sums.rectified:
+        return sums.times(np.array(-1.0))
+    return walk.emitter.floating("Mul", [walk.name(given["self"]), walk.emitter.constant(-1.0)], shape_of(node))
+
+
+def _reversed_sub(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    made: Signal = _add(-1.0)(walk, node, {**given, "self": given["other"], "other": given["self"]})
+    return made
 
 
 def _add(sign: float) -> Rule:
@@ -56,10 +62,11 @@ def _add(sign: float) -> Rule:
                 axis = axes.pop() if axes else one.axis
                 more = other.times(np.array(factor))
                 return Sums(one.terms + more.terms, one.bias + more.bias, axis, one.shape)
-        if one is not None and one.plain:
-            constant = _along_channels(walk, right, one)
-            if constant is not None:
-                return replace(one, bias=one.bias + factor * constant)
+        for sums, operand, mine, its in ((one, right, 1.0, factor), (other, left, factor, 1.0)):
+            constant = _along_channels(walk, operand, sums) if sums is not None and sums.plain else None
+            if sums is not None and constant is not None:
+                scaled = sums.times(np.array(mine))
+                return replace(scaled, bias=scaled.bias + its * constant)
         if factor not in (1.0, -1.0):
             raise walk.emitter.refuse(f"a sum with the factor {factor}; multiply in an operator of its own")
         kind = "Add" if factor == 1.0 else "Sub"
@@ -108,6 +115,8 @@ def _along_channels(walk: Lowering, operand: Any, sums: Sums) -> Vector | None:
 RULES: dict[str, Rule] = {
     "aten::batch_norm": _batch_norm,
     **dict.fromkeys(("aten::add", "aten::add_"), _add(1.0)),
+    "aten::neg": _negated,
+    "aten::rsub": _reversed_sub,
     "aten::sub": _add(-1.0),
     "aten::mul": _scaled("Mul"),
     "aten::div": _scaled("Div"),

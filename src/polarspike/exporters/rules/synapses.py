@@ -46,8 +46,9 @@ def _convolution(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
         return rows.reshape(len(scaled), inputs, *[1] * space)
 
     shift = (scaled * per_input(codes.offset)).reshape(len(scaled), -1).sum(axis=1)
-    term = Term("convolution", (codes,), scaled * per_input(codes.step), options, ONE, walk.ranges[node])
-    return Sums((term,), bias + shift, 1, shape_of(node))
+    weights = scaled * per_input(codes.step)
+    term = Term("convolution", (codes,), weights, options, ONE, walk.ranges[node], bias + shift)
+    return Sums((term,), ZERO, 1, shape_of(node))
 
 
 def _linear(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
@@ -65,8 +66,8 @@ def _linear(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
         return walk.emitter.floating("Add", [made.name, walk.emitter.constant(bias)], shape_of(node))
     scaled = array_of(weight.tensor)
     shift = (scaled * codes.offset).sum(axis=1)
-    term = Term("linear", (codes,), scaled * codes.step, {}, ONE, walk.ranges[node])
-    return Sums((term,), bias + shift, axis, shape_of(node))
+    term = Term("linear", (codes,), scaled * codes.step, {}, ONE, walk.ranges[node], bias + shift)
+    return Sums((term,), ZERO, axis, shape_of(node))
 
 
 def _matmul(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
