@@ -229,12 +229,11 @@ def _synapse(writer: _Writer, made: Instruction) -> None:
         )
         writer.fired(made, sums)
         return
-    # Gemm has integer kernels with a bias, and takes matrices alone.
+    # Gemm has integer kernels with a bias, and takes matrices alone. The layout changes behind the dequantization: in front
+    # of it, ONNX Runtime would leave one unused.
     rows = options["axis"] > 1
     if rows:
-        flat = writer.node("Reshape", [x, writer.constant([-1, weight.shape[1]], np.int64)])
-        writer.points[flat], writer.ranges[flat] = writer.points[x], writer.ranges[x]
-        values = writer.dequantized(flat)
+        values = writer.node("Reshape", [values, writer.constant([-1, weight.shape[1]], np.int64)])
     sums = writer.node("Gemm", [values, weights, bias], None if rows or fires else made.output, transB=1)
     if not rows:
         if fires:
