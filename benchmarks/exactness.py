@@ -18,10 +18,11 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import json
 from typing import Any
 
 import torch
-from _common import conditions, keep
+from _common import RESULTS, conditions, keep
 
 import polarspike as ps
 from polarspike import data, models
@@ -100,7 +101,8 @@ def main() -> None:
     loader = data.batches(digits.train, 32, normalization=digits.normalization, shuffle=True, drop_last=True)
     calibration = list(itertools.islice(loader, 8))
     images, _ = next(iter(data.batches(digits.test, 64, normalization=digits.normalization)))
-    results: dict[str, Any] = {}
+    kept = RESULTS / "exactness.json"
+    results: dict[str, Any] = json.loads(kept.read_text())["results"] if kept.exists() else {}  # of other models
     failures = 0
     for name, granularity in itertools.product(options.models, ("tensor", "channel")):
         torch.manual_seed(SEED)
@@ -120,7 +122,7 @@ def main() -> None:
             if stage == "trained":
                 total, unmoved = trained(qann, loader, options.steps)
                 moved = f"; {total - unmoved} of {total} steps and gains moved"
-            row = results[entry] = prove(qann, images)
+            row = results[entry] = {**prove(qann, images), "date": conditions(SEED)["date"]}
             exact = [value for key, value in row.items() if "T=1" in key or "fp64" in key]
             single = [value for key, value in row.items() if "fp32" in key and "T=1" not in key]
             compared, different = (sum(value[key] for value in single) for key in ("compared", "different"))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike.errors import ExportError, MissingExtraError, SpecError
-from polarspike.exporters import FORMATS, onnx_float, report
+from polarspike.exporters import FORMATS, onnx_float, report, runtime
 from polarspike.exporters.first_timestep import FixedSite
 from polarspike.neurons import PolarityNeuron
 from polarspike.specs import SiteSpec
@@ -88,7 +88,7 @@ def test_files_say_what_is_in_the_network(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_weights_beyond_one_file_are_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr(onnx_float, "_MOST_BYTES", 100)
+    monkeypatch.setattr(runtime, "MOST_BYTES", 100)
     snn = converted()
     made = ps.export(snn, tmp_path / "net.onnx", "onnx-float", signal("branched"))
     assert {entry.name for entry in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data"}
@@ -96,6 +96,14 @@ def test_weights_beyond_one_file_are_beside_it(tmp_path: Path, monkeypatch: pyte
     x = signal("branched", 5, seed=3)
     again = onnx_float.runner(tmp_path / "net.onnx")(x)[0]  # from its final place
     assert torch.allclose(again, snn(x).detach(), atol=1e-4)
+    # A smaller file of the same name takes the weights of the larger one away; whole numbers are written likewise.
+    monkeypatch.setattr(runtime, "MOST_BYTES", 10**9)
+    ps.export(snn, tmp_path / "net.onnx", "onnx-float", signal("branched"))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"net.onnx"}
+    whole = ps.convert(calibrated(network("branched"), ps.QuantSpec(0, 3), signal("branched", 16)))
+    monkeypatch.setattr(runtime, "MOST_BYTES", 100)
+    made = ps.export(whole, tmp_path / "whole.onnx", "onnx-int8", signal("branched"))
+    assert made.codes_wrong == 0 and (tmp_path / "whole.onnx.data").stat().st_size > 100
 
 
 @pytest.mark.slow

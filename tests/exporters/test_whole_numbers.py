@@ -88,6 +88,7 @@ def different(made: IntegerNetwork, x: np.ndarray, opened: Any) -> int:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_runtimes_compute_what_whole_numbers_mean_and_that_is_near_the_network(name: str, spec: str) -> None:

@@ -22,7 +22,8 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     large = _is_large(model)
     if not large:  # the checker takes a message, which ends at 2 GiB
         onnx.checker.check_model(model)
-    onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
+    place: dict[str, Any] = {"location": f"{path.name}.data", "size_threshold": 100} if large else {}
+    onnx.save(model, str(path), save_as_external_data=large, **place)
 
 
 def session(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
