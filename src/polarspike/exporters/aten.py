@@ -57,6 +57,14 @@ def padding_of(given: Any, kernel: Sequence[int], dilation: Sequence[int]) -> li
     return [sizes, sizes]
 
 
+def average_windows(given: Arguments, space: int) -> tuple[list[int], list[int], list[int]] | None:
+    """Kernel, stride and padding of an average pooling; None if its windows count differently at the border."""
+    kernel, padding = sizes_of(given["kernel_size"], space), sizes_of(given["padding"], space)
+    if given["ceil_mode"] or given.get("divisor_override") or (any(padding) and not given["count_include_pad"]):
+        return None
+    return kernel, sizes_of(given["stride"], space) if given["stride"] else kernel, padding
+
+
 def even_windows(before: Sequence[int], after: Sequence[int]) -> tuple[list[int], list[int]] | None:
     """Kernel and stride of an adaptive pooling; None if its windows are not all of one size at one distance.
 

@@ -15,7 +15,7 @@ from polarspike.errors import ExportError
 from polarspike.exporters.signals import Analog, Codes, Constant, Shape, Signal, Sums, Term, Vector, View
 from polarspike.integer import rounding
 from polarspike.integer.lattice import largest_divisor, odd_at_most, odd_fraction
-from polarspike.integer.network import Array, Instruction
+from polarspike.integer.network import Array, Instruction, laid
 
 _BYTE = 255
 
@@ -65,10 +65,9 @@ class Emitter:
         """Codes of a float signal, ``clip(rint((x - offset) / step), low, high)``; they stand for ``step k + offset``."""
         name = self.free(name)
         dims = len(x.shape) + 1
-        laid = step if step.ndim == 0 else step.reshape([-1 if d == axis else 1 for d in range(dims)])
-        tensors = {"step": laid.astype(np.float32)}
+        tensors = {"step": laid(step, axis, dims).astype(np.float32)}
         if offset is not None and offset.any():
-            tensors["shift"] = (offset if offset.ndim == 0 else offset.reshape(laid.shape)).astype(np.float32)
+            tensors["shift"] = laid(offset, axis, dims).astype(np.float32)
         self._add("quantize", [x.name], name, {}, tensors, (low, high))
         return Codes(name, step, axis, low, high, x.shape, np.zeros(()) if offset is None else offset)
 
@@ -78,9 +77,9 @@ class Emitter:
         """The codes of a membrane at a neuron with these steps: one number, or one per channel of ``sums``."""
         low = max(low, 0) if sums.rectified else low
         terms = sums.terms
-        if len(terms) == 1 and terms[0].operator in ("convolution", "linear"):
+        if len(terms) == 1 and terms[0].weighted:
             made = self._synapse(terms[0], terms[0].bias + sums.bias, sums, step, low, high, name)
-        elif len(terms) == 1 and terms[0].operator == "product" and not (sums.bias + terms[0].bias).any():
+        elif len(terms) == 1 and terms[0].operator == "product" and not sums.loose_bias.any():
             made = self._product(terms[0], sums, step, low, high, name)
         else:
             made = self._merged(sums, step, low, high, name)
@@ -96,9 +95,7 @@ class Emitter:
         The grid has f (odd) lines a step, as fine as the values of the branches on the given batches allow; the sum is in
         units of 1 / (f m), where f m is odd and as large as float32 allows, so that steps of other sites fit well.
         """
-        weighted = ("convolution", "linear")
-        # What no branch takes along: the bias beside the terms, and those of terms without weights.
-        bias = sums.bias + sum((term.bias for term in sums.terms if term.operator not in weighted), np.zeros(()))
+        bias = sums.loose_bias
         spans = [*(self._span(term, step) for term in sums.terms), _ends(bias / step)]
         # A float32 sum is as exact as its largest term, which may lie far beyond the codes.
         terms = max(abs(end) for span in spans for end in span)
@@ -178,8 +175,7 @@ class Emitter:
         if isinstance(signal, Codes):
             return self._decoded(signal, np.ones(()))
         parts = []
-        weighted = ("convolution", "linear")
-        bias = signal.bias + sum((term.bias for term in signal.terms if term.operator not in weighted), np.zeros(()))
+        bias = signal.loose_bias
         for term in signal.terms:
             if term.operator == "identity":
                 parts.append(self._decoded(term.sources[0], term.scale))
@@ -187,8 +183,8 @@ class Emitter:
             label = self.free(name)
             if term.operator == "product":
                 scale = math.prod(float(source.step) for source in term.sources) * term.scale
-                laid = {"scale": np.asarray(scale, dtype=np.float32)}
-                self._add("product", [s.name for s in term.sources], label, {"axis": signal.axis}, laid)
+                tensors = {"scale": np.asarray(scale, dtype=np.float32)}
+                self._add("product", [s.name for s in term.sources], label, {"axis": signal.axis}, tensors)
             else:
                 label = self._scaled(term, term.bias + bias, signal, label)
                 bias = np.zeros(())
@@ -197,9 +193,8 @@ class Emitter:
         for part in parts[1:]:
             answer = self.floating("Add", [answer.name, part.name], signal.shape)
         if bias.any():
-            dims = len(signal.shape) + 1
-            added = bias if bias.ndim == 0 else bias.reshape([-1 if d == signal.axis else 1 for d in range(dims)])
-            answer = self.floating("Add", [answer.name, self.constant(added)], signal.shape)
+            added = self.constant(laid(bias, signal.axis, len(signal.shape) + 1))
+            answer = self.floating("Add", [answer.name, added], signal.shape)
         if signal.rectified:
             answer = self.floating("Relu", [answer.name], answer.shape)
         for view in signal.views:
@@ -222,11 +217,9 @@ class Emitter:
         return name
 
     def _decoded(self, codes: Codes, scale: Vector) -> Analog:
-        step = codes.step * scale
-        dims = len(codes.shape) + 1
-        laid = step if step.ndim == 0 else step.reshape([-1 if d == codes.axis else 1 for d in range(dims)])
+        step = laid(codes.step * scale, codes.axis, len(codes.shape) + 1)
         name = self.free(f"{codes.name}_value")
-        self._add("decode", [codes.name], name, {}, {"step": laid.astype(np.float32)})
+        self._add("decode", [codes.name], name, {}, {"step": step.astype(np.float32)})
         return Analog(name, codes.shape)
 
     def _int32(self, counted: Vector) -> Array:
@@ -312,9 +305,8 @@ class Emitter:
 
     def joined(self, parts: list[Codes], shape: Shape, axis: int) -> Codes:
         """Codes of several sites behind each other, each with its own step."""
-        name = self.free("concatenate")
         low, high = min(part.low for part in parts), max(part.high for part in parts)
-        self._add("concatenate", [part.name for part in parts], name, {"axis": axis}, {}, (low, high))
+        name = self.concatenated([part.name for part in parts], axis, (low, high))
         lengths = [part.shape[axis - 1] for part in parts]
         summed = any(part.wide for part in parts)
         if all(part.uniform and part.step == parts[0].step for part in parts):
@@ -323,6 +315,12 @@ class Emitter:
             raise self.refuse("a concatenation across steps per channel; use one step per site")
         steps = [np.broadcast_to(part.step, length) for part, length in zip(parts, lengths, strict=True)]
         return Codes(name, np.concatenate(steps), axis, low, high, shape, summed=summed)
+
+    def concatenated(self, names: Iterable[str], axis: int, span: tuple[int, int] | None) -> str:
+        """Values of one kind behind each other, by the name of what they make; ``span`` of whole numbers."""
+        name = self.free("concatenate")
+        self._add("concatenate", names, name, {"axis": axis}, {}, span)
+        return name
 
     def stretched(self, codes: Codes, factor: int, step: Vector) -> Codes:
         """Codes in units of a finer step, in which a gain of 1 / factor below zero is a whole number."""
@@ -344,9 +342,7 @@ class Emitter:
 
 def spread(vector: Vector, axis: int, shape: Shape) -> Tensor:
     """A vector along an axis as a full tensor with a batch of one."""
-    dims = len(shape) + 1
-    laid = torch.from_numpy(np.ascontiguousarray(vector)).reshape([-1 if d == axis else 1 for d in range(dims)])
-    return laid.expand(1, *shape)
+    return torch.from_numpy(np.ascontiguousarray(laid(vector, axis, len(shape) + 1))).expand(1, *shape)
 
 
 def channel_steps(sums: Sums, step: Vector, axis: int) -> Vector | None:

@@ -94,9 +94,10 @@ def _whole_numbers(format_name: str, snn: SpikingNetwork, example: Inputs, shown
             again = integer.load(path)
             return lambda inputs: [torch.from_numpy(y) for y in integer.run(again, arrays(inputs))]
 
-        return Prepared(
-            lambda path: integer.save(network, path), read, lambda inputs: _against(snn, network, inputs, arrays)
-        )
+        def apart(inputs: Inputs) -> tuple[int, int, int]:
+            return (*_against(snn, network, inputs, _meaning(network, arrays(inputs))), 0)
+
+        return Prepared(lambda path: integer.save(network, path), read, apart)
     model = onnx_int8.model_of(network, KEY)
     with_codes = runtime.session(onnx_int8.model_of(network, KEY, codes=True))
     points = onnx_int8.zero_points(network)
@@ -106,10 +107,11 @@ def _whole_numbers(format_name: str, snn: SpikingNetwork, example: Inputs, shown
         return lambda inputs: [torch.from_numpy(y) for y in session.run(None, arrays(inputs))]
 
     def codes(inputs: Inputs) -> tuple[int, int, int]:
-        compared, apart, _ = _against(snn, network, inputs, arrays)
+        given = arrays(inputs)
+        meant = _meaning(network, given)
+        compared, apart = _against(snn, network, inputs, meant)
         names = [f"{site}/bytes" for site in network.sites]
-        found = dict(zip(network.sites, with_codes.run(names, arrays(inputs)), strict=True))
-        meant = dict(integer.trace(network, arrays(inputs)))
+        found = dict(zip(network.sites, with_codes.run(names, given), strict=True))
         wrong = sum(
             int((found[site].astype(np.int64) - points[value] != meant[value]).sum())
             for site, value in network.sites.items()
@@ -124,9 +126,13 @@ def _whole_numbers(format_name: str, snn: SpikingNetwork, example: Inputs, shown
     return Prepared(lambda path: runtime.save(model, path), read_model, codes)
 
 
-def _against(
-    snn: SpikingNetwork, network: IntegerNetwork, inputs: Inputs, arrays: Callable[[Inputs], dict[str, Any]]
-) -> tuple[int, int, int]:
+def _meaning(network: IntegerNetwork, given: dict[str, Any]) -> dict[str, Any]:
+    """The codes of all sites by the names of their values, as NumPy defines them."""
+    values = set(network.sites.values())
+    return {name: value for name, value in integer.trace(network, given) if name in values}
+
+
+def _against(snn: SpikingNetwork, network: IntegerNetwork, inputs: Inputs, meant: dict[str, Any]) -> tuple[int, int]:
     """Codes compared, and how many differ between the spiking network and the integer network."""
     fired: dict[str, Any] = {}
 
@@ -136,10 +142,8 @@ def _against(
 
     with torch.no_grad(), snn.observe(see):
         apply(snn, inputs)
-    values = set(network.sites.values())
-    meant = {name: value for name, value in integer.trace(network, arrays(inputs)) if name in values}
     compared = sum(codes.size for codes in fired.values())
-    return compared, sum(int((fired[site] != meant[name]).sum()) for site, name in network.sites.items()), 0
+    return compared, sum(int((fired[site] != meant[name]).sum()) for site, name in network.sites.items())
 
 
 def _nir(snn: SpikingNetwork, example: Inputs) -> Prepared:

@@ -139,6 +139,11 @@ class Lowering:
         """A constant operand in float64; zero if there is none."""
         return ZERO if node is None else array_of(self.signals[node].tensor)
 
+    def placed(self, node: fx.Node) -> Codes | Analog:
+        """An operand whose values are moved or compared and not computed with: codes as they are, all else as float."""
+        signal = self.signals[node]
+        return signal if isinstance(signal, Codes) else self.float(node)
+
     def codes(self, node: fx.Node) -> Codes | None:
         """The operand of a synapse as codes: a site's, or an input's on its grid of bytes; None for other float signals."""
         signal = self.signals[node]
@@ -176,7 +181,3 @@ def _root(node: fx.Node) -> str:
     while node.op != "placeholder":
         node = node.all_input_nodes[0]
     return str(node.target)
-
-
-def _array(tensor: Tensor) -> Vector:
-    return tensor.detach().cpu().double().numpy()

@@ -30,7 +30,16 @@ from torch import Tensor, fx
 
 from polarspike import ops
 from polarspike.errors import ExportError, MissingExtraError
-from polarspike.exporters.aten import arguments_of, even_windows, leaves_of, padding_of, place_of, shape_of, sizes_of
+from polarspike.exporters.aten import (
+    arguments_of,
+    average_windows,
+    even_windows,
+    leaves_of,
+    padding_of,
+    place_of,
+    shape_of,
+    sizes_of,
+)
 from polarspike.exporters.description import KEY, describe
 from polarspike.exporters.marking import marked_program
 from polarspike.graph import attribute
@@ -281,12 +290,10 @@ def _add(walk: _Walk, node: fx.Node, given: Arguments) -> Sources:
 
 
 def _pool(walk: _Walk, node: fx.Node, given: Arguments) -> Sources:
-    kernel = sizes_of(given["kernel_size"], 2)
-    stride = sizes_of(given["stride"], 2) if given["stride"] else kernel
-    padding = sizes_of(given["padding"], 2)
-    if given["ceil_mode"] or given.get("divisor_override") or (any(padding) and not given["count_include_pad"]):
+    windows = average_windows(given, 2)
+    if windows is None:
         raise walk.refuse("average pooling whose windows count differently at the border")
-    return _average(walk, node, given["self"], kernel, stride, padding)
+    return _average(walk, node, given["self"], *windows)
 
 
 def _average(walk: _Walk, node: fx.Node, source: fx.Node, kernel: Any, stride: Any, padding: Any) -> Sources:

@@ -15,14 +15,14 @@ the bytes: a clip in front of it would leave the convolution in float. What this
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from polarspike.errors import MissingExtraError
-from polarspike.integer.network import Instruction, IntegerNetwork
+from polarspike.integer.network import Instruction, IntegerNetwork, laid
 
 if TYPE_CHECKING:
     import onnx
@@ -141,8 +141,7 @@ class _Writer:
         if not self.is_bytes(name):
             if np.ndim(scale) == 0 and float(scale) == 1.0:
                 return name
-            laid = scale if np.ndim(scale) == 0 else np.reshape(scale, [-1 if d == axis else 1 for d in range(dims)])
-            return self.node("Mul", [name, self.constant(laid)])
+            return self.node("Mul", [name, self.constant(laid(np.asarray(scale), axis or 0, dims))])
         point = self.points[name]
         if np.ndim(scale) == 0:
             return self.node("DequantizeLinear", [name, self.constant(scale), self.constant(point, np.uint8)])
@@ -194,6 +193,26 @@ def _pads(padding: Any) -> list[int]:
     return [*padding[0], *padding[1]]
 
 
+def _convolution(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of ``Conv``."""
+    return {
+        "strides": options["stride"],
+        "pads": _pads(options["padding"]),
+        "dilations": options["dilation"],
+        "group": options["groups"],
+    }
+
+
+def _average(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of ``AveragePool``."""
+    return {
+        "kernel_shape": options["kernel"],
+        "strides": options["stride"],
+        "pads": _pads(options["padding"]),
+        "count_include_pad": 1,
+    }
+
+
 def _synapse(writer: _Writer, made: Instruction) -> None:
     x, options, tensors = made.inputs[0], made.attributes, made.tensors
     fires = made.range is not None
@@ -219,14 +238,7 @@ def _synapse(writer: _Writer, made: Instruction) -> None:
     )
     values = writer.dequantized(x)
     if convolution:
-        sums = writer.node(
-            "Conv",
-            [values, weights, bias],
-            strides=options["stride"],
-            pads=_pads(options["padding"]),
-            dilations=options["dilation"],
-            group=options["groups"],
-        )
+        sums = writer.node("Conv", [values, weights, bias], **_convolution(options))
         writer.fired(made, sums)
         return
     # Gemm has integer kernels with a bias, and takes matrices alone. The layout changes behind the dequantization: in front
@@ -253,39 +265,28 @@ def _in_float(writer: _Writer, made: Instruction, scale: Array) -> None:
     """By float kernels: whole numbers as float32, exact below 2^24; or scaled weights, where the answer is float."""
     x, options, tensors = made.inputs[0], made.attributes, made.tensors
     fires = made.range is not None
-    weight = tensors["weight"].astype(np.float32)
+    weight = tensors["weight"]
     bias = tensors["bias"].astype(np.float32)
     exact = fires or not writer.is_bytes(x)
     if not exact:
-        weight = weight * np.reshape(scale, (-1, *[1] * (weight.ndim - 1)))
+        weight = weight.astype(np.float32) * laid(scale, 0, weight.ndim)
         bias = bias * scale
     values = writer.unfused(x)
     output = made.output if not exact else None
     linear = options["operator"] == "linear"
-    kept = tensors["weight"].T if linear else tensors["weight"]
+    given = writer.constant(weight.T if linear else weight, weight.dtype)
     if exact:  # bytes in the file; a runtime makes them float when it loads them
-        given = writer.node("Cast", [writer.constant(kept, np.int8)], to=_FLOAT)
-    else:
-        given = writer.constant(weight.T if linear else weight)
+        given = writer.node("Cast", [given], to=_FLOAT)
     if not linear:
-        sums = writer.node(
-            "Conv",
-            [values, given, writer.constant(bias)],
-            output,
-            strides=options["stride"],
-            pads=_pads(options["padding"]),
-            dilations=options["dilation"],
-            group=options["groups"],
-        )
+        sums = writer.node("Conv", [values, given, writer.constant(bias)], output, **_convolution(options))
     else:
         product = writer.node("MatMul", [values, given])
         sums = writer.node("Add", [product, writer.constant(bias)], output)
     if fires:
         writer.fired(made, sums, tensors["divisor"], options["axis"])
     elif exact:
-        dims = weight.ndim if options["operator"] == "convolution" else options["axis"] + 1
-        laid = np.reshape(scale, [-1 if d == options["axis"] else 1 for d in range(dims)])
-        writer.node("Mul", [sums, writer.constant(laid)], made.output)
+        dims = options["axis"] + 1 if linear else weight.ndim
+        writer.node("Mul", [sums, writer.constant(laid(scale, options["axis"], dims))], made.output)
 
 
 def _product(writer: _Writer, made: Instruction) -> None:
@@ -313,8 +314,7 @@ def _combine(writer: _Writer, made: Instruction) -> None:
         sums = writer.node("Add", [sums, part])
     bias = made.tensors["bias"] / divisor
     if np.any(bias):
-        laid = bias if bias.ndim == 0 else bias.reshape(-1, *[1] * (made.attributes["dims"] - 1 - axis))
-        sums = writer.node("Add", [sums, writer.constant(laid)])
+        sums = writer.node("Add", [sums, writer.constant(laid(bias, axis, made.attributes["dims"]))])
     writer.fired(made, sums)
 
 
@@ -325,14 +325,7 @@ def _window_sum(writer: _Writer, made: Instruction) -> None:
         axes = writer.constant(options["axes"], np.int64)
         writer.node("ReduceSum", [values, axes], made.output, keepdims=int(options["keepdims"]))
         return
-    mean = writer.node(
-        "AveragePool",
-        [values],
-        kernel_shape=options["kernel"],
-        strides=options["stride"],
-        pads=_pads(options["padding"]),
-        count_include_pad=1,
-    )
+    mean = writer.node("AveragePool", [values], **_average(options))
     # Rounded, because a mean times its count need not be whole.
     whole = writer.node("Mul", [mean, writer.constant(math.prod(options["kernel"]))])
     writer.node("Round", [whole], made.output)
@@ -402,19 +395,9 @@ def _float(writer: _Writer, made: Instruction) -> None:
         inputs.append(writer.constant(options.pop("axes"), np.int64))
         options["keepdims"] = int(options["keepdims"])
     elif kind == "AveragePool":
-        options = {
-            "kernel_shape": options["kernel"],
-            "strides": options["stride"],
-            "pads": _pads(options["padding"]),
-            "count_include_pad": 1,
-        }
+        options = _average(options)
     elif kind == "Conv":
-        options = {
-            "strides": options["stride"],
-            "pads": _pads(options["padding"]),
-            "dilations": options["dilation"],
-            "group": options["groups"],
-        }
+        options = _convolution(options)
     writer.node(kind, inputs, made.output, **options)
 
 

@@ -103,6 +103,11 @@ class Term:
     seen: tuple[float, float]
     bias: Vector = field(default_factory=lambda: np.zeros(()))
 
+    @property
+    def weighted(self) -> bool:
+        """It has weights, which take its bias along."""
+        return self.operator in ("convolution", "linear")
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -123,6 +128,11 @@ class Sums:
     shape: Shape
     views: tuple[View, ...] = ()
     rectified: bool = False
+
+    @property
+    def loose_bias(self) -> Vector:
+        """The bias that no weights take along: that beside the terms, and those of terms without weights."""
+        return self.bias + sum((term.bias for term in self.terms if not term.weighted), np.zeros(()))
 
     @property
     def plain(self) -> bool:

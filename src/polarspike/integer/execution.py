@@ -14,7 +14,7 @@ import numpy as np
 
 from polarspike.errors import InputError
 from polarspike.integer.lattice import fire
-from polarspike.integer.network import Array, Instruction, IntegerNetwork
+from polarspike.integer.network import Array, Instruction, IntegerNetwork, laid
 from polarspike.integer.windows import convolve, largest, padded, total
 
 Values = dict[str, Array]
@@ -100,8 +100,7 @@ def _ended(made: Instruction, sums: Array) -> Array:
 
 def _along(made: Instruction, name: str, dims: int) -> Any:
     """A vector of the output channels, or one number, to be broadcast over (batch, ..., channels, ...)."""
-    vector, axis = made.tensors[name], made.attributes["axis"]
-    return vector if vector.ndim == 0 else vector.reshape([-1 if d == axis % dims else 1 for d in range(dims)])
+    return laid(made.tensors[name], made.attributes["axis"], dims)
 
 
 def _combine(made: Instruction, *parts: Array) -> Array:

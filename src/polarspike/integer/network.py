@@ -33,6 +33,11 @@ KINDS = ("quantize", "synapse", "product", "combine", "window_sum", "stretch", "
          "concatenate", "slice", "pad", "float")  # fmt: skip
 
 
+def laid(vector: Array, axis: int, dims: int) -> Array:
+    """A vector laid along one of ``dims`` dimensions, or one number as it is, to be broadcast."""
+    return vector if vector.ndim == 0 else vector.reshape([-1 if d == axis % dims else 1 for d in range(dims)])
+
+
 @dataclass(frozen=True)
 class Instruction:
     """One operator.

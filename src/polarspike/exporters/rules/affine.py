@@ -33,7 +33,7 @@ def _batch_norm(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
 
 def _only_numbers(sums: Sums) -> bool:
     """No vector along any axis yet, so that any axis will do."""
-    weighted = any(term.operator in ("convolution", "linear") for term in sums.terms)
+    weighted = any(term.weighted for term in sums.terms)
     vectors = [part for term in sums.terms for part in (term.scale, term.bias, *(s.step for s in term.sources))]
     return not weighted and all(part.ndim == 0 for part in (*vectors, sums.bias))
 

@@ -53,8 +53,7 @@ def _same(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
 
 
 def _part(walk: Lowering, source: fx.Node, axis: int, start: int, end: int, stride: int = 1) -> Codes | Analog:
-    signal = walk.signals[source]
-    signal = signal if isinstance(signal, Codes) else walk.float(source)
+    signal = walk.placed(source)
     length = signal.shape[axis - 1]
     start, end, _ = slice(start, end, stride).indices(length)
     shape = list(signal.shape)
@@ -103,15 +102,12 @@ def _concatenate(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
         return walk.emitter.joined(signals, shape_of(node), axis)
     if any(isinstance(signal, Constant) for signal in signals):
         raise walk.emitter.refuse("a concatenation with a constant, as a class token is; use the mean over the tokens")
-    name = walk.emitter.free("concatenate")
     names = [walk.float(part).name for part in given["tensors"]]
-    walk.emitter._add("concatenate", names, name, {"axis": axis})
-    return Analog(name, shape_of(node))
+    return Analog(walk.emitter.concatenated(names, axis, None), shape_of(node))
 
 
 def _pad(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
-    signal = walk.signals[given["self"]]
-    signal = signal if isinstance(signal, Codes) else walk.float(given["self"])
+    signal = walk.placed(given["self"])
     if given.get("mode", "constant") != "constant" or given.get("value"):
         raise walk.emitter.refuse("padding with anything but zeros")
     space = len(signal.shape) - 1

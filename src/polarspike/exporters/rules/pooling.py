@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from polarspike.exporters.aten import Arguments, even_windows, shape_of, sizes_of
+from polarspike.exporters.aten import Arguments, average_windows, even_windows, shape_of, sizes_of
 from polarspike.exporters.signals import Codes, Signal
 
 if TYPE_CHECKING:
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def _max_pool(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
-    signal = walk.signals[given["self"]]
-    signal = signal if isinstance(signal, Codes) else walk.float(given["self"])
+    signal = walk.placed(given["self"])
     space = len(signal.shape) - 1
     kernel, dilation = sizes_of(given["kernel_size"], space), sizes_of(given["dilation"], space)
     stride = sizes_of(given["stride"], space) if given["stride"] else kernel
@@ -33,13 +32,10 @@ def _max_pool(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
 
 
 def _average_pool(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
-    space = len(shape_of(node)) - 1
-    kernel = sizes_of(given["kernel_size"], space)
-    padding = sizes_of(given["padding"], space)
-    if given["ceil_mode"] or given.get("divisor_override") or (any(padding) and not given["count_include_pad"]):
+    windows = average_windows(given, len(shape_of(node)) - 1)
+    if windows is None:
         raise walk.emitter.refuse("average pooling whose windows count differently at the border")
-    stride = sizes_of(given["stride"], space) if given["stride"] else kernel
-    return _window_mean(walk, node, given["self"], kernel, stride, padding)
+    return _window_mean(walk, node, given["self"], *windows)
 
 
 def _adaptive_average(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
