@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from _common import RESULTS, conditions, keep
+from architectures import sharpened
 
 import polarspike as ps
 from polarspike import data, models
@@ -31,16 +32,6 @@ from polarspike.quantized import QuantizedNetwork
 
 SEED = 0
 TIMESTEPS = (2, 4, 8)
-
-
-def sharpened(model: torch.nn.Module) -> torch.nn.Module:
-    """Attention of random weights is uniform and fires one code everywhere; made as uneven as a trained one's."""
-    with torch.no_grad():
-        for part in model.modules():
-            if isinstance(part, torch.nn.MultiheadAttention):
-                queries_and_keys = part.in_proj_weight[: 2 * part.embed_dim]
-                queries_and_keys.mul_(1.5 / (float(queries_and_keys.std()) * part.embed_dim**0.5))
-    return model
 
 
 def trained(qann: QuantizedNetwork, loader: Any, steps: int) -> tuple[int, int]:

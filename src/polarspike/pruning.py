@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork, require_calibrated
-from polarspike.quantizers import PolarityQuantizer
 
 
 @torch.no_grad()
@@ -36,10 +33,6 @@ def prune(qann: QuantizedNetwork, gain: float = 0.05) -> tuple[str, ...]:
     pruned = []
     for name, site in qann.sites().items():
         if site.spec.negative and float(site.gain) <= gain:
-            spec = dataclasses.replace(site.spec, negative=0, gain=1.0, learned_gain=False)
-            slim = PolarityQuantizer(spec, name).adopt(site)
-            slim.raw_gain = None
-            slim.train(site.training)
-            qann.network.set_submodule(name, slim)
+            qann.network.set_submodule(name, site.with_fixed_gain(negative=0, gain=1.0))
             pruned.append(name)
     return tuple(pruned)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,13 @@ class PolarityQuantizer(Site):
         else:
             y = torch.nn.functional.leaky_relu(x, self.spec.slope)
         return y if self.spec.ceiling is None else y.clamp(max=self.spec.ceiling)
+
+    def with_fixed_gain(self, **levels: Any) -> PolarityQuantizer:
+        """The quantizer with the same steps, other levels or another gain (fields of its spec), and the gain not learned."""
+        fixed = PolarityQuantizer(dataclasses.replace(self.spec, learned_gain=False, **levels), self.name).adopt(self)
+        fixed.raw_gain = None
+        fixed.train(self.training)
+        return fixed
 
     def refined(self, factor: int) -> PolarityQuantizer:
         """The quantizer with step s / factor and levels (N factor, P factor); the same range on a finer grid."""

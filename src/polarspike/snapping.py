@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
 
 from polarspike.quantized import QuantizedNetwork, require_calibrated
-from polarspike.quantizers import PolarityQuantizer
 
 _BYTE = 255
 
@@ -44,11 +42,7 @@ def snap_gains(qann: QuantizedNetwork) -> dict[str, tuple[float, float]]:
         if near == gain and not site.spec.learned_gain:
             continue
         levels = {"negative": 0, "gain": 1.0} if near == 0.0 else {"gain": near}
-        spec = dataclasses.replace(site.spec, learned_gain=False, **levels)  # type: ignore[arg-type]
-        fixed = PolarityQuantizer(spec, name).adopt(site)
-        fixed.raw_gain = None
-        fixed.train(site.training)
-        qann.network.set_submodule(name, fixed)
+        qann.network.set_submodule(name, site.with_fixed_gain(**levels))
         moved[name] = (gain, near)
     return moved
 

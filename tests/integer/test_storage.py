@@ -17,7 +17,8 @@ import polarspike as ps
 from polarspike import integer
 from polarspike.errors import CheckpointError
 from polarspike.exporters.integer import integer_network
-from polarspike.integer.storage import DESCRIPTION, KEY, is_integer_network
+from polarspike.integer.network import DESCRIPTION
+from polarspike.integer.storage import KEY, is_integer_network
 from tests.networks import calibrated, network, signal
 
 

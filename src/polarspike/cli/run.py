@@ -18,10 +18,10 @@ from polarspike import integer
 from polarspike.cli.command import Command, show, tell
 from polarspike.errors import DataError, ExportError, MissingExtraError, SpecError
 from polarspike.files import replacing
+from polarspike.integer.network import DESCRIPTION, DESCRIPTION_FORMAT
 from polarspike.integer.storage import is_integer_network
 
 Array = NDArray[Any]
-_KEY = "polarspike"  # of the description in the metadata
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -136,7 +136,7 @@ def open_file(path: Path, threads: int = 0) -> Reader:
         ) from error
     given = session.get_inputs()
     metadata = session.get_modelmeta().custom_metadata_map
-    if _KEY not in metadata:
+    if DESCRIPTION not in metadata:
         raise ExportError(
             f"{path}: an ONNX model that polarspike did not write; it does not say how pictures are scaled"
         )
@@ -145,16 +145,17 @@ def open_file(path: Path, threads: int = 0) -> Reader:
             f"{path}: expected one output, and one input of float32, got {', '.join(f'{x.name} {x.type}' for x in given)}"
         )
     name, sizes = given[0].name, given[0].shape[1:]
-    return _reader(path, lambda x: session.run(None, {name: x})[0], sizes, metadata[_KEY])
+    return _reader(path, lambda x: session.run(None, {name: x})[0], sizes, metadata[DESCRIPTION])
 
 
 def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, description: str) -> Reader:
     try:
         told = json.loads(description)
         version, notes = told["format"], told["notes"]
-        if version != 1:
+        if version != DESCRIPTION_FORMAT:
             raise ExportError(
-                f"{path}: expected a description of format 1, got {version!r}; use the version that wrote it"
+                f"{path}: expected a description of format {DESCRIPTION_FORMAT}, got {version!r}; "
+                "use the version that wrote it"
             )
         classes = [str(name) for name in notes.get("classes", ())]
     except (ValueError, TypeError, KeyError, AttributeError) as error:

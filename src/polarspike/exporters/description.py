@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from polarspike.integer.network import DESCRIPTION, DESCRIPTION_FORMAT
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork
 
-FORMAT = 1
 #: Under what name files hold it.
-KEY = "polarspike"
+KEY = DESCRIPTION
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def describe(snn: SpikingNetwork) -> str:
     inputs = snn.signature.named(parameters_of(snn.network)).shapes
     return json.dumps(
         {
-            "format": FORMAT,
+            "format": DESCRIPTION_FORMAT,
             "polarspike": version("polarspike"),
             "timesteps": 1,
             "inputs": {name: list(shape) for name, shape in inputs},

@@ -22,6 +22,13 @@ from polarspike.neurons import CappedNeuron, PolarityNeuron
 from polarspike.spiking import SpikingNetwork
 
 
+def value_of(x: Tensor, step: Tensor, negative: int, positive: int, gain: float) -> Tensor:
+    """The decoded value of the code of ``x``, by plain operators."""
+    codes = torch.clamp(torch.floor(x / step + 0.5), -negative, positive)
+    values = codes * step
+    return values if gain == 1.0 else torch.maximum(values, values * gain)
+
+
 class FixedSite(nn.Module):
     """A site at its first timestep, with its step as it is now.
 
@@ -42,9 +49,7 @@ class FixedSite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The decoded value of the code of ``x``."""
-        codes = torch.clamp(torch.floor(x / self.step + 0.5), -self.negative, self.positive)
-        values = codes * self.step
-        return values if self.gain == 1.0 else torch.maximum(values, values * self.gain)
+        return value_of(x, self.step, self.negative, self.positive, self.gain)
 
 
 def first_timestep(snn: SpikingNetwork, example: Inputs) -> fx.GraphModule:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from polarspike.exporters.first_timestep import FixedSite, first_timestep
+from polarspike.exporters.first_timestep import FixedSite, first_timestep, value_of
 from polarspike.exporters.programs import program_of
 from polarspike.graph import modules_of
 from polarspike.inputs import Inputs, as_call, bind
@@ -18,11 +18,9 @@ from polarspike.spiking import SpikingNetwork
 
 @torch.library.custom_op("polarspike::site", mutates_args=())
 def site(x: Tensor, step: Tensor, negative: int, positive: int, gain: float, name: str) -> Tensor:
-    """The decoded value of the code of ``x`` (:class:`~polarspike.exporters.first_timestep.FixedSite`), with a name."""
+    """:func:`~polarspike.exporters.first_timestep.value_of`, with a name."""
     del name
-    codes = torch.clamp(torch.floor(x / step + 0.5), -negative, positive)
-    values = codes * step
-    return values if gain == 1.0 else torch.maximum(values, values * gain)
+    return value_of(x, step, negative, positive, gain)
 
 
 @site.register_fake

@@ -29,6 +29,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+#: Under what name files hold the description of the spiking network, and the version of its format.
+DESCRIPTION = "polarspike"
+DESCRIPTION_FORMAT = 1
+
 KINDS = ("quantize", "synapse", "product", "combine", "window_sum", "stretch", "decode", "max_pool", "reshape", "transpose",
          "concatenate", "slice", "pad", "float")  # fmt: skip
 

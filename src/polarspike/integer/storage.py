@@ -20,11 +20,10 @@ from safetensors.numpy import save_file
 from polarspike.errors import CheckpointError
 from polarspike.files import replacing
 from polarspike.integer.execution import FLOAT_OPERATORS, run
-from polarspike.integer.network import KINDS, Array, Instruction, IntegerNetwork
+from polarspike.integer.network import DESCRIPTION, KINDS, Array, Instruction, IntegerNetwork
 
 FORMAT = 1
 KEY = "polarspike_integer"
-DESCRIPTION = "polarspike"
 _CONSTANT = "constant."
 
 
