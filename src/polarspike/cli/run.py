@@ -20,6 +20,7 @@ from polarspike.errors import DataError, ExportError, MissingExtraError, SpecErr
 from polarspike.files import replacing
 from polarspike.integer.network import DESCRIPTION, DESCRIPTION_FORMAT
 from polarspike.integer.storage import is_integer_network
+from polarspike.sessions import open_session
 
 Array = NDArray[Any]
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -121,16 +122,9 @@ def open_file(path: Path, threads: int = 0) -> Reader:
         name, shape = network.inputs[0]
         return _reader(path, lambda x: integer.run(network, {name: x})[0], shape, network.description)
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "deploy") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common base
-        reason = str(error).strip().partition("\n")[0]
+        session = open_session(path, threads)
+    except ExportError as error:
+        reason = str(error).partition("\n")[0]
         raise ExportError(
             f"{path}: expected an ONNX model or an integer network, cannot be opened: {reason}; export it again"
         ) from error

@@ -22,19 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polarspike.errors import MissingExtraError
+from polarspike.exporters.onnx_writer import FLOAT, Writer, zero_points
 from polarspike.integer.network import Instruction, IntegerNetwork, laid
 
 if TYPE_CHECKING:
     import onnx
 
+__all__ = ["OPSET", "model_of", "zero_points"]
+
 OPSET = 21
 _IR = 10
-_BYTE = 255
-_FLOAT = 1  # onnx.TensorProto.FLOAT
 #: The largest byte for which 2 * byte * 127 fits into 16 bits.
 _SAFE_BYTE = 129
 Array = NDArray[Any]
-_MOVING = ("max_pool", "reshape", "transpose", "slice", "pad")
 
 
 def model_of(network: IntegerNetwork, key: str, *, codes: bool = False) -> onnx.ModelProto:
@@ -52,7 +52,7 @@ def model_of(network: IntegerNetwork, key: str, *, codes: bool = False) -> onnx.
         from onnx import TensorProto, helper
     except ImportError as error:
         raise MissingExtraError("onnx", "deploy") from error
-    writer = _Writer(network)
+    writer = Writer(network)
     for made in network.instructions:
         _WRITERS[made.kind](writer, made)
     outputs = [
@@ -72,112 +72,7 @@ def model_of(network: IntegerNetwork, key: str, *, codes: bool = False) -> onnx.
     return model
 
 
-def zero_points(network: IntegerNetwork) -> dict[str, int]:
-    """The byte that stands for 0, of every value that is stored in bytes."""
-    ranges = network.ranges
-    common = max((-ranges[name][0] for name in network.sites.values()), default=0)
-    points: dict[str, int] = {}
-    for made in network.instructions:
-        if made.range is None or made.range[1] - made.range[0] > _BYTE or _of_sums(made, points, ranges):
-            continue
-        own = made.kind == "quantize" and made.output not in network.sites.values()
-        branch = made.kind in ("synapse", "product", "combine") and made.range[1] - made.range[0] == _BYTE
-        inherited = [points[name] for name in made.inputs if name in points]
-        if made.kind in _MOVING:
-            points[made.output] = inherited[0]
-        elif own or branch or common + made.range[1] > _BYTE:
-            points[made.output] = -made.range[0]
-        else:
-            points[made.output] = max(common, -made.range[0])
-    return points
-
-
-def _of_sums(made: Instruction, points: dict[str, int], ranges: dict[str, tuple[int, int]]) -> bool:
-    """Whether a value is whole numbers in float32, because sums of codes are."""
-    if made.kind == "window_sum":
-        return True
-    moved = made.kind in (*_MOVING, "concatenate")
-    return moved and any(name in ranges and name not in points for name in made.inputs)
-
-
-class _Writer:
-    def __init__(self, network: IntegerNetwork) -> None:
-        from onnx import helper, numpy_helper
-
-        self._make_node, self._from_array = helper.make_node, numpy_helper.from_array
-        self.network = network
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.points = zero_points(network)
-        self.ranges = network.ranges
-        self._known: dict[tuple[Any, ...], str] = {}
-        self._count = 0
-        for name, value in network.constants.items():
-            self.initializers.append(self._from_array(np.asarray(value, dtype=np.float32), name))
-
-    def free(self, hint: str) -> str:
-        self._count += 1
-        return f"{hint}#{self._count}"
-
-    def node(self, kind: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        output = output or self.free(kind)
-        self.nodes.append(self._make_node(kind, inputs, [output], **attributes))
-        return output
-
-    def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """An initializer; equal ones are one."""
-        array = np.asarray(value, dtype=dtype)
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._known:
-            self._known[key] = self.free("constant")
-            self.initializers.append(self._from_array(array, self._known[key]))
-        return self._known[key]
-
-    def is_bytes(self, name: str) -> bool:
-        return name in self.points
-
-    def dequantized(self, name: str, scale: Any = 1.0, axis: int | None = None, dims: int = 0) -> str:
-        """The whole numbers of a value of ``dims`` dimensions times a scale (along ``axis``), in float32."""
-        if not self.is_bytes(name):
-            if np.ndim(scale) == 0 and float(scale) == 1.0:
-                return name
-            return self.node("Mul", [name, self.constant(laid(np.asarray(scale), axis or 0, dims))])
-        point = self.points[name]
-        if np.ndim(scale) == 0:
-            return self.node("DequantizeLinear", [name, self.constant(scale), self.constant(point, np.uint8)])
-        vector = np.asarray(scale, dtype=np.float32).reshape(-1)
-        points = self.constant(np.full(len(vector), point), np.uint8)
-        return self.node("DequantizeLinear", [name, self.constant(vector), points], axis=axis)
-
-    def unfused(self, name: str) -> str:
-        """The whole numbers of a value in float32, by operators that no runtime takes for a quantized layer's.
-
-        Between DequantizeLinear and QuantizeLinear, ONNX Runtime rounds the float weights of a convolution by itself.
-        """
-        if not self.is_bytes(name):
-            return name
-        whole = self.node("Cast", [name], to=_FLOAT)
-        point = self.points[name]
-        return self.node("Sub", [whole, self.constant(float(point))]) if point else whole
-
-    def fired(self, made: Instruction, sums: str, scale: Any = 1.0, axis: int = 1) -> None:
-        """Bytes of ``sums / scale``, within the range of the instruction."""
-        assert made.range is not None
-        low, high = made.range
-        if not self.is_bytes(made.output):
-            raise AssertionError(f"{made.output}: fired codes are bytes")
-        point = self.points[made.output]
-        points = self.constant(point if np.ndim(scale) == 0 else np.full(np.shape(scale), point), np.uint8)
-        extra = {} if np.ndim(scale) == 0 else {"axis": axis}
-        clipped = low + point > 0 or high + point < _BYTE
-        output = self.free("bytes") if clipped else made.output
-        self.node("QuantizeLinear", [sums, self.constant(scale), points], output, **extra)
-        if clipped:
-            ends = [self.constant(end + point, np.uint8) for end in (low, high)]
-            self.node("Clip", [output, *ends], made.output)
-
-
-def _quantize(writer: _Writer, made: Instruction) -> None:
+def _quantize(writer: Writer, made: Instruction) -> None:
     step, x = made.tensors["step"], made.inputs[0]
     if "shift" in made.tensors:
         x = writer.node("Sub", [x, writer.constant(made.tensors["shift"])])
@@ -213,7 +108,7 @@ def _average(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _synapse(writer: _Writer, made: Instruction) -> None:
+def _synapse(writer: Writer, made: Instruction) -> None:
     x, options, tensors = made.inputs[0], made.attributes, made.tensors
     fires = made.range is not None
     scale = 1.0 / tensors["divisor"] if fires else tensors["scale"]
@@ -261,7 +156,7 @@ def _synapse(writer: _Writer, made: Instruction) -> None:
     writer.node("Reshape", [name, shape], made.output)
 
 
-def _in_float(writer: _Writer, made: Instruction, scale: Array) -> None:
+def _in_float(writer: Writer, made: Instruction, scale: Array) -> None:
     """By float kernels: whole numbers as float32, exact below 2^24; or scaled weights, where the answer is float."""
     x, options, tensors = made.inputs[0], made.attributes, made.tensors
     fires = made.range is not None
@@ -276,7 +171,7 @@ def _in_float(writer: _Writer, made: Instruction, scale: Array) -> None:
     linear = options["operator"] == "linear"
     given = writer.constant(weight.T if linear else weight, weight.dtype)
     if exact:  # bytes in the file; a runtime makes them float when it loads them
-        given = writer.node("Cast", [given], to=_FLOAT)
+        given = writer.node("Cast", [given], to=FLOAT)
     if not linear:
         sums = writer.node("Conv", [values, given, writer.constant(bias)], output, **_convolution(options))
     else:
@@ -289,7 +184,7 @@ def _in_float(writer: _Writer, made: Instruction, scale: Array) -> None:
         writer.node("Mul", [sums, writer.constant(laid(scale, options["axis"], dims))], made.output)
 
 
-def _product(writer: _Writer, made: Instruction) -> None:
+def _product(writer: Writer, made: Instruction) -> None:
     fires = made.range is not None
     scale = made.attributes["factor"] / float(made.tensors["divisor"]) if fires else made.tensors["scale"]
     apart = np.ndim(scale) > 0  # one for each output: behind the product
@@ -302,7 +197,7 @@ def _product(writer: _Writer, made: Instruction) -> None:
     writer.fired(made, writer.node("MatMul", values))
 
 
-def _combine(writer: _Writer, made: Instruction) -> None:
+def _combine(writer: Writer, made: Instruction) -> None:
     divisor = made.tensors["divisor"].astype(np.float64)
     axis = made.attributes["axis"]
     parts = []
@@ -318,7 +213,7 @@ def _combine(writer: _Writer, made: Instruction) -> None:
     writer.fired(made, sums)
 
 
-def _window_sum(writer: _Writer, made: Instruction) -> None:
+def _window_sum(writer: Writer, made: Instruction) -> None:
     values = writer.dequantized(made.inputs[0])
     options = made.attributes
     if "axes" in options:
@@ -331,17 +226,17 @@ def _window_sum(writer: _Writer, made: Instruction) -> None:
     writer.node("Round", [whole], made.output)
 
 
-def _stretch(writer: _Writer, made: Instruction) -> None:
+def _stretch(writer: Writer, made: Instruction) -> None:
     values = writer.dequantized(made.inputs[0])
     larger = writer.node("Mul", [values, writer.constant(made.attributes["factor"])])
     writer.fired(made, writer.node("Max", [values, larger]))
 
 
-def _decode(writer: _Writer, made: Instruction) -> None:
+def _decode(writer: Writer, made: Instruction) -> None:
     writer.node("Mul", [writer.unfused(made.inputs[0]), writer.constant(made.tensors["step"])], made.output)
 
 
-def _max_pool(writer: _Writer, made: Instruction) -> None:
+def _max_pool(writer: Writer, made: Instruction) -> None:
     options = made.attributes
     writer.node(
         "MaxPool",
@@ -354,18 +249,18 @@ def _max_pool(writer: _Writer, made: Instruction) -> None:
     )
 
 
-def _reshape(writer: _Writer, made: Instruction) -> None:
+def _reshape(writer: Writer, made: Instruction) -> None:
     sizes = [-1 if size == "batch" else size for size in made.attributes["shape"]]
     writer.node("Reshape", [made.inputs[0], writer.constant(sizes, np.int64)], made.output)
 
 
-def _slice(writer: _Writer, made: Instruction) -> None:
+def _slice(writer: Writer, made: Instruction) -> None:
     options = made.attributes
     ends = [writer.constant([options[key]], np.int64) for key in ("start", "end", "axis", "stride")]
     writer.node("Slice", [made.inputs[0], *ends], made.output)
 
 
-def _concatenate(writer: _Writer, made: Instruction) -> None:
+def _concatenate(writer: Writer, made: Instruction) -> None:
     names = list(made.inputs)
     if made.range is not None and not writer.is_bytes(made.output):  # sums of codes among them
         names = [writer.dequantized(name) for name in names]
@@ -380,14 +275,14 @@ def _concatenate(writer: _Writer, made: Instruction) -> None:
     writer.node("Concat", names, made.output, axis=made.attributes["axis"])
 
 
-def _pad(writer: _Writer, made: Instruction) -> None:
+def _pad(writer: Writer, made: Instruction) -> None:
     name = made.inputs[0]
     pads = _pads([[0, 0, *made.attributes["padding"][0]], [0, 0, *made.attributes["padding"][1]]])
     zero = writer.constant(writer.points[name], np.uint8) if writer.is_bytes(name) else writer.constant(0.0)
     writer.node("Pad", [name, writer.constant(pads, np.int64), zero], made.output)
 
 
-def _float(writer: _Writer, made: Instruction) -> None:
+def _float(writer: Writer, made: Instruction) -> None:
     options = dict(made.attributes)
     kind = options.pop("operator")
     inputs = list(made.inputs)
@@ -401,7 +296,7 @@ def _float(writer: _Writer, made: Instruction) -> None:
     writer.node(kind, inputs, made.output, **options)
 
 
-_WRITERS: dict[str, Callable[[_Writer, Instruction], Any]] = {
+_WRITERS: dict[str, Callable[[Writer, Instruction], Any]] = {
     "quantize": _quantize,
     "synapse": _synapse,
     "product": _product,

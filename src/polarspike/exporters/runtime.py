@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarspike.errors import ExportError, MissingExtraError
+from polarspike.errors import ExportError
+from polarspike.sessions import open_session
 
 if TYPE_CHECKING:
     import onnx
@@ -38,22 +39,15 @@ def session(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
         ExportError: it cannot run the model.
     """
     try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "deploy") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    try:
         if isinstance(model, Path):
-            return onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+            return open_session(model, threads)
         if not _is_large(model):
-            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            return open_session(model.SerializeToString(), threads)
         with tempfile.TemporaryDirectory() as folder:
             save(model, Path(folder) / "model.onnx")
-            return session(Path(folder) / "model.onnx", threads)
-    except Exception as error:  # its errors have no common base
-        raise ExportError(f"ONNX Runtime cannot run what was written: {str(error).strip()}") from error
+            return open_session(Path(folder) / "model.onnx", threads)
+    except ExportError as error:
+        raise ExportError(f"ONNX Runtime cannot run what was written: {error}") from error
 
 
 def _is_large(model: onnx.ModelProto) -> bool:

@@ -1,0 +1,33 @@
+"""Open a model in ONNX Runtime, on the CPU; without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from polarspike.errors import ExportError, MissingExtraError
+
+
+def open_session(model: bytes | Path, threads: int = 0) -> Any:
+    """A session of a model.
+
+    Args:
+        model: its bytes, or the path of its file.
+        threads: 0 for all cores.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+        ExportError: it cannot run the model; its reason, and no more.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "deploy") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # the error says it
+    given = str(model) if isinstance(model, Path) else model
+    try:
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base
+        raise ExportError(str(error).strip()) from error
