@@ -11,13 +11,17 @@ STAMP = $(VENV)/.setup-stamp
 # Torch and the test workers share the cores instead of fighting for them.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help setup demo test check format build clean distclean
+# Coverage is that of the fast tests: tracing costs 40 % of their time, and the slow ones add three points.
+COVERAGE = --cov --cov-report=term
+TRACE =
+
+.PHONY: help setup demo test check lint fast slow format build clean distclean
 
 help:
 	@echo 'make setup      create .venv with polarspike (editable) and what the tests need; does nothing when up to date'
 	@echo 'make demo       train, convert and verify a spiking network on real digits (ARGS="..." passes options)'
 	@echo 'make test       all tests; line and branch coverage by the fast ones of at least 90 %'
-	@echo 'make check      format, lint, types, import floors, and the fast tests'
+	@echo 'make check      format, lint, types, import floors, and the fast tests (make lint, make fast: one of the two)'
 	@echo 'make format     rewrite the files as `make check` wants them'
 	@echo 'make build      source archive and wheel into dist/'
 	@echo 'make clean      remove what was built and cached; make distclean removes .venv too'
@@ -34,17 +38,23 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/polarspike demo $(ARGS)
 
-# Coverage is that of the fast tests: tracing costs 40 % of their time, and the slow ones add three points.
-test: $(STAMP)
-	$(PYTEST) -m 'not slow' --cov --cov-report=term $(ARGS)
-	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: ARGS has chosen none
+test: TRACE = $(COVERAGE)
+test: fast slow
 
-check: $(STAMP)
+# The fast tests stand behind both; `make check test` runs them once.
+check: lint fast
+
+lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) -m 'not slow' $(ARGS)
+
+fast: $(STAMP)
+	$(PYTEST) -m 'not slow' $(TRACE) $(ARGS)
+
+slow: $(STAMP)
+	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: ARGS has chosen none
 
 format: $(STAMP)
 	$(BIN)/ruff format .
