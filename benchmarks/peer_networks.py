@@ -87,16 +87,23 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 TRAININGS = ("brief", "proper")
 
 
-def weights_file(network: str, training: str) -> Path:
+def title(network: str, training: str, seed: int) -> str:
+    """The name of one trained network in result files."""
+    return f"{network}-{training}{f'-seed{seed}' if seed else ''}"
+
+
+def weights_file(network: str, training: str, seed: int = 0) -> Path:
     """Where the weights of one trained network are."""
-    return WEIGHTS / f"{network}-{training}.safetensors"
+    return WEIGHTS / f"{title(network, training, seed)}.safetensors"
 
 
-def load(network: str, training: str) -> nn.Module:
+def load(network: str, training: str, seed: int = 0) -> nn.Module:
     """A trained network in evaluation mode; :mod:`train_peers` makes the file."""
-    path = weights_file(network, training)
+    path = weights_file(network, training, seed)
     if not path.is_file():
-        raise SystemExit(f"expected the weights {path}, found none; run first: python benchmarks/train_peers.py")
+        raise SystemExit(
+            f"expected the weights {path}, found none; run first: python benchmarks/train_peers.py --seeds {seed}"
+        )
     model = NETWORKS[network]()
     model.load_state_dict(load_file(path))
     return model.eval()

@@ -5,8 +5,9 @@
 
 The last epoch counts; accuracy is on all 10,000 test images, which nothing else looks at. Weights go to ``runs/peers``,
 figures to ``benchmarks/results/peer_networks.json``. Run again after an interruption: a network with weights is kept.
+Several of these commands may run side by side.
 
-    python benchmarks/train_peers.py [--networks max-pool avg-pool vit] [--trainings brief proper]
+    python benchmarks/train_peers.py [--networks max-pool avg-pool vit] [--trainings brief proper] [--seeds 0 1 2]
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from typing import Any
 
 import torch
 from _common import RESULTS, conditions, keep
-from peer_networks import NETWORKS, TRAININGS, WEIGHTS, weights_file
+from peer_networks import NETWORKS, TRAININGS, WEIGHTS, title, weights_file
 from safetensors.torch import save_file
 from torch import nn
 
 from polarspike import data
 from polarspike.files import replacing
 
-SEED = 0
 EPOCHS = {"brief": 1, "proper": 15}
 BATCH = {
     "brief": {"max-pool": 32, "avg-pool": 32, "vit": 64},
@@ -47,7 +47,7 @@ def accuracy(model: nn.Module, loader: Any) -> float:
     return 100 * right / len(loader.dataset.split)
 
 
-def train(model: nn.Module, loader: Any, training: str, rate: float) -> None:
+def train(model: nn.Module, loader: Any, training: str, rate: float, seed: int) -> None:
     """Train in place by cross entropy; one seed per epoch fixes its order and augmentation."""
     epochs = EPOCHS[training]
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
@@ -57,7 +57,7 @@ def train(model: nn.Module, loader: Any, training: str, rate: float) -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * len(loader), pct_start=0.1)
     for epoch in range(epochs):
-        torch.manual_seed(SEED * 1000 + epoch)
+        torch.manual_seed(seed * 1000 + epoch)
         model.train()
         start, total = time.perf_counter(), 0.0
         for images, labels in loader:
@@ -72,34 +72,39 @@ def train(model: nn.Module, loader: Any, training: str, rate: float) -> None:
         print(f"  epoch {epoch + 1}/{epochs}: loss {total / len(loader):.4f}, {seconds:.0f} s", flush=True)
 
 
+def trained() -> dict[str, Any]:
+    """The rows of all networks so far."""
+    file = RESULTS / "peer_networks.json"
+    return json.loads(file.read_text())["results"] if file.is_file() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--trainings", nargs="*", default=list(TRAININGS), choices=TRAININGS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     options = parser.parse_args()
     torch.set_num_threads(1)
     WEIGHTS.mkdir(parents=True, exist_ok=True)
     clothes = data.load("fashion-mnist")
     test = data.batches(clothes.test, 500, normalization=clothes.normalization)
-    file = RESULTS / "peer_networks.json"
-    results: dict[str, Any] = json.loads(file.read_text())["results"] if file.is_file() else {}
-    for training, network in itertools.product(options.trainings, options.networks):
-        name, path = f"{network}-{training}", weights_file(network, training)
-        if path.is_file() and name in results:
-            print(f"{name}: kept, {results[name]['accuracy']:.2f} %", flush=True)
+    for seed, training, network in itertools.product(options.seeds, options.trainings, options.networks):
+        name, path = title(network, training, seed), weights_file(network, training, seed)
+        if path.is_file() and name in trained():
+            print(f"{name}: kept, {trained()[name]['accuracy']:.2f} %", flush=True)
             continue
-        torch.manual_seed(SEED)
+        torch.manual_seed(seed)
         model = NETWORKS[network]()
         augmentation, rate = AUGMENTATION[training], RATE[training][network]
         loader = data.batches(clothes.train, BATCH[training][network], normalization=clothes.normalization, shuffle=True,
                               drop_last=True, augment=augmentation)  # fmt: skip
         print(f"{name}:", flush=True)
         start = time.perf_counter()
-        train(model, loader, training, rate)
+        train(model, loader, training, rate, seed)
         seconds = time.perf_counter() - start
         with replacing(path) as partial:
             save_file(model.state_dict(), partial)
-        results[name] = {
+        row = {
             "accuracy": accuracy(model, test),
             "test_images": len(clothes.test),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -108,10 +113,10 @@ def main() -> None:
             "rate": rate,
             "augmentation": augmentation.to_dict(),
             "seconds": round(seconds, 1),
-            "conditions": conditions(SEED),
+            "conditions": conditions(seed),
         }
-        keep("peer_networks", {"results": results})
-        print(f"{name}: {results[name]['accuracy']:.2f} %, {seconds:.0f} s", flush=True)
+        keep("peer_networks", {"results": trained() | {name: row}})
+        print(f"{name}: {row['accuracy']:.2f} %, {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

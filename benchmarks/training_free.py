@@ -15,7 +15,7 @@ takes 4,000 optimizer steps towards the float network's answers, six passes over
 images (the rest is held out), without a label. Beside them: what was published for networks of this kind at T = 1, at
 equal levels (training-free, 99.9 % scale per channel, D levels above zero) and for the best binary conversion.
 
-    python benchmarks/training_free.py [--networks max-pool avg-pool vit] [--trainings brief proper]
+    python benchmarks/training_free.py [--networks max-pool avg-pool vit] [--trainings brief proper] [--seeds 0 1 2]
                                        [--levels 16 8 4 2] [--inits mse percentile entropy]
                                        [--improvements none bias equalize "equalize, bias" reconstruct distill]
                                        [--sites] [--again]
@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 from _common import RESULTS, conditions, keep
-from peer_networks import NETWORKS, TRAININGS, load
+from peer_networks import NETWORKS, TRAININGS, load, title
 from torch import Tensor, nn
 
 import polarspike as ps
@@ -331,6 +331,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--trainings", nargs="*", default=list(TRAININGS), choices=TRAININGS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0], help="of the float networks")
     parser.add_argument("--levels", nargs="*", type=int, default=[16, 8, 4, 2], choices=list(PUBLISHED))
     parser.add_argument("--inits", nargs="*", default=list(INITS), choices=INITS)
     parser.add_argument("--improvements", nargs="*", default=list(IMPROVEMENTS), choices=IMPROVEMENTS)
@@ -350,12 +351,12 @@ def main() -> None:
     file = RESULTS / "training_free.json"
     kept: dict[str, Any] = json.loads(file.read_text())["results"] if file.is_file() else {}
     known = {name: found for name, found in improvements().items() if name in options.improvements}
-    for network, training in itertools.product(options.networks, options.trainings):
-        model = load(network, training)
+    for seed, network, training in itertools.product(options.seeds, options.networks, options.trainings):
+        model = load(network, training, seed)
         with answers_of(model) as answers:
             ps.evaluate(model, test)
         run(
-            Task(f"{network}-{training}", model, calibration, unlabeled, test, torch.cat(answers)),
+            Task(title(network, training, seed), model, calibration, unlabeled, test, torch.cat(answers)),
             network,
             options,
             known,
