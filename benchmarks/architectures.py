@@ -5,21 +5,24 @@ made as uneven as a trained one's, because that of random weights is uniform and
 steps of least square error. Per network: the way of capture, sites, codes compared at T = 1 (float32, every bit), and the
 sites whose comparison is void: fewer than 3 distinct codes, or not 5 to 95 % non-zero. With --theorem the codes after
 T = 2, 4, 8, 32 steps against the T-fold refined quantized network on the mean input, repeated and varying input, float32 and
-float64.
+float64. With --control how many codes of that refined network are themselves undecided in float32: it runs once more in
+float64, every site handed the same codes; what differs is float32's, and no spiking network takes part in it.
 
     pip install timm transformers
-    python benchmarks/architectures.py [NAMES ...] [--theorem]
+    python benchmarks/architectures.py [NAMES ...] [--theorem | --control]
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import time
 import warnings
 from typing import Any
 
 import torch
-from _common import conditions, keep
+from _common import RESULTS, conditions, keep
 from torch import Tensor, nn
 
 import polarspike as ps
@@ -285,16 +288,70 @@ def prove(qann: Any, snn: Any, x: Any, kind: torch.dtype, total: int, way: str) 
     return ps.verify(qann, snn, [moving], timesteps=total, time_dim=1, scope=False)
 
 
+@torch.no_grad()
+def control(name: str, steps: tuple[int, ...]) -> dict[str, Any]:
+    """Codes of the refined quantized network that float32 and float64 decide differently, inputs of each site alike."""
+    qann, _, x, _ = convert(name)
+    x = {key: value[:2] for key, value in x.items()} if isinstance(x, dict) else x[:2]
+    rows: dict[str, Any] = {}
+    for total in steps:
+        codes = codes_of(ps.refine(qann, total).eval(), x)
+        exact = codes_of(copy.deepcopy(ps.refine(qann, total)).eval().double(), doubled(x), forced=codes)
+        rows[f"control T={total}"] = row = {
+            "compared": sum(values.numel() for values in codes.values()),
+            "different": sum(int((values != exact[site].to(values)).sum()) for site, values in codes.items()),
+        }
+        print(f"  {name} T={total}: {row}", flush=True)
+    return rows
+
+
+def doubled(x: Any) -> Any:
+    """Inputs in float64."""
+    if isinstance(x, dict):
+        return {name: doubled(value) for name, value in x.items()}
+    return x.double() if x.is_floating_point() else x
+
+
+def codes_of(qann: Any, x: Any, forced: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """What every site encodes; with ``forced`` it hands on the value of these codes instead."""
+    found: dict[str, Tensor] = {}
+
+    def look(name: str) -> Any:
+        def hook(site: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            found[name] = site.encode(inputs[0])
+            return None if forced is None else site.decode(forced[name].to(output)).to(output.dtype)
+
+        return hook
+
+    handles = [site.register_forward_hook(look(name)) for name, site in qann.sites().items()]
+    qann(**x) if isinstance(x, dict) else qann(x)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def add_control(names: list[str], steps: tuple[int, ...]) -> None:
+    """Merge the rows of :func:`control` into the kept ones of :func:`theorem`."""
+    kept = json.loads((RESULTS / "theorem.json").read_text())
+    for name in names:
+        kept["results"].setdefault(name, {}).update(control(name, steps))
+        keep("theorem", kept | {"control_conditions": conditions(SEED)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--others", action="store_true", help="networks that were not named beforehand")
     parser.add_argument("--theorem", action="store_true")
+    parser.add_argument("--control", action="store_true", help="added to the rows of --theorem")
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8, 32])
     parser.add_argument("--keep", help="name of the result file")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    names = options.names or (THEOREM if options.theorem else OTHERS if options.others else NAMED)
+    names = options.names or (THEOREM if options.theorem or options.control else OTHERS if options.others else NAMED)
+    if options.control:
+        add_control(names, tuple(options.steps))
+        return
     results: dict[str, Any] = {}
     kept = options.keep or (
         "theorem" if options.theorem else "other_architectures" if options.others else "architectures"

@@ -9,9 +9,12 @@ footprint  bytes of the files; peak memory of a process that loads one and runs 
            ``polarspike run``
 codes      (--codes) of every site, NumPy reference against ONNX Runtime with batches of 1, 3 and 8 and with 1 and 2 threads,
            and against OpenVINO, until 10^7 different codes of the reference have been compared with each
+peers      (--peers) torch.compile, and SpikingJelly's rate coding of the same network at T = 1, 4 and 8, in the race with
+           torch and ONNX Runtime; where SpikingJelly is installed (pip install 'polarspike[baselines]')
 
 OMP_NUM_THREADS=1 python benchmarks/speed.py [--networks vgg16 ...] [--threads 1 2] [--rounds 7]    times and footprint
 OMP_NUM_THREADS=1 python benchmarks/speed.py --codes [--networks ...]                               codes
+OMP_NUM_THREADS=1 python benchmarks/speed.py --peers --networks vgg16 resnet18                       peers
 """
 
 from __future__ import annotations
@@ -108,6 +111,23 @@ def timed(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def raced(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    known = NETWORKS[name]
+    subject = known.build()
+    course = speed.Course(known.batches, tuple(options.threads), options.rounds)
+    result: dict[str, Any] = {"size": known.size, "times": [], "skipped": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        runtimes = speed.runtimes_of(subject, speed.write_files(subject, Path(folder)), compiled=True)
+        kinds = ("fp32", "compiled", "int8", "snn")
+        runtimes.ready[:] = [each for each in runtimes.ready if each.engine != "openvino" and each.kind in kinds]
+        speed.add_spikingjelly(runtimes, subject)
+        for heat in speed.measure(runtimes, subject.images, course):
+            print(f"\n{name}, {known.size}x{known.size}: {speed.speed_table(heat)}", flush=True)
+            result["times"] += heat.rows()
+            result["skipped"] |= {f"{key}, batch {heat.batch}": reason for key, reason in heat.skipped.items()}
+    return result
+
+
 def codes(name: str) -> dict[str, Any]:
     known = NETWORKS[name]
     network = known.build().network
@@ -144,14 +164,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--codes", action="store_true")
+    parser.add_argument("--peers", action="store_true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(max(options.threads))
     path = RESULTS / "speed.json"
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    part = "codes" if options.codes else "speed"
+    part = "codes" if options.codes else "peers" if options.peers else "speed"
     for name in options.networks:
-        made = codes(name) if options.codes else timed(name, options)
+        made = codes(name) if options.codes else raced(name, options) if options.peers else timed(name, options)
         about = {**conditions(SEED), "machine": speed.machine()}
         kept.setdefault(part, {})[name] = {"conditions": about, "results": made}
         keep("speed", kept)  # each network as soon as it is there

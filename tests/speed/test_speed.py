@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import math
+import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 import torch
 
 from polarspike import cli, integer, speed
-from polarspike.errors import SpecError
+from polarspike.baselines import peers
+from polarspike.errors import MissingExtraError, SpecError
 from polarspike.speed.agreement import Meaning, meaning, onnxruntime_codes
 from polarspike.speed.runtimes import Runtime, Runtimes
 
@@ -191,6 +194,56 @@ def test_every_runtime_of_a_small_network_is_raced(subject: speed.Subject, tmp_p
     pytest.importorskip("PIL")
     times, imported = speed.cold_start(files.paths["snn"], subject.images.shape[1:], runs=2)
     assert imported == [] and len(times.wall) == 2 and min(times.cpu) > 0
+
+
+# --- a peer -------------------------------------------------------------------------------------------------------------
+
+
+class _Counting(torch.nn.Module):
+    """A stand-in for a rate-coded network: its answer grows by one with every timestep since its reset."""
+
+    mode, seen = "s", 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = len(x) if self.mode == "m" else 1
+        rising = torch.arange(self.seen + 1, self.seen + 1 + steps, dtype=x.dtype)
+        self.seen += steps
+        one = torch.ones(len(x[0]) if self.mode == "m" else len(x), 10)
+        return rising.view(-1, 1, 1) * one if self.mode == "m" else rising * one
+
+
+def test_a_peer_takes_all_its_timesteps_from_rest(subject: speed.Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = _Counting()
+    functional = types.SimpleNamespace(
+        reset_net=lambda snn: setattr(snn, "seen", 0), set_step_mode=lambda snn, mode: setattr(snn, "mode", mode)
+    )
+    monkeypatch.setattr(peers, "spikingjelly_rate", lambda *_, **__: types.SimpleNamespace(snn=network))
+    monkeypatch.setitem(sys.modules, "spikingjelly.activation_based.functional", functional)
+    found = Runtimes([Runtime("torch", "fp32", lambda x, threads: lambda: time.sleep(0.001))])
+    speed.add_spikingjelly(found, subject, (1, 4))
+    prepared = {each.name: each.prepare(subject.images[:3], 1) for each in found.ready[1:]}
+    assert list(prepared) == ["spikingjelly T=1", "spikingjelly T=4 steps", "spikingjelly T=4 layers"]
+    for _ in range(2):  # in any order, and again: each starts from rest
+        for name, answer in prepared.items():
+            mean: Any = answer()
+            assert torch.equal(mean, torch.full((3, 10), 1.0 if name.endswith("T=1") else 2.5)), name
+    assert [each.timesteps for each in found.ready] == [1, 1, 4, 4]  # and so much longer it may take
+
+
+def test_a_peer_that_is_missing_or_fails_is_said(subject: speed.Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise ValueError("no such layer\nmore")
+
+    def absent(*_: Any, **__: Any) -> Any:
+        raise MissingExtraError("spikingjelly", "baselines")
+
+    found = Runtimes()
+    monkeypatch.setattr(peers, "spikingjelly_rate", failing)
+    speed.add_spikingjelly(found, subject)
+    assert found.skipped == {"spikingjelly": "its conversion failed: no such layer"} and not found.ready
+    monkeypatch.setattr(peers, "spikingjelly_rate", absent)
+    speed.add_spikingjelly(found, subject)
+    assert "pip install 'polarspike[baselines]'" in found.skipped["spikingjelly"]
 
 
 # --- codes --------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class Speed(Command):
         threads: numbers of threads.
         rounds: of each race, 5 at least.
         compile: torch.compile, too, which needs a compiler and a while.
+        peers: SpikingJelly's rate coding of the same network, too, at T = 1, 4 and 8, where it is installed.
         files: show sizes of the files, memory, and the cold start of `polarspike run`.
     """
 
@@ -41,6 +42,7 @@ class Speed(Command):
     threads: tuple[int, ...] = (1,)
     rounds: int = 7
     compile: bool = False
+    peers: bool = False
     files: bool = False
 
     def execute(self) -> int:
@@ -54,6 +56,8 @@ class Speed(Command):
         with tempfile.TemporaryDirectory() as folder:
             files = speed.write_files(subject, Path(folder))
             runtimes = speed.runtimes_of(subject, files, compiled=self.compile)
+            if self.peers:
+                speed.add_spikingjelly(runtimes, subject)
             for heat in speed.measure(runtimes, subject.images, course):
                 show(f"\n{speed.speed_table(heat)}")
             if self.files:

@@ -8,6 +8,7 @@ from polarspike.speed.files import Files, write_files
 from polarspike.speed.footprint import Footprint, cold_start, footprint
 from polarspike.speed.machine import machine
 from polarspike.speed.measurement import Course, Heat, measure
+from polarspike.speed.peers import add_spikingjelly
 from polarspike.speed.race import Ratio, Times, race
 from polarspike.speed.runtimes import Runtime, Runtimes, runtimes_of
 from polarspike.speed.subject import Subject, pictures, random_subject, subject_of
@@ -24,6 +25,7 @@ __all__ = [
     "Runtimes",
     "Subject",
     "Times",
+    "add_spikingjelly",
     "agreement",
     "cold_start",
     "footprint",

@@ -14,7 +14,7 @@ from polarspike.errors import SpecError
 from polarspike.speed.race import LEAST_ROUNDS, Action, Clock, Times, race, timed_once
 from polarspike.speed.runtimes import BASE, Runtimes
 
-#: A runtime that takes so many times as long as torch does is not raced, and said to.
+#: A runtime that takes so many times as long as torch does, for each timestep, is not raced, and said to.
 _TOO_SLOW = 5.0
 _PAUSE_S = 0.02
 
@@ -119,7 +119,7 @@ def _trial(runtimes: Runtimes, x: Tensor, threads: int) -> tuple[dict[str, Actio
             skipped[each.name] = f"does not run here: {str(error).strip().partition(chr(10))[0]}"
             continue
         base = seconds if each.name == BASE else base
-        if base and seconds > _TOO_SLOW * base:
+        if base and seconds > _TOO_SLOW * base * each.timesteps:
             skipped[each.name] = f"tried once: {seconds / base:.1f} times as long as {BASE}"
             continue
         actions[each.name] = action

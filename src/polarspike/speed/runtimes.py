@@ -31,14 +31,16 @@ class Runtime:
     """One way to run a subject.
 
     Args:
-        engine: torch, onnxruntime or openvino.
-        kind: of the network: fp32, ..., int8, snn.
+        engine: torch, onnxruntime, openvino, or a peer's.
+        kind: of the network: fp32, ..., int8, snn, or a peer's with its T.
         prepare: a batch and a number of threads -> what answers it.
+        timesteps: T, which a peer may take T times as long for.
     """
 
     engine: str
     kind: str
     prepare: Prepare
+    timesteps: int = 1
 
     @property
     def name(self) -> str:
