@@ -202,7 +202,7 @@ def test_places_that_cannot_be_written(path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_only_our_networks_are_saved(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="expected a quantized or spiking network, got Net"):
+    with pytest.raises(SpecError, match="expected a quantized, spiking or temporal network, got Net"):
         ps.save(Net(), tmp_path / "net.safetensors")  # type: ignore[arg-type]
 
 

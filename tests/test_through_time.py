@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import polarspike as ps
-from polarspike.errors import CalibrationError, InputError, SpecError
+from polarspike import checkpoint, cli
+from polarspike.errors import CalibrationError, CheckpointError, InputError, SpecError
 from polarspike.specs import SiteSpec
 from polarspike.through_time import LeakyPolarityNeuron
 from tests.networks import calibrated, network, signal
@@ -214,3 +219,52 @@ def test_a_converted_network_is_trained_only_through_its_unrolling() -> None:
     qann, _, frames = unrolled()
     with pytest.raises(SpecError, match=r"or polarspike.unroll\(snn\) through time"):
         ps.fit(ps.convert(qann), [(frames[:, 0], torch.zeros(len(frames), dtype=torch.int64))])
+
+
+# --- files --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("name", ["branched", "attention"])
+def test_a_file_keeps_it(name: str, learned: bool, tmp_path: Path) -> None:
+    _, net, frames = unrolled(name, leak=0.7, learned=learned)
+    net.notes["model"] = name
+    with torch.no_grad():  # as after training: every leak is another
+        for index, neuron in enumerate(net.sites().values()):
+            if neuron.raw_leak is not None:  # type: ignore[attr-defined]
+                neuron.raw_leak += 0.1 * index  # type: ignore[attr-defined]
+    ps.save(net, tmp_path / "net.safetensors")
+    again = ps.load(tmp_path / "net.safetensors")
+    assert isinstance(again, ps.TemporalNetwork) and not again.training and again.notes == net.notes
+    net.eval()
+    with torch.no_grad():
+        assert torch.equal(again(frames, every_step=True), net(frames, every_step=True))
+    state = other = None
+    for frame in frames.unbind(1):
+        mine, state = net.step(frame, state)
+        its, other = again.step(frame, other)
+        assert torch.equal(mine, its)
+    trained = [{name for name, p in made.named_parameters() if p.requires_grad} for made in (again, net)]
+    assert trained[0] == trained[1]  # and it can learn on
+    ps.load(tmp_path / "net.safetensors", network(name))
+
+
+def test_a_damaged_file_and_a_command_for_other_networks_are_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, net, _ = unrolled()
+    path = tmp_path / "net.safetensors"
+    ps.save(net, path)
+    made, tensors = checkpoint.read(path)
+    header = json.dumps(made)
+    for wrong, message in (
+        (header.replace('"learned": true', '"learned": 1'), "expected true or false for a learned leak, got 1"),
+        (header.replace('"kind": "temporal"', '"kind": "spiking"'), "unknown type 'LeakyPolarityNeuron'"),
+        (header.replace('"kind": "temporal"', '"kind": "hybrid"'), "unknown kind of network 'hybrid'"),
+    ):
+        save_file(tensors, path, metadata={"polarspike": wrong})
+        with pytest.raises(CheckpointError, match=message):
+            ps.load(path)
+    ps.save(net, path)
+    assert cli.main(["evaluate", str(path)]) == 2
+    assert "the file holds one that was trained through time" in capsys.readouterr().err

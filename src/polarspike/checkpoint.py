@@ -20,31 +20,40 @@ from polarspike.files import replacing
 from polarspike.graph import attribute
 from polarspike.inputs import Signature
 from polarspike.quantized import QuantizedNetwork, parameters_of
-from polarspike.serialization import build_graph, describe_graph
+from polarspike.serialization import KNOWN_SITES, Sites, build_graph, describe_graph
 from polarspike.specs import ConvertSpec, QuantSpec
 from polarspike.spiking import SpikingNetwork
+from polarspike.through_time import LeakyPolarityNeuron, TemporalNetwork
 from polarspike.weights import trained_weights
 
 FORMAT = 2
+Saved = QuantizedNetwork | SpikingNetwork | TemporalNetwork
 _KEY = "polarspike"
+# "temporal" came later: a release that does not know it says so.
+_KINDS: dict[str, type[Saved]] = {
+    "quantized": QuantizedNetwork,
+    "spiking": SpikingNetwork,
+    "temporal": TemporalNetwork,
+}
+_SITES: Sites = {**KNOWN_SITES, LeakyPolarityNeuron.__name__: LeakyPolarityNeuron}
 
 
-def save(network: QuantizedNetwork | SpikingNetwork, path: str | os.PathLike[str]) -> None:
-    """Write a quantized or spiking network: tensors, graph, specs, versions and ``network.notes``, in one file.
+def save(network: Saved, path: str | os.PathLike[str]) -> None:
+    """Write a quantized, spiking or temporal network: tensors, graph, specs, versions and ``network.notes``, in one file.
 
     The file is complete or absent: it is written beside its place and then moved there. Tensors are stored in their own
     floating type; tied weights are stored twice.
 
     Args:
-        network: what :func:`polarspike.quantize` or :func:`polarspike.convert` made.
+        network: what :func:`polarspike.quantize`, :func:`polarspike.convert` or :func:`polarspike.unroll` made.
         path: by convention ``*.safetensors``.
 
     Raises:
         SpecError: not such a network, or notes that JSON cannot hold.
         CheckpointError: a module that the operator table cannot express, or a place that cannot be written.
     """
-    if not isinstance(network, (QuantizedNetwork, SpikingNetwork)):
-        raise SpecError(f"save: expected a quantized or spiking network, got {type(network).__name__}")
+    if not isinstance(network, Saved):
+        raise SpecError(f"save: expected a quantized, spiking or temporal network, got {type(network).__name__}")
     rounded = trained_weights(network)
     if rounded:
         raise SpecError(
@@ -53,9 +62,9 @@ def save(network: QuantizedNetwork | SpikingNetwork, path: str | os.PathLike[str
         )
     header: dict[str, Any] = {
         "format": FORMAT,
-        "kind": "spiking" if isinstance(network, SpikingNetwork) else "quantized",
+        "kind": next(kind for kind, known in _KINDS.items() if isinstance(network, known)),
         "versions": {"polarspike": version("polarspike"), "torch": torch.__version__},
-        "spec": network.spec.to_dict(),
+        "spec": {} if isinstance(network, TemporalNetwork) else network.spec.to_dict(),
         "signature": [[name, list(shape)] for name, shape in network.signature.shapes],
         "report": network.report if isinstance(network, SpikingNetwork) else "",
         "notes": network.notes,
@@ -86,7 +95,7 @@ def save(network: QuantizedNetwork | SpikingNetwork, path: str | os.PathLike[str
         ) from error
 
 
-def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> QuantizedNetwork | SpikingNetwork:
+def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Saved:
     """Read a network that :func:`save` wrote, in evaluation mode on the CPU; no code of the file or its author runs.
 
     Args:
@@ -111,22 +120,24 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Quanti
     return network
 
 
-def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> QuantizedNetwork | SpikingNetwork:
+def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Saved:
     """The network that a header describes, with these tensors."""
     try:
+        if header["kind"] not in _KINDS:
+            raise CheckpointError(f"unknown kind of network {header['kind']!r}; the file needs a newer release")
         for name in header["channels_last"]:
             # The memory format decides which kernels run, and with them the last bits of every sum.
             tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
-        graph = build_graph(header["graph"], tensors)
+        graph = build_graph(header["graph"], tensors, _SITES if header["kind"] == "temporal" else KNOWN_SITES)
         graph.load_state_dict(tensors, strict=True, assign=True)
         signature = Signature(tuple((name, tuple(shape)) for name, shape in header["signature"]))
-        network: QuantizedNetwork | SpikingNetwork
+        network: Saved
         if header["kind"] == "spiking":
             network = SpikingNetwork(graph, signature, ConvertSpec.from_dict(header["spec"]), header["report"])
         elif header["kind"] == "quantized":
             network = QuantizedNetwork(graph.eval(), QuantSpec.from_dict(header["spec"]), signature)
         else:
-            raise CheckpointError(f"unknown kind of network {header['kind']!r}; the file needs a newer release")
+            network = TemporalNetwork(graph.eval(), signature, contract="none")
         network.notes = dict(header["notes"])
     except CheckpointError:
         raise
@@ -180,7 +191,7 @@ def _require_names(notes: Any) -> None:
             _require_names(value)
 
 
-def _require_model(path: str | os.PathLike[str], network: QuantizedNetwork | SpikingNetwork, model: nn.Module) -> None:
+def _require_model(path: str | os.PathLike[str], network: Saved, model: nn.Module) -> None:
     """Refuse a file whose weights have other names or shapes than those that take part in the model's evaluation."""
     sites = tuple(f"{name}." for name in network.sites())
     held = _shapes(network.network, skip=sites)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from polarspike import ops
+from polarspike.errors import CheckpointError
 from polarspike.sites import Site
 from polarspike.specs import ConvertSpec, SiteSpec
 from polarspike.temporal import require_same_shape
@@ -164,6 +166,18 @@ class CappedNeuron(PolarityNeuron):
     """
 
     cap = 1
+
+    def options(self) -> dict[str, Any]:
+        return {"cap": self.cap}
+
+    @classmethod
+    def restored(cls, spec: SiteSpec, name: str, options: Mapping[str, Any]) -> Self:
+        cap = ConvertSpec(max_spikes_per_step=options["cap"]).max_spikes_per_step
+        if cap is None:
+            raise CheckpointError(f"module {name!r}: a capped neuron without a cap; the file is damaged")
+        site = cls(spec, name)
+        site.cap = cap
+        return site
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x).clamp_(-self.cap, self.cap)).to(x.dtype)

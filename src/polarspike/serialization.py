@@ -21,11 +21,11 @@ from polarspike.operator_table import ATTRIBUTES, FUNCTIONS, METHODS, MODULES, N
 from polarspike.operators import base_of, describe_target, entry_of, is_reserved, place_of
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sites import Site
-from polarspike.specs import ConvertSpec, SiteSpec
+from polarspike.specs import SiteSpec
 
-_SITES: dict[str, type[Site]] = {
-    kind.__name__: kind for kind in (PolarityQuantizer, PolarityNeuron, HoldingNeuron, CappedNeuron)
-}
+Sites = Mapping[str, type[Site]]
+#: The kinds of site in quantized and spiking networks.
+KNOWN_SITES: Sites = {kind.__name__: kind for kind in (PolarityQuantizer, PolarityNeuron, HoldingNeuron, CappedNeuron)}
 _MODULES = {kind.__name__: kind for kind in MODULES}
 _DTYPES = {
     str(kind).removeprefix("torch."): kind
@@ -66,12 +66,13 @@ def describe_graph(network: fx.GraphModule) -> dict[str, Any]:
     return {"nodes": nodes, "modules": modules, "constants": constants, "integers": integers}
 
 
-def build_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+def build_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor], sites: Sites = KNOWN_SITES) -> fx.GraphModule:
     """The graph module that :func:`describe_graph` described, with uninitialized modules.
 
     Args:
         data: the description.
         tensors: by name, for the shapes of constants that stand in the graph itself.
+        sites: the kinds of site that may stand in it, by the names of their types.
 
     Raises:
         CheckpointError: the data is not such a description.
@@ -79,7 +80,7 @@ def build_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.Gr
     try:
         with torch.device("meta"):  # no memory and no random numbers for values that the tensors replace
             roots: dict[str, Any] = {
-                _path(name): build_module(module, name) for name, module in data["modules"].items()
+                _path(name): build_module(module, name, sites) for name, module in data["modules"].items()
             }  # fmt: skip
         for name, kind in data["constants"].items():
             value = tensors[name]
@@ -101,8 +102,7 @@ def build_graph(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.Gr
 def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
     """One module as its type's name and the constructor arguments that the table lists."""
     if isinstance(module, Site):
-        cap = {"cap": module.cap} if isinstance(module, CappedNeuron) else {}
-        return {"type": type(module).__name__, "spec": module.spec.to_dict(), **cap}
+        return {"type": type(module).__name__, "spec": module.spec.to_dict(), **module.options()}
     entry, kind = entry_of(module), base_of(module)
     if entry is None or kind is None:
         raise CheckpointError(f"module {path!r}: {type(module).__name__} is not in the operator table")
@@ -114,17 +114,11 @@ def describe_module(module: nn.Module, path: str) -> dict[str, Any]:
     return {"type": kind.__name__, "arguments": arguments}
 
 
-def build_module(data: Mapping[str, Any], path: str) -> nn.Module:
+def build_module(data: Mapping[str, Any], path: str, sites: Sites = KNOWN_SITES) -> nn.Module:
     """The module that :func:`describe_module` described."""
     kind = data["type"]
-    if kind in _SITES:
-        site = _SITES[kind](SiteSpec.from_dict(data["spec"]), path)
-        if isinstance(site, CappedNeuron):
-            cap = ConvertSpec(max_spikes_per_step=data["cap"]).max_spikes_per_step
-            if cap is None:
-                raise CheckpointError(f"module {path!r}: a capped neuron without a cap; the file is damaged")
-            site.cap = cap
-        return site
+    if kind in sites:
+        return sites[kind].restored(SiteSpec.from_dict(data["spec"]), path, data)
     if kind not in _MODULES:
         raise CheckpointError(f"module {path!r}: unknown type {kind!r}; the file needs a newer release")
     entry = MODULES[_MODULES[kind]]

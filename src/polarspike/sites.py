@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -115,6 +116,20 @@ class Site(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """The values of codes (batch, channels, ...) under this site's step and gain, in the type of ``codes``."""
         return ops.decode(codes, self.broadcast_step(codes), self.gain if self.spec.negative else 1.0)
+
+    def options(self) -> dict[str, Any]:
+        """What a file must hold beside the spec and the tensors, as plain data; :meth:`restored` takes it."""
+        return {}
+
+    @classmethod
+    def restored(cls, spec: SiteSpec, name: str, options: Mapping[str, Any]) -> Self:
+        """A site without its tensors, from what a file says of it.
+
+        Raises:
+            CheckpointError: the options are not those of this kind.
+        """
+        del options
+        return cls(spec, name)
 
     def extra_repr(self) -> str:
         gain = "learned" if self.spec.learned_gain else f"{self.spec.gain:g}"

@@ -22,14 +22,14 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from polarspike import ops
-from polarspike.errors import InputError, SpecError
+from polarspike.errors import CheckpointError, InputError, SpecError
 from polarspike.graph import finish
 from polarspike.inputs import Inputs, as_call, batch_size, bind
 from polarspike.quantized import QuantizedNetwork, fitting
@@ -59,6 +59,16 @@ class LeakyPolarityNeuron(SequenceNeuron):
         self.raw_leak = nn.Parameter(torch.tensor(math.log(start / (1.0 - start)))) if learned else None
         self.register_buffer("fixed_leak", None if learned else torch.tensor(float(leak)))
 
+    def options(self) -> dict[str, Any]:
+        return {"learned": self.raw_leak is not None}
+
+    @classmethod
+    def restored(cls, spec: SiteSpec, name: str, options: Mapping[str, Any]) -> Self:
+        learned = options["learned"]
+        if not isinstance(learned, bool):
+            raise CheckpointError(f"module {name!r}: expected true or false for a learned leak, got {learned!r}")
+        return cls(spec, name, learned=learned)
+
     @property
     def leak(self) -> Tensor:
         """B, 0-d."""
@@ -87,10 +97,13 @@ class LeakyPolarityNeuron(SequenceNeuron):
         values, spikes = [], []
         for current in ops.widen(currents):
             membrane = current if membrane is None else leak * membrane + current
-            values.append(ops.quantize(membrane, step, gain, self.levels, scale))
             with torch.no_grad():
                 fired = ops.encode(membrane, step, *self.levels)
                 reset = fired * step
+            learns = torch.is_grad_enabled()  # else the value follows from the code that is there already
+            values.append(
+                ops.quantize(membrane, step, gain, self.levels, scale) if learns else ops.decode(fired, step, gain)
+            )
             membrane = membrane - reset
             spikes.append(fired)
         assert membrane is not None
@@ -116,8 +129,7 @@ class TemporalNetwork(SequenceNetwork):
     """A network of carried membranes that reads sequences (batch, frames, ...), and learns from their order.
 
     Train it with :func:`polarspike.fit` on batches (frames, labels), measure it with :func:`polarspike.evaluate` (T is then
-    the number of first frames), stream it with :meth:`step`. :func:`unroll` makes one. Keep what it has learned by its
-    ``state_dict``, which another :func:`unroll` of the same quantized network loads.
+    the number of first frames), stream it with :meth:`step`. :func:`unroll` makes one, :func:`polarspike.save` keeps it.
     """
 
     notes: dict[str, Any]

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from polarspike.checkpoint import load
 from polarspike.cli.command import Command, show
-from polarspike.cli.files import Source, images_for
+from polarspike.cli.files import Source, images_for, load_static
 from polarspike.counting import count_operations
 from polarspike.energy import CostTable, estimate_energy
 from polarspike.errors import SpecError
@@ -41,7 +40,7 @@ class Evaluate(Command):
     def execute(self) -> int:
         source = Source(self.data, self.root, self.download, self.device)
         source.check()
-        network = load(self.file)
+        network = load_static(self.file)
         spiking = isinstance(network, SpikingNetwork)
         timesteps = self.timesteps or ((1, 2, 4, 8) if spiking else (1,))
         if not spiking and timesteps != (1,):

@@ -16,8 +16,24 @@ from polarspike.errors import CheckpointError, DataError, SpecError
 from polarspike.experiment import require_device
 from polarspike.quantized import QuantizedNetwork
 from polarspike.spiking import SpikingNetwork
+from polarspike.through_time import TemporalNetwork
 
 _BATCH = 256
+
+
+def load_static(path: Path) -> QuantizedNetwork | SpikingNetwork:
+    """The quantized or spiking network of a file.
+
+    Raises:
+        CheckpointError: the file holds another one.
+    """
+    network = load(path)
+    if isinstance(network, TemporalNetwork):
+        raise CheckpointError(
+            f"{path}: expected a quantized or spiking network, the file holds one that was trained through time; it reads "
+            "sequences: polarspike.evaluate(polarspike.load(path), batches_of_sequences) in Python"
+        )
+    return network
 
 
 def load_quantized(path: Path) -> QuantizedNetwork:
@@ -26,7 +42,7 @@ def load_quantized(path: Path) -> QuantizedNetwork:
     Raises:
         CheckpointError: the file holds none.
     """
-    network = load(path)
+    network = load_static(path)
     if not isinstance(network, QuantizedNetwork):
         raise CheckpointError(f"{path}: expected a quantized network (qann.safetensors), the file holds a spiking one")
     return network
@@ -38,7 +54,7 @@ def load_spiking(path: Path) -> SpikingNetwork:
     Raises:
         CheckpointError: the file holds none.
     """
-    network = load(path)
+    network = load_static(path)
     if not isinstance(network, SpikingNetwork):
         raise CheckpointError(
             f"{path}: expected a spiking network, the file holds a quantized one; convert it first: "
