@@ -98,6 +98,7 @@ EXAMPLES: list[nn.Module] = [
     nn.ReLU(),
     nn.ReLU6(),
     nn.LeakyReLU(0.3),
+    nn.RReLU(0.1, 0.3),
     nn.Dropout(0.1),
     nn.Dropout1d(0.2),
     nn.Dropout2d(0.3),

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from polarspike.errors import OperatorError
-from polarspike.layers import additive_mask, causal_mask
+from polarspike.layers import additive_mask, causal_mask, masked_softmax
 from polarspike.operator_table import Meaning
 from polarspike.operators import argument, meaning_of, place_of
 
@@ -61,6 +61,8 @@ def _expand(graph: fx.Graph, node: fx.Node) -> None:
             scores = call(torch.add, scores, call(causal_mask, scores))
         if mask is not None:
             scores = call(torch.add, scores, call(additive_mask, mask, call(getattr, scores, "dtype")))
-        result = call(torch.matmul, call(torch.softmax, scores, -1), value)
+        # The fused function answers zeros where a mask leaves nothing to attend to.
+        probabilities = call(torch.softmax if mask is None else masked_softmax, scores, -1)
+        result = call(torch.matmul, probabilities, value)
     node.replace_all_uses_with(result)
     graph.erase_node(node)

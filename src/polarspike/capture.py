@@ -47,7 +47,8 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
         model: a module that torch.fx or torch.export can capture; it is left untouched.
         example: an example input batch: a tensor, a tuple (positional) or a dict (keyword).
         route: ``"fx"``, ``"export"``, or ``"auto"`` for the first of the two whose graph holds operators of the table
-            alone; the choice and its reason are logged under the name "polarspike" and kept in ``graph.meta["route"]``.
+            alone and computes what the model computes (torch.fx loses writes into a part of a tensor); the choice and its
+            reason are logged under the name "polarspike" and kept in ``graph.meta["route"]``.
 
     Raises:
         InputError: the example does not fit the model, or holds NaN or Inf.
@@ -67,6 +68,8 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
     for way in ("fx", "export") if route == "auto" else (route,):
         try:
             graph_module = _understood(_by_way(model, example, way), graph_inputs(model, example))
+            if route == "auto" and way == "fx":
+                check_capture(model, graph_module, example)
         except (CaptureError, OperatorError) as error:
             errors[way] = error
             continue
@@ -167,7 +170,7 @@ def check_capture(model: nn.Module, graph_module: nn.Module, example: Inputs) ->
             raise CaptureError(
                 f"the captured graph fails on {label} (batch {batch_size(inputs)}): {error}. {fixed}"
             ) from error
-        _compare(expected, got, label)
+        _compare(expected, got, label, _nested(model))
         leaves = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor)]
         rows.append([leaf.shape[0] if leaf.dim() > 1 else 0 for leaf in leaves])  # a vector may well be no batch
     for index, (before, after) in enumerate(zip(*rows, strict=False)):
@@ -210,7 +213,18 @@ def _other_batch(example: Inputs) -> Inputs:
     return map_inputs(other, example)
 
 
-def _compare(expected: Any, got: Any, label: str) -> None:
+def _nested(model: nn.Module) -> str:
+    """What to do where torch's encoder takes its fast path, which answers zeros at padded places and is no graph."""
+    for name, part in model.named_modules():
+        if isinstance(part, nn.TransformerEncoder) and getattr(part, "use_nested_tensor", False):
+            return (
+                f". {name or 'the model'} is a TransformerEncoder that turns padded sequences into nested tensors where it "
+                "can: build it with enable_nested_tensor=False"
+            )
+    return ""
+
+
+def _compare(expected: Any, got: Any, label: str, advice: str = "") -> None:
     want, have = pytree.tree_leaves(expected), pytree.tree_leaves(got)
     if pytree.tree_structure(expected) != pytree.tree_structure(got):
         raise CaptureError(
@@ -236,5 +250,5 @@ def _compare(expected: Any, got: Any, label: str) -> None:
             raise CaptureError(
                 f"output {index} on {label}: the captured graph differs from the model by {gap:.3g} (outputs reach "
                 f"{scale:.3g}). Something in forward is not in the graph: a value fixed while tracing, an in-place "
-                "change of a view, randomness that stays on in eval, or a hook"
+                f"change of a view, randomness that stays on in eval, or a hook{advice}"
             )

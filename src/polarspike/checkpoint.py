@@ -66,6 +66,7 @@ def save(network: Saved, path: str | os.PathLike[str]) -> None:
         "versions": {"polarspike": version("polarspike"), "torch": torch.__version__},
         "spec": {} if isinstance(network, TemporalNetwork) else network.spec.to_dict(),
         "signature": [[name, list(shape)] for name, shape in network.signature.shapes],
+        "fixed_sizes": network.signature.fixed,
         "report": network.report if isinstance(network, SpikingNetwork) else "",
         "notes": network.notes,
         "channels_last": [
@@ -73,6 +74,9 @@ def save(network: Saved, path: str | os.PathLike[str]) -> None:
             for name, value in network.network.state_dict().items()
             if value.dim() == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
         ],
+        "strides": {
+            name: value.stride() for name, value in network.network.state_dict().items() if _is_permuted(value)
+        },
         "graph": describe_graph(network.network),
     }
     try:
@@ -128,9 +132,14 @@ def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Saved:
         for name in header["channels_last"]:
             # The memory format decides which kernels run, and with them the last bits of every sum.
             tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
+        for name, strides in header.get("strides", {}).items():
+            tensors[name] = tensors[name].new_empty_strided(tensors[name].shape, strides).copy_(tensors[name])
+        # Memory of their own: some kernels sum in another order where it does not start at a multiple of 64 bytes.
+        tensors = {name: value.clone() for name, value in tensors.items()}
         graph = build_graph(header["graph"], tensors, _SITES if header["kind"] == "temporal" else KNOWN_SITES)
         graph.load_state_dict(tensors, strict=True, assign=True)
-        signature = Signature(tuple((name, tuple(shape)) for name, shape in header["signature"]))
+        shapes = tuple((name, tuple(shape)) for name, shape in header["signature"])
+        signature = Signature(shapes, header.get("fixed_sizes") is True)  # older files do not say
         network: Saved
         if header["kind"] == "spiking":
             network = SpikingNetwork(graph, signature, ConvertSpec.from_dict(header["spec"]), header["report"])
@@ -177,6 +186,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: damaged: its header is {type(header).__name__}, not an object")
     return header, tensors
+
+
+def _is_permuted(value: Tensor) -> bool:
+    """Whether a tensor is dense, but lies in memory in another order than the two that have a name."""
+    named = value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last))
+    order = sorted(range(value.dim()), key=value.stride, reverse=True)
+    return not named and value.permute(order).is_contiguous()
 
 
 def _require_names(notes: Any) -> None:

@@ -123,31 +123,38 @@ def _bilinear(network: fx.GraphModule, node: fx.Node, meaning: Meaning, dependen
         return Rule.DIFFERENCE
     if meaning is Meaning.UPSAMPLE and is_moving((node.args[1:], {**node.kwargs, "input": None}), dependent):
         return Rule.DIFFERENCE  # sampled at places that a signal names
-    signals = _factors(network, node, meaning, dependent)
-    if sum(signals) > 1:
+    factors = [is_moving(value, dependent) for value in _factors(network, node, meaning)]
+    if sum(factors) > 1:
         return Rule.DIFFERENCE
     name = describe_target(network, node).rpartition(".")[2]
-    if ("div" in name or name == "addcdiv") and signals[-1]:
-        return Rule.DIFFERENCE  # by a signal
-    if name == "lerp" and signals[-1]:
-        return Rule.DIFFERENCE
-    return Rule.AFFINE
+    # By a signal; in a + w (b - a) the ends are added, and the weight alone is a factor.
+    divides = "div" in name or name in ("addcdiv", "lerp")
+    return Rule.DIFFERENCE if divides and factors[-1] else Rule.AFFINE
 
 
-def _factors(network: fx.GraphModule, node: fx.Node, meaning: Meaning, dependent: Collection[fx.Node]) -> list[bool]:
-    """For every factor of a product, whether it is a signal; terms that are only added are left out."""
-    values = [*node.args, *(value for name, value in node.kwargs.items() if name not in ("bias", "out"))]
+#: Where the factors of a product stand, by position and name; terms that are only added are left out.
+_FACTORS = {
+    **dict.fromkeys(("addmm", "sspaddmm"), ((1, "mat1"), (2, "mat2"))),
+    "baddbmm": ((1, "batch1"), (2, "batch2")),
+    **dict.fromkeys(("addcmul", "addcdiv"), ((1, "tensor1"), (2, "tensor2"))),
+    **dict.fromkeys(("div", "divide", "true_divide", "truediv"), ((0, "input"), (1, "other"))),
+}
+
+
+def _factors(network: fx.GraphModule, node: fx.Node, meaning: Meaning) -> list[Any]:
+    """The factors of a product; a divisor comes last, and so does the weight of ``lerp``."""
     name = describe_target(network, node).rpartition(".")[2]
     if name == "einsum":
-        operands = values[1] if len(values) == 2 and isinstance(values[1], (list, tuple)) else values[1:]
-        return [is_moving(value, dependent) for value in operands]
-    if name in ("addmm", "baddbmm", "addcmul", "addcdiv"):
-        return [is_moving(value, dependent) for value in values[1:3]]
-    if name == "lerp":  # a + w (b - a): the ends are added, the weight is a factor
-        return [is_moving(values[0:2], dependent), is_moving(values[2:], dependent)]
-    if meaning in (Meaning.CONVOLUTION, Meaning.LINEAR):
-        return [is_moving(value, dependent) for value in values[:2]]
-    return [is_moving(value, dependent) for value in values]
+        equation = argument(node, 0, "equation")
+        given = node.args[1:] if isinstance(equation, str) else node.args[::2]  # or operand, its axes, operand, ...
+        return list(given[0]) if len(given) == 1 and isinstance(given[0], (list, tuple)) else list(given)
+    if name == "lerp":
+        ends = (argument(node, 0, "input"), argument(node, 1, "end"))
+        return [ends, argument(node, 2, "weight")]
+    if name in _FACTORS:
+        return [argument(node, position, key) for position, key in _FACTORS[name]]
+    values = [*node.args, *(value for key, value in node.kwargs.items() if key not in ("bias", "out"))]
+    return values[:2] if meaning in (Meaning.CONVOLUTION, Meaning.LINEAR) else values
 
 
 def _require_statistics(network: fx.GraphModule, node: fx.Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -410,10 +411,11 @@ def _output_gap(expected: Any, got: Any) -> tuple[float, float]:
     gap, scale = 0.0, 0.0
     for left, right in zip(pytree.tree_leaves(expected), pytree.tree_leaves(got), strict=True):
         if isinstance(left, Tensor) and left.numel():
-            difference = (left.double() - right.double()).abs()
-            # NaN on both sides is no agreement: it compares greater than any tolerance.
-            gap = max(gap, float(difference.nan_to_num(nan=float("inf")).max()))
-            scale = max(scale, float(left.double().abs().max()))
+            left, right = left.double(), right.double()
+            # A mask may stand at infinity on both sides. NaN on both is no agreement: it exceeds any tolerance.
+            difference = (left - right).abs().nan_to_num(nan=math.inf).masked_fill(left == right, 0.0)
+            gap = max(gap, float(difference.max()))
+            scale = max(scale, float(left.abs().masked_fill(~left.isfinite(), 0.0).max()))
     return gap, max(scale, 1e-30)
 
 

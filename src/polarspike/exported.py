@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 from polarspike.errors import CaptureError, OperatorError
 from polarspike.graph import require_names
 from polarspike.inputs import plain_output
+from polarspike.layers import masked_softmax
 from polarspike.operator_table import FUNCTIONS, IN_PLACE, METHODS
 from polarspike.operators import entry_of, place_of
 
@@ -49,6 +50,9 @@ _DUNDER = {
     "__invert__": operator.invert,
 }
 _NO_END = sys.maxsize
+# Views of a part of a tensor.
+_PARTS = frozenset({"slice", "select", "narrow", "diagonal", "unbind", "split", "chunk", "view", "reshape", "transpose",
+                    "permute", "unsqueeze", "squeeze", "expand"})  # fmt: skip
 # Regions of another mode; what they hold is computed as any other part.
 _WRAPPERS = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast"})
 
@@ -106,7 +110,18 @@ def graph_of_program(program: ExportedProgram, root: nn.Module, inputs: Named, a
         inputs: the graph's inputs by name, in order, with their values in an example.
         answer: what the model answers, for the structure of the output.
     """
+    if any(_writes_into_view(node) for node in program.graph.nodes):
+        with _quiet():
+            program = program.run_decompositions({})  # decomposes nothing, and writes nothing in place
     return _Translator(program, root, inputs).graph_module(answer)
+
+
+def _writes_into_view(node: fx.Node) -> bool:
+    """Whether a node alters a part of a tensor that is read as a whole: ``x[:, 1:] = y``."""
+    base = _base(node)
+    if not base.endswith("_") or base.endswith("__") or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    return _base(node.args[0]) in _PARTS
 
 
 class _Translator:
@@ -214,7 +229,7 @@ class _Translator:
         new = self.graph.create_node(operation, target, args, kwargs, name=node.name)
         new.meta = {"nn_module_stack": _stack_of(node), "stack_trace": node.meta.get("stack_trace")}
         if isinstance(value := node.meta.get("val"), Tensor):
-            new.meta["dtype"] = value.dtype
+            new.meta |= {"dtype": value.dtype, "dims": value.dim()}
         self.new[node] = new
 
     def _close(self, node: fx.Node, answer: Any) -> None:
@@ -335,6 +350,27 @@ def _einsum(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tra
     return "call_function", torch.einsum, (args[0], *args[1]), {}
 
 
+def _reversed(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
+    dims = node.meta["val"].dim()
+    return "call_function", torch.permute, (args[0], tuple(reversed(range(dims)))), kwargs
+
+
+def _swapped(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
+    del node
+    return "call_function", torch.transpose, (args[0], -2, -1), kwargs
+
+
+def _copied(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
+    del node
+    return "call_method", "expand_as", (args[1], args[0]), kwargs
+
+
+def _filled(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
+    if isinstance(args[1], fx.Node):
+        return _copied(node, args, kwargs)
+    return "call_function", torch.full_like, args, kwargs
+
+
 _SPECIAL: dict[str, Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]] = {
     "sym_size": _size,
     "slice": _slice,
@@ -349,6 +385,11 @@ _SPECIAL: dict[str, Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]] =
     "embedding": _embedding,
     "linalg_vector_norm": _vector_norm,
     "einsum": _einsum,
+    "copy": _copied,
+    "fill": _filled,
+    "numpy_T": _reversed,
+    "_safe_softmax": lambda node, args, kwargs: ("call_function", masked_softmax, args[:2], {}),
+    **dict.fromkeys(("mT", "mH", "matrix_H", "adjoint"), _swapped),
     **dict.fromkeys(
         (f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "_nearest_exact2d", "linear1d",
                                          "bilinear2d", "trilinear3d", "bicubic2d")), _upsample),

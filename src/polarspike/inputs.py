@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -166,6 +167,7 @@ def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> li
         SpecError: ``timesteps`` is not a positive integer or contradicts the sequence; ``time_dim`` is not an integer.
         InputError: the sequences have no such dimension, no frames, or different lengths.
     """
+    timesteps, time_dim = _whole(timesteps), _whole(time_dim)
     if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1):
         raise SpecError(f"timesteps: expected a positive integer, got {timesteps!r}")
     if time_dim is None:
@@ -190,6 +192,11 @@ def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> li
         map_inputs(lambda value, t=t: value.select(time_dim, t) if isinstance(value, Tensor) else value, inputs)
         for t in range(length)
     ]
+
+
+def _whole(value: Any) -> Any:
+    """An integer of another library as Python's; anything else as it is."""
+    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool | Tensor) else value
 
 
 def channels_of(inputs: Inputs, time_dim: int) -> Inputs:
@@ -281,29 +288,45 @@ def bind(parameters: Mapping[str, Any], args: tuple[Any, ...], named: Mapping[st
     return bound | {str(index): args[index] for index in range(len(names), len(args))}
 
 
+def _fits(got: tuple[int, ...], shape: tuple[int, ...], real: bool) -> bool:
+    """Whether the channels agree: where the layout does not say which dimension they are, one of the two must."""
+    if len(shape) == 1 and not real:  # the length of a sequence of tokens
+        return True
+    if len(shape) == 2:
+        return got[0] == shape[0] or got[1] == shape[1]
+    return not shape or got[0] == shape[0]
+
+
 @dataclass(frozen=True)
 class Signature:
     """What the example of a network looked like: the shape of each tensor input behind its batch dimension.
 
-    The number of dimensions and the channels (dimension 1) must agree; spatial sizes may differ.
+    The number of dimensions must agree, and the channels: dimension 1, or in a sequence (batch, length, features) one of
+    the two. Spatial sizes may differ, and so may the length of a sequence.
+
+    Args:
+        shapes: by input.
+        fixed: they may not, because the graph holds the example's sizes as numbers (torch.export).
     """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    fixed: bool = False
 
     @classmethod
-    def of(cls, inputs: Inputs) -> Signature:
-        return cls(tuple((name, tuple(tensor.shape[1:])) for name, tensor in tensors_of(inputs)))
+    def of(cls, inputs: Inputs, *, fixed: bool = False) -> Signature:
+        return cls(tuple((name, tuple(tensor.shape[1:])) for name, tensor in tensors_of(inputs)), fixed)
 
     def named(self, parameters: Iterable[str]) -> Signature:
         """The same with the parameters' names in place of positions, so that it holds however a call passes them."""
         names = {str(index): name for index, name in enumerate(parameters) if not name.startswith("*")}
-        return Signature(tuple((names.get(position, position), shape) for position, shape in self.shapes))
+        return Signature(tuple((names.get(position, position), shape) for position, shape in self.shapes), self.fixed)
 
     def check(self, inputs: Inputs) -> None:
         """Refuse inputs that the network cannot have been built for.
 
         Raises:
-            InputError: another number of dimensions, another number of channels, or no tensor.
+            InputError: another number of dimensions, another number of channels, another size where sizes are fixed, or no
+                tensor.
         """
         expected = dict(self.shapes)
         args, kwargs = as_call(inputs)
@@ -316,7 +339,13 @@ class Signature:
             if shape is None:
                 continue
             got = tuple(tensor.shape[1:])
-            if len(got) != len(shape) or (shape and got[0] != shape[0]):
+            if self.fixed and got != shape and len(got) == len(shape):
+                raise InputError(
+                    f"input {name!r}: expected shape (batch, {', '.join(map(str, shape))}), got {tuple(tensor.shape)}; "
+                    "torch.export captured the network, and its graph holds the example's sizes as numbers: quantize the "
+                    "model again with an example of this size"
+                )
+            if len(got) != len(shape) or not _fits(got, shape, tensor.is_floating_point()):
                 wanted = ", ".join(["batch", *(str(n) if d == 0 else f"*({n})" for d, n in enumerate(shape))])
                 raise InputError(
                     f"input {name!r}: expected shape ({wanted}) as in the example that the network was captured with, "

@@ -99,7 +99,9 @@ class MultiheadAttention(nn.Module):
             scores = scores + (torch.unflatten(mask, 0, (-1, self.num_heads)) if attn_mask.dim() == 3 else mask)
         if key_padding_mask is not None:
             scores = scores + _blocking(key_padding_mask, scores.dtype)[:, None, None, :]
-        p = functional.softmax(scores, dim=-1)
+        masked = attn_mask is not None or key_padding_mask is not None
+        # Without weights the original calls the fused attention, which answers zeros where all is masked.
+        p = masked_softmax(scores, -1) if masked and not need_weights else functional.softmax(scores, dim=-1)
         dropped = self.drop(p)
         y = self.out_proj(torch.matmul(dropped, v).transpose(1, 2).flatten(2))  # (B, L, E)
         if not self.batch_first:
@@ -136,3 +138,9 @@ def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def causal_mask(scores: Tensor) -> Tensor:
     """Minus infinity above the diagonal, zero elsewhere; (L, S) for scores (..., L, S)."""
     return scores.new_full(scores.shape[-2:], -math.inf).triu(1)
+
+
+def masked_softmax(scores: Tensor, dim: int) -> Tensor:
+    """Softmax of scores that a mask may have set to minus infinity everywhere along ``dim``: zeros there, no NaN."""
+    answer: Tensor = torch._safe_softmax(scores, dim)  # what torch's own attention calls
+    return answer

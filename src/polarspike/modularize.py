@@ -24,6 +24,8 @@ Built = tuple[nn.Module, dict[str, Any]]
 _MADE = frozenset({Meaning.CONVOLUTION, Meaning.LINEAR, Meaning.NORM, Meaning.NORMALIZATION, Meaning.EMBEDDING,
                    Meaning.ACTIVATION, Meaning.MAX_POOLING, Meaning.DROPOUT, Meaning.SOFTMAX})  # fmt: skip
 
+_CLIPPING = ("clamp", "clamp_min", "clip")
+
 
 def functional_to_module(graph_module: fx.GraphModule) -> fx.GraphModule:
     """Turn functional layers, norms, activations, max pooling and dropout into modules, named after their place.
@@ -36,7 +38,7 @@ def functional_to_module(graph_module: fx.GraphModule) -> fx.GraphModule:
     for node in list(graph_module.graph.nodes):
         meaning = meaning_of(graph_module, node)
         _require_no_indices(graph_module, node, meaning)
-        if meaning not in _MADE or node.op == "call_module":
+        if node.op == "call_module" or (meaning not in _MADE and _label(graph_module, node) not in _CLIPPING):
             continue
         built = _build(graph_module, node, meaning)
         if built is None:
@@ -56,7 +58,7 @@ def functional_to_module(graph_module: fx.GraphModule) -> fx.GraphModule:
     return graph_module
 
 
-def _build(graph_module: fx.GraphModule, node: fx.Node, meaning: Meaning) -> Built | None:
+def _build(graph_module: fx.GraphModule, node: fx.Node, meaning: Meaning | None) -> Built | None:
     name = describe_target(graph_module, node).rpartition(".")[2].rstrip("_")
     builder = _BUILDERS.get(name) or (_activation if meaning is Meaning.ACTIVATION else None)
     if builder is None or any(isinstance(value, fx.Node) and value.op != "get_attr" for value in _rest(node)):
@@ -180,10 +182,13 @@ def _extent(value: Any, dims: int) -> Any:
     return value
 
 
-def _linear(graph_module: fx.GraphModule, node: fx.Node) -> Built:
+def _linear(graph_module: fx.GraphModule, node: fx.Node) -> Built | None:
     weight: Any = argument(node, 1, "weight")
     bias: Any = argument(node, 2, "bias")
-    rows, columns = attribute(graph_module, str(weight.target)).shape
+    shape = attribute(graph_module, str(weight.target)).shape
+    if len(shape) != 2:  # one output, without a dimension of its own
+        return None
+    rows, columns = shape
     return nn.Linear(columns, rows, bias=bias is not None), {"weight": weight, "bias": bias}
 
 
@@ -196,7 +201,9 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> Built | None:
     if given["running_mean"] is None or argument(node, 5, "training", False) is True:
         return None
     features = attribute(graph_module, str(given["running_mean"].target)).shape[0]
-    norm: Any = nn.BatchNorm2d
+    # torch.export knows the rank; torch.fx does not, and most are of images.
+    dims = getattr(node.args[0], "meta", {}).get("dims", 4) if node.args else 4
+    norm: Any = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}.get(dims, nn.BatchNorm2d)
     owner = _submodule(graph_module, str(given["running_mean"].target).rpartition(".")[0])
     for kind in (nn.BatchNorm1d, nn.BatchNorm3d, nn.SyncBatchNorm):
         if isinstance(owner, kind):
@@ -209,9 +216,11 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> Built | None:
     return module, given
 
 
-def _layer_norm(graph_module: fx.GraphModule, node: fx.Node) -> Built:
+def _layer_norm(graph_module: fx.GraphModule, node: fx.Node) -> Built | None:
     weight: Any = argument(node, 2, "weight")
     bias: Any = argument(node, 3, "bias")
+    if weight is None and bias is not None:  # no module has that
+        return None
     shape: Any = argument(node, 1, "normalized_shape")
     module = nn.LayerNorm(list(shape), argument(node, 4, "eps", 1e-5), weight is not None, bias is not None)
     return module, {"weight": weight, "bias": bias}
@@ -291,12 +300,24 @@ def _activation(graph_module: fx.GraphModule, node: fx.Node) -> Built | None:
     if name == "hardtanh":
         low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
         return (nn.ReLU6() if (low, high) == (0, 6) else nn.Hardtanh(low, high)), {}
+    if name == "threshold" and argument(node, 1, "threshold") == argument(node, 2, "value") == 0:
+        return nn.ReLU(), {}
     if name in ("elu", "celu") and len(node.args) <= 2:
         return (nn.ELU if name == "elu" else nn.CELU)(argument(node, 1, "alpha", 1.0)), {}
     weight: Any = argument(node, 1, "weight")
     if name == "prelu" and isinstance(weight, fx.Node):
         return nn.PReLU(attribute(graph_module, str(weight.target)).numel()), {"weight": weight}
     return None
+
+
+def _clip(graph_module: fx.GraphModule, node: fx.Node) -> Built | None:
+    """A rectifier that is written as clipping."""
+    low, high = argument(node, 1, "min"), argument(node, 2, "max")
+    if not isinstance(low, (int, float)) or low != 0 or isinstance(high, fx.Node):
+        return None
+    if high is None:
+        return nn.ReLU(), {}
+    return (nn.ReLU6() if high == 6 else nn.Hardtanh(0.0, float(high)), {}) if high > 0 else None
 
 
 def _require_no_indices(graph_module: fx.GraphModule, node: fx.Node, meaning: Meaning | None) -> None:
@@ -321,6 +342,7 @@ _BUILDERS: dict[str, Callable[[fx.GraphModule, fx.Node], Built | None]] = {
     "group_norm": _group_norm,
     "embedding": _embedding,
     "softmax": _softmax,
+    **dict.fromkeys(_CLIPPING, _clip),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"), _dropout),
     **dict.fromkeys((f"{kind}max_pool{dims}d" for kind in ("", "adaptive_") for dims in (1, 2, 3)), _max_pooling),
 }  # fmt: skip

@@ -97,6 +97,7 @@ MODULES: dict[type[nn.Module], ModuleEntry] = {
     **_rows(Meaning.ACTIVATION, ("alpha",), nn.ELU, nn.CELU),
     **_rows(Meaning.ACTIVATION, ("beta", "threshold"), nn.Softplus),
     **_rows(Meaning.ACTIVATION, ("min_val", "max_val"), nn.Hardtanh),
+    **_rows(Meaning.ACTIVATION, ("lower", "upper"), nn.RReLU),
     **_rows(Meaning.ACTIVATION, ("num_parameters",), nn.PReLU),
     **_rows(Meaning.ACTIVATION, ("lambd",), nn.Softshrink, nn.Hardshrink),
     **_rows(Meaning.ACTIVATION, ("threshold", "value"), nn.Threshold),
@@ -144,15 +145,16 @@ _NAMES: dict[Meaning, str] = {
     "F.hardswish F.hardsigmoid F.sigmoid torch.sigmoid F.tanh torch.tanh F.elu F.elu_ F.celu torch.celu F.selu "
     "torch.selu F.softplus F.softsign F.logsigmoid F.hardtanh F.hardtanh_ F.prelu torch.prelu F.softshrink "
     "F.hardshrink F.threshold F.glu F.tanhshrink .relu .relu_ .sigmoid .sigmoid_ .tanh .tanh_",
-    Meaning.SOFTMAX: "F.softmax torch.softmax F.log_softmax torch.log_softmax F.softmin .softmax .log_softmax",
+    Meaning.SOFTMAX: "layers.masked_softmax F.softmax torch.softmax F.log_softmax torch.log_softmax F.softmin .softmax "
+    ".log_softmax",
     Meaning.ATTENTION: "F.scaled_dot_product_attention",
     Meaning.DROPOUT: "F.dropout F.dropout1d F.dropout2d F.dropout3d torch.dropout torch.dropout_ F.alpha_dropout "
     "torch.feature_dropout",
     Meaning.ADD: "operator.add operator.iadd torch.add operator.sub operator.isub torch.sub torch.rsub .add .add_ .sub "
     ".sub_ torch.subtract",
     Meaning.SCALE: "operator.mul operator.imul torch.mul torch.multiply operator.truediv operator.itruediv torch.div "
-    "torch.divide torch.true_divide operator.neg torch.neg torch.addcmul torch.addcdiv torch.lerp .mul .mul_ .div .div_ "
-    ".neg .addcmul .true_divide .multiply .lerp",
+    "torch.divide torch.true_divide operator.neg torch.neg torch.addcmul torch.addcdiv torch.lerp torch.outer .mul .mul_ "
+    ".div .div_ .neg .addcmul .true_divide .multiply .lerp",
     Meaning.ELEMENTWISE: "torch.exp torch.exp2 torch.expm1 torch.log torch.log2 torch.log10 torch.log1p torch.sqrt "
     "torch.rsqrt torch.pow operator.pow torch.square torch.reciprocal torch.erf torch.sin torch.cos torch.tan torch.atan "
     "torch.sinh torch.cosh torch.abs operator.abs builtins.abs torch.clamp torch.clamp_min torch.clamp_max torch.clip "
@@ -163,7 +165,8 @@ _NAMES: dict[Meaning, str] = {
     Meaning.REDUCTION: "torch.var torch.std torch.var_mean torch.std_mean torch.norm linalg.vector_norm linalg.norm "
     "torch.amax torch.amin torch.max torch.min torch.prod torch.logsumexp torch.cumprod .var .std .norm .amax .amin .max "
     ".min .prod .logsumexp .cumprod F.cosine_similarity torch.cosine_similarity F.lp_pool2d torch.cdist",
-    Meaning.CONCATENATE: "torch.cat torch.concat torch.concatenate torch.stack torch.hstack torch.vstack torch.dstack",
+    Meaning.CONCATENATE: "torch.cat torch.concat torch.concatenate torch.stack torch.hstack torch.vstack torch.dstack "
+    "torch.slice_scatter torch.select_scatter",
     Meaning.RESHAPE: "torch.flatten torch.reshape torch.permute torch.transpose torch.squeeze torch.unsqueeze "
     "torch.unflatten torch.chunk torch.split torch.split_with_sizes torch.tensor_split torch.unbind torch.select "
     "torch.narrow torch.index_select torch.gather torch.roll torch.flip torch.rot90 torch.tile torch.broadcast_to "
@@ -182,7 +185,7 @@ _NAMES: dict[Meaning, str] = {
     Meaning.CONSTANT: "torch.zeros torch.ones torch.full torch.empty torch.arange torch.linspace torch.eye torch.tensor "
     "torch.zeros_like torch.ones_like torch.full_like torch.empty_like torch.meshgrid "
     "torch.diff F.affine_grid torch.as_tensor "
-    ".new_zeros .new_ones .new_full .new_empty .new_tensor torch.scalar_tensor torch.outer F.one_hot .fill_ .zero_",
+    ".new_zeros .new_ones .new_full .new_empty .new_tensor torch.scalar_tensor F.one_hot .fill_ .zero_",
     Meaning.DISCRETE: "torch.argmax torch.argmin torch.topk torch.sort torch.argsort torch.bincount torch.nonzero "
     "torch.unique torch.searchsorted torch.bucketize .argmax .argmin .topk .sort .argsort .nonzero .long .int .bool "
     "operator.gt operator.lt operator.ge operator.le operator.eq operator.ne torch.gt torch.lt torch.ge torch.le "

@@ -28,12 +28,13 @@ from polarspike.operators import argument, base_of, describe_target, meaning_of,
 def standardize(graph_module: fx.GraphModule) -> fx.GraphModule:
     """The standard form of a captured graph.
 
-    No checks, no constant arithmetic, one positional input per module, no in-place operators, attention written out,
-    layers and activations as modules, and every activation module used once.
+    No checks, no attribute that computes, no constant arithmetic, one positional input per module, no in-place operators,
+    attention written out, layers and activations as modules, and every activation module used once.
     """
     for rewrite in (
         remove_checks,
         refuse_renorm,
+        spell_out_transposes,
         fold_constants,
         positional_inputs,
         remove_in_place,
@@ -79,6 +80,21 @@ def refuse_renorm(graph_module: fx.GraphModule) -> fx.GraphModule:
                 f"{place_of(node)}: an embedding with max_norm alters its own table whenever it is read; apply the bound to "
                 "the weights once, and set max_norm=None"
             )
+    return graph_module
+
+
+def spell_out_transposes(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """Let ``x.T`` and ``x.mT`` be calls of operators, which they are; real signals are their own conjugates."""
+    calls = {
+        "T": (torch.t, ()),
+        "H": (torch.t, ()),
+        "mT": (torch.transpose, (-2, -1)),
+        "mH": (torch.transpose, (-2, -1)),
+    }
+    for node in graph_module.graph.nodes:
+        if node.target is getattr and node.args[1] in calls:
+            node.target, dims = calls[node.args[1]]
+            node.args = (node.args[0], *dims)
     return graph_module
 
 

@@ -35,8 +35,8 @@ _CARRYING = frozenset({Meaning.NORM, Meaning.AVERAGE, Meaning.ADD, Meaning.SCALE
                        Meaning.SELECT, Meaning.PAD, Meaning.UPSAMPLE, Meaning.DROPOUT})  # fmt: skip
 _MIXING = frozenset({Meaning.NORM, Meaning.AVERAGE, Meaning.ADD, Meaning.UPSAMPLE, Meaning.SELECT})
 _NEVER_NEGATIVE = frozenset({"ReLU", "ReLU6", "Sigmoid", "Hardsigmoid", "Softplus", "Softmax", "Softmax2d", "sigmoid",
-                             "softmax", "relu", "relu6", "exp", "exp2", "abs", "square", "sqrt", "rsqrt", "hardsigmoid",
-                             "softplus", "vector_norm", "norm", "var", "std", "expit"})  # fmt: skip
+                             "softmax", "masked_softmax", "relu", "relu6", "exp", "exp2", "abs", "square", "sqrt",
+                             "rsqrt", "hardsigmoid", "softplus", "vector_norm", "norm", "var", "std", "expit"})  # fmt: skip
 
 _PRODUCTS = frozenset({"mul", "imul", "multiply", "div", "truediv", "itruediv", "divide", "true_divide"})
 
@@ -87,7 +87,11 @@ def _operands(network: fx.GraphModule, node: fx.Node, dependent: Collection[fx.N
     name = describe_target(network, node).rpartition(".")[2]
     given: object = (node.args, {key: value for key, value in node.kwargs.items() if key != "bias"})
     if name in ("addmm", "baddbmm"):
-        given = node.args[1:]  # the first is only added
+        # The first is only added.
+        given = (
+            node.args[1:],
+            {key: value for key, value in node.kwargs.items() if key not in ("input", "alpha", "beta")},
+        )
     elif meaning_of(network, node) in (Meaning.CONVOLUTION, Meaning.LINEAR):
         given = (node.args[:2], {key: value for key, value in node.kwargs.items() if key in ("input", "weight")})
     wanted = set(_leaves(given))
@@ -227,7 +231,8 @@ def _never_negative(
         parents = moving(node, dependent)
         meaning = meaning_of(network, node)
         name = describe_target(network, node).rpartition(".")[2]
-        plain = name in _NEVER_NEGATIVE or (name == "pow" and node.args[1:2] == (2,))
+        plain = name in _NEVER_NEGATIVE or (name == "pow" and argument(node, 1, "exponent") == 2)
+        plain |= name in ("clamp", "clamp_min", "clip") and _at_least_zero(argument(node, 1, "min"))
         inherited = node not in sites and parents and all(parent in found for parent in parents)
         if plain or (inherited and _keeps_sign(network, node, meaning, parents)):
             found.add(node)
@@ -245,14 +250,20 @@ def _keeps_sign(network: fx.GraphModule, node: fx.Node, meaning: Meaning | None,
         value = getattr(module, "value", 0) if module else argument(node, 2 if "constant" in name else 3, "value", 0)
         return value is None or (isinstance(value, (int, float)) and value >= 0)
     if meaning is Meaning.ADD:
-        factor = node.kwargs.get("alpha", 1)
-        return "sub" not in name and len(parents) == 2 and isinstance(factor, (int, float)) and factor >= 0
+        added = [value for value in (*node.args, *node.kwargs.values()) if value not in parents]
+        return "sub" not in name and all(_at_least_zero(value) for value in added)
     if meaning is Meaning.SCALE:
         plain = name.strip("_") in _PRODUCTS
         return plain and (len(parents) == 2 or _positive(node, parents[0]))
     if meaning is Meaning.UPSAMPLE:
         return "bicubic" not in (*options, getattr(module, "mode", ""))
+    if name in ("amax", "amin"):
+        return True
     return meaning in (Meaning.MAX_POOLING, Meaning.AVERAGE, Meaning.DROPOUT, Meaning.RESHAPE)
+
+
+def _at_least_zero(value: object) -> bool:
+    return isinstance(value, (int, float)) and value >= 0
 
 
 def _positive(node: fx.Node, signal: fx.Node) -> bool:

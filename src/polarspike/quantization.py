@@ -1,8 +1,8 @@
 """Float model -> quantized network: which signals become sites, and with which levels.
 
-A rectifier (ReLU, ReLU6, LeakyReLU) that feeds a synapse *becomes* a site; any other operand of a synapse that is not made
-of spikes gets a site in front of the synapse (:mod:`polarspike.placement`). Every other operator of the table stays as it
-is. What the table does not know is an error, never skipped.
+A rectifier (ReLU, ReLU6, LeakyReLU, clipping at zero) that feeds a synapse *becomes* a site; any other operand of a synapse
+that is not made of spikes gets a site in front of the synapse (:mod:`polarspike.placement`). Every other operator of the
+table stays as it is. What the table does not know is an error, never skipped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from polarspike import ops
 from polarspike.capture import Route, capture, check_capture, graph_inputs
 from polarspike.contract import Rule, rules_of
 from polarspike.errors import OperatorError, SpecError
-from polarspike.graph import finish, free_path, scope_of, signals
+from polarspike.graph import INTEGERS, finish, free_path, scope_of, signals
 from polarspike.inputs import Inputs, Signature
 from polarspike.modules import evaluating
 from polarspike.operator_table import Meaning
@@ -55,11 +55,23 @@ def _leaky(module: nn.Module) -> FloatLaw | None:
     return FloatLaw(slope=slope) if 0.0 <= slope <= 1.0 else None  # else decoding would not be monotone
 
 
+def _integers(network: fx.GraphModule) -> str:
+    """What to say where integers come in, which count as masks and tokens, not as signals."""
+    names = ", ".join(map(repr, network.meta.get(INTEGERS, ())))
+    return f"; input {names} holds integers, which are no signals: give images as floats, or as uint8" if names else ""
+
+
+def _clipped(low: float, high: float) -> FloatLaw | None:
+    return FloatLaw(ceiling=high) if low == 0.0 < high else None
+
+
 #: The rectifiers that a site replaces, and the float function that it then stands for; None: not this one.
 RULES: dict[type[nn.Module], Callable[[nn.Module], FloatLaw | None]] = {
     nn.ReLU: lambda module: FloatLaw(),
     nn.ReLU6: lambda module: FloatLaw(ceiling=6.0),
     nn.LeakyReLU: _leaky,
+    nn.Hardtanh: lambda module: _clipped(float(module.min_val), float(module.max_val)),  # type: ignore[arg-type]
+    nn.Threshold: lambda module: FloatLaw() if module.threshold == module.value == 0 else None,
 }
 
 
@@ -99,7 +111,8 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
     planner = _Planner(network, spec, graph_inputs(model, example))
     planner.plan()
     planner.place()
-    qann = QuantizedNetwork(finish(network), spec, Signature.of(example))
+    fixed = str(network.meta.get("route", "")).startswith("export")
+    qann = QuantizedNetwork(finish(network), spec, Signature.of(example, fixed=fixed))
     with qann.float_activations():
         check_capture(model, qann, example)
     modes = {name: module.training for name, module in model.named_modules()}
@@ -250,7 +263,7 @@ class _Planner:
             transposed = "Transpose" in self._kind(node)
             source = self.shapes[moving(node, self.dependent)[0]] if transposed else out
             return math.prod(source) * weight[0].numel() // self.samples
-        inner = self.shapes.get(self.synapses[node][0], torch.Size((1,)))
+        inner = self.shapes.get(next(iter(self.synapses[node]), node), torch.Size((1,)))
         return math.prod(out) * (inner[-1] if inner else 1) // self.samples
 
     def _require_sense(self, plan: Plan) -> None:
@@ -258,7 +271,7 @@ class _Planner:
             raise OperatorError(
                 "the model has no operand of a synapse that could become a site, so nothing would spike; a site is placed "
                 "at rectifiers and in front of convolutions, linear layers and products of two signals, except at the "
-                "network's input (QuantSpec(inputs=True) places one there, too)"
+                f"network's input (QuantSpec(inputs=True) places one there, too){_integers(self.network)}"
             )
         if not any(site.spec.learned_gain for site in plan.sites) and self.spec.gain == "learned":
             raise SpecError(

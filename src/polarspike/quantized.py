@@ -47,7 +47,7 @@ class QuantizedNetwork(nn.Module):
     def forward(self, *inputs: Any, **named: Any) -> Any:
         given = bind(self._arguments, inputs, named)
         with fitting(self._named_signature, given):
-            return self.network(*given.values())
+            return nn.Module.__call__(self.network, *given.values())  # that of fx prints a traceback of its own
 
     def sites(self) -> dict[str, PolarityQuantizer]:
         """The quantizers by site name, in the order in which a signal meets them."""
@@ -93,7 +93,8 @@ def fitting(signature: Signature, given: Mapping[str, Any]) -> Iterator[None]:
             if tensor.dtype != torch.float32
         )
         if difference:
-            raise InputError(f"{difference}, and the network cannot take it: {error}") from error
+            reason = str(error).partition("\n\nWhile executing")[0]  # fx adds its own traceback
+            raise InputError(f"{difference}, and the network cannot take it: {reason}") from error
         raise
 
 

@@ -169,6 +169,7 @@ class Walk(fx.Interpreter):
 
     def __init__(self, network: fx.GraphModule, length: int, rehearsed: int, images: int, contract: Contract) -> None:
         super().__init__(network)
+        self.extra_traceback = False  # an error says by itself where it was found
         self.length = length
         self.images = images
         #: Neurons start anew after a pre-run, so sums and means over time do, too.

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from polarspike.errors import InputError, SpecError
-from polarspike.graph import depth_of, modules_of
+from polarspike.graph import INTEGERS, depth_of, modules_of
 from polarspike.inputs import Inputs, Signature, as_call, bind, channels_of, frames_of, running_means
 from polarspike.neurons import CappedNeuron, NeuronState, PolarityNeuron
 from polarspike.quantized import fitting, parameters_of
@@ -40,12 +40,14 @@ class SpikingState:
         walk: the states of the operators.
         mean: the running mean of the output so far, at least float32.
         drained: how many steps were walked after the last input (capped neurons alone).
+        constants: the integer inputs of the first timestep, which every later one must repeat.
     """
 
     timestep: int = 0
     walk: WalkState = field(default_factory=WalkState)
     mean: Any = None
     drained: int = 0
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def neurons(self) -> Mapping[str, NeuronState]:
@@ -220,7 +222,7 @@ class SpikingNetwork(Observable):
     def _respond(self, frame: Mapping[str, Any]) -> Any:
         """The first timestep, by the generated code of the graph."""
         with fitting(self._named_signature, frame):
-            return self.network(*frame.values())
+            return nn.Module.__call__(self.network, *frame.values())  # that of fx prints a traceback of its own
 
     def _advance(
         self, frame: Mapping[str, Any], state: SpikingState, rest: bool, reuse: bool = False
@@ -228,13 +230,16 @@ class SpikingNetwork(Observable):
         """One timestep; with ``rest`` the operators begin anew and only the output's mean goes on."""
         before = WalkState() if rest else state.walk
         timestep = state.timestep + 1
+        constants = {} if rest or timestep == 1 else state.constants
+        constants = constants or {name: frame[name] for name in self.network.meta.get(INTEGERS, ()) if name in frame}
+        _require_constant(constants, frame)
         walk = Advance(self.network, self._timing, before, 1 if rest else timestep, reuse)
         with fitting(self._named_signature, frame):
             mean = walk.run(*frame.values())
         if rest:  # the answers to single frames are averaged here; else the walk carries the output as its mean
-            mean = to_mean(mean, state.mean, timestep, "the output")
+            mean = to_mean(mean, state.mean, timestep, "the output", masked=True)
         self._report(before, walk.neurons, timestep)
-        return mean, SpikingState(timestep, walk.state(), mean)
+        return mean, SpikingState(timestep, walk.state(), mean, constants=constants)
 
     def drain(self, inputs: Inputs, state: SpikingState) -> tuple[Any, SpikingState]:
         """Let go what capped neurons hold back: steps without input, until nothing waits anywhere.
@@ -315,6 +320,21 @@ class SpikingNetwork(Observable):
 def _stack(*steps: Any) -> Any:
     """The answers of all steps in front; what is no tensor is the same at every step."""
     return torch.stack(steps) if isinstance(steps[0], Tensor) else steps[-1]
+
+
+def _require_constant(constants: Mapping[str, Any], frame: Mapping[str, Any]) -> None:
+    """Refuse integers and truth values that vary over time: their running mean is none."""
+    for name, first in constants.items():
+        now = frame[name]
+        if (
+            now is first or not isinstance(now, Tensor) or now.shape != first.shape
+        ):  # of another batch: refused elsewhere
+            continue
+        if not torch.equal(now, first):
+            raise InputError(
+                f"input {name!r}: integers and truth values (tokens, masks) must be the same at every timestep, and these "
+                "differ from the first; start a new stream with None, or convert with ConvertSpec(reading='frames')"
+            )
 
 
 def _copied(value: Any) -> Any:

@@ -60,11 +60,16 @@ def to_mean(step: Any, before: Any, timestep: int, place: str, masked: bool = Fa
     return _map(move, before, step)
 
 
-def to_step(mean: Any, before: Any, timestep: int) -> Any:
-    """x[t] from M[t] and M[t-1]; None at t = 1."""
+def to_step(mean: Any, before: Any, timestep: int, masked: bool = False) -> Any:
+    """x[t] from M[t] and M[t-1]; None at t = 1. With ``masked`` values may stay at infinity, as in :func:`to_mean`."""
     if before is None:
         return mean
-    return _map(lambda old, new: torch.lerp(old, new.to(old.dtype), float(timestep)), before, mean)
+
+    def move(old: Tensor, new: Tensor) -> Tensor:
+        moved = torch.lerp(old, new.to(old.dtype), float(timestep))
+        return torch.where(old == new, old, moved) if masked else moved
+
+    return _map(move, before, mean)
 
 
 def change_of(mean: Any, before: Any, timestep: int) -> Any:
@@ -88,11 +93,18 @@ def typed_as(like: Any, value: Any) -> Any:
 
 
 def advance_homogeneous(
-    function: Callable[[Tensor], Any], x: Tensor, state: SumState | None, place: str, *, reuse: bool = False
+    function: Callable[[Tensor], Any],
+    x: Tensor,
+    state: SumState | None,
+    place: str,
+    *,
+    masked: bool = False,
+    reuse: bool = False,
 ) -> tuple[Any, SumState]:
     """One step (or change) of a positively homogeneous operator, by the difference on sums.
 
-    With ``reuse`` the new sum takes the memory of the old one.
+    With ``masked`` responses may stay at infinity, and so does their step. With ``reuse`` the new sum takes the memory of
+    the old one.
 
     Raises:
         InputError: another shape than that of the step before.
@@ -105,7 +117,11 @@ def advance_homogeneous(
     else:
         total = state.total + x
     response = function(total)
-    change = response if state is None else _map(lambda old, new: new - old, state.response, response)
+
+    def move(old: Tensor, new: Tensor) -> Tensor:
+        return torch.where((old == new) & new.isinf(), new, new - old) if masked else new - old
+
+    change = response if state is None else _map(move, state.response, response)
     return _map(lambda leaf: leaf.to(x.dtype), change), SumState(total, response)
 
 

@@ -167,7 +167,7 @@ class TemporalNetwork(SequenceNetwork):
         for name, train in walk.trains.items() if self._observers else ():
             for observer in self._observers:
                 observer(name, timestep, train.spikes[0])
-        mean = to_mean(output, state.mean, timestep, "the output")
+        mean = to_mean(output, state.mean, timestep, "the output", masked=True)
         # A copy to hand out: what is done to the answer is not done to the state.
         return pytree.tree_map(lambda y: y.clone() if isinstance(y, Tensor) else y, mean), StreamState(
             timestep, walk.after, mean

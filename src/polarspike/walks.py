@@ -9,6 +9,7 @@ for a graph (:func:`timing_of`).
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from polarspike.contract import Rule, rules_of
-from polarspike.graph import signals
+from polarspike.graph import attribute, signals
+from polarspike.layers import additive_mask, causal_mask
 from polarspike.neurons import CappedNeuron, NeuronState, PolarityNeuron
 from polarspike.operator_table import Meaning
 from polarspike.operators import describe_target, meaning_of, moving, place_of
@@ -189,10 +191,14 @@ def _is_site(network: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _masked(network: fx.GraphModule, rules: Mapping[fx.Node, Rule], dependent: set[fx.Node]) -> set[fx.Node]:
-    """The signals that a mask may have set to minus infinity: behind an addition or selection, in front of a softmax."""
+    """The signals that may hold minus infinity: behind one that the graph writes, or a mask in front of a softmax."""
     found: set[fx.Node] = set()
     passed = (Meaning.RESHAPE, Meaning.SCALE, Meaning.ADD, Meaning.SELECT, Meaning.DROPOUT)
     for node in network.graph.nodes:
+        if _holds_infinity(network, node) or (
+            not _is_site(network, node) and not found.isdisjoint(node.all_input_nodes)
+        ):
+            found.add(node)
         if meaning_of(network, node) is Meaning.SOFTMAX:
             front, way = moving(node, dependent), []
             while front:
@@ -203,6 +209,21 @@ def _masked(network: fx.GraphModule, rules: Mapping[fx.Node, Rule], dependent: s
             if any(meaning_of(network, part) in (Meaning.ADD, Meaning.SELECT) for part in way):
                 found.update(way)
     return found
+
+
+def _holds_infinity(network: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether infinity stands in the arguments of a node, or in the constant that it is."""
+    if node.op == "get_attr":
+        constant = attribute(network, str(node.target))
+        return constant.is_floating_point() and bool(constant.isinf().any())
+    if node.op == "call_module":
+        filling: Any = getattr(network.get_submodule(str(node.target)), "value", 0.0)  # of padding
+        return isinstance(filling, float) and abs(filling) == math.inf
+    if node.target in (additive_mask, causal_mask):
+        return True
+    return any(
+        isinstance(leaf, float) and abs(leaf) == math.inf for leaf in pytree.tree_leaves((node.args, node.kwargs))
+    )
 
 
 class Advance(fx.Interpreter):
@@ -220,6 +241,7 @@ class Advance(fx.Interpreter):
         reuse: bool = False,
     ) -> None:
         super().__init__(network)
+        self.extra_traceback = False  # an error says by itself where it was found
         self.reuse = reuse
         self.timing = timing
         self.before = before
@@ -264,7 +286,7 @@ class Advance(fx.Interpreter):
         before = self.before.means.get(name)
         if timing.is_mean:
             self.means[name] = widened(value)
-            return typed_as(value, to_step(self.means[name], before, self.timestep))
+            return typed_as(value, to_step(self.means[name], before, self.timestep, timing.masked))
         self.means[name] = to_mean(value, before, self.timestep, timing.place, timing.masked)
         return typed_as(value, self.means[name])  # as the quantized network hands it on, also under autocast
 
@@ -301,6 +323,7 @@ class Advance(fx.Interpreter):
                 x,
                 self.before.sums.get(node.name),
                 timing.place,
+                masked=timing.masked,
                 reuse=self.reuse,
             )
         return y
@@ -366,6 +389,7 @@ class Settle(fx.Interpreter):
 
     def __init__(self, network: fx.GraphModule, timesteps: int) -> None:
         super().__init__(network)
+        self.extra_traceback = False  # an error says by itself where it was found
         self.timesteps = timesteps
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
