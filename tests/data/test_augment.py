@@ -110,6 +110,17 @@ def test_images_that_cannot_be_changed_are_refused() -> None:
         Augmentation(flip=True)(images()[0], generator())
 
 
+def test_randaugment_knows_grey_and_colour_alone() -> None:
+    for channels in (2, 20):
+        with pytest.raises(InputError, match=f"randaugment: expected images of 1 or 3 channels, got {channels}"):
+            Augmentation(randaugment=9)(images(channels=channels), generator())
+
+
+def test_mixtures_of_labels_without_a_class_are_refused() -> None:
+    with pytest.raises(InputError, match=r"expected labels 0\.\.6, got 0\.\.7; give more classes"):
+        Augmentation(mixup=1.0).mixed(torch.zeros(8, 1, 10, 10), torch.arange(8), 7, generator())
+
+
 def test_it_survives_a_dictionary() -> None:
     change = Augmentation(True, 2, 3)
     assert Augmentation.from_dict(change.to_dict()) == change

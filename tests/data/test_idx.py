@@ -87,6 +87,12 @@ def damaged(content: bytes, at: int) -> bytes:
         (IMAGES, 1, "with 1 dimensions, magic 0x801, got magic 0x803"),
         (b"these are words, not digits", 3, "with 3 dimensions, magic 0x803, got magic 0x74686573"),
         (struct.pack(">4I", 0x803, 0, 28, 28), 3, "expected at least one value, got the dimensions (0, 28, 28)"),
+        (struct.pack(">4I", 0x803, *(2**32 - 1,) * 3) + b"x", 3, "got 1; the file is truncated"),
+        (
+            gzip.compress(struct.pack(">2I", 0x801, 2**32 - 1), mtime=0),
+            1,
+            "bytes for (4294967295,), got 0; the file is",
+        ),
         (gzip.compress(many(4000), mtime=0)[:-200], 1, "expected a whole gzip file, got a damaged one"),
         (
             damaged(gzip.compress(many(4000), mtime=0), -6),

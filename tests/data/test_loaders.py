@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from polarspike import data
+from polarspike import data, distributed
 from polarspike.data import Augmentation, Normalization, Split, batches
 from polarspike.data.loaders import Batch
 from polarspike.errors import DataError, SpecError
@@ -181,6 +181,40 @@ def test_workers_make_the_same_batches() -> None:
         torch.manual_seed(5)
         found.append([images for images, _ in digits.training(500, workers=workers)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_processes_have_the_rows_of_the_batches_that_one_has(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    change = Augmentation(True, 2, 2)
+    loader = batches(noisy(9), 4, normalization=PLAIN, shuffle=True, augment=change, workers=workers)
+    torch.manual_seed(3)
+    wholes = list(loader)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        torch.manual_seed(3)
+        parts.append(list(distributed.own_portions(loader)))
+    for number, (images, numbers) in enumerate(wholes):
+        for rank in range(3):
+            (own, labels), whole = parts[rank][number]
+            rows = slice(rank, None, 3) if rank < len(numbers) else slice(0, 1)  # one stands in where none is left
+            assert whole == len(numbers) and torch.equal(labels, numbers[rows]) and torch.equal(own, images[rows])
+
+
+def test_every_process_has_as_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for samples in range(1, 12):
+        for count in (1, 2, 4):
+            pieces = []
+            for rank in range(2):
+                monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+                share = distributed.Share.of(samples)
+                pieces.append(share.pieces(count))
+                stands = range(max(share.own, 1))
+                assert all(len(stands[rows]) == max(weight, 1) for rows, weight in pieces[-1])
+            assert len(pieces[0]) == len(pieces[1]) <= count
+            assert sum(weight for one in pieces for _, weight in one) == samples
 
 
 def test_evaluation_takes_the_first_or_chosen_images() -> None:

@@ -13,8 +13,9 @@ import torch
 
 from polarspike import data
 from polarspike.data import imagenet
+from polarspike.data.pictures import Files, Shards
 from polarspike.data.streamed import StreamedDataset, random_part
-from polarspike.errors import DataError
+from polarspike.errors import DataError, SpecError
 
 pil = pytest.importorskip("PIL.Image")
 CLASSES, EACH = 3, 4
@@ -195,3 +196,93 @@ def test_labels_in_json(tmp_path: Path) -> None:
                 info.size = len(content)
                 shard.addfile(info, io.BytesIO(content))
     assert data.load("imagenet-1k", root).count("train") == CLASSES * EACH
+
+
+def shard(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("note", [b'{"caption": "a cat"}', b'{"label": 9}', b"no json"])
+def test_a_class_file_stands_above_a_note(tmp_path: Path, note: bytes) -> None:
+    members = [("a.jpg", jpeg(0)), ("a.cls", b"2"), ("a.json", note)]
+    for order in (members, members[::-1]):
+        assert Shards([shard(tmp_path / "a.tar", *order)]).labels.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        ("a.jpg", r"expected one picture of a key, got a\.jpg and a\.jpg"),
+        ("a.png", r"expected one picture of a key, got a\.jpg and a\.png"),
+        ("a.cls", r"expected one cls of a key, got a\.cls and a\.cls"),
+    ],
+)
+def test_members_of_one_key_are_refused(tmp_path: Path, second: str, text: str) -> None:
+    path = shard(tmp_path / "a.tar", ("a.jpg", jpeg(0)), ("a.cls", b"0"), (second, b"1"))
+    with pytest.raises(DataError, match=text):
+        Shards([path])
+
+
+@pytest.mark.parametrize("label", [b"1.7", b"true", b'"1"', b"null"])
+def test_a_label_in_json_is_an_integer(tmp_path: Path, label: bytes) -> None:
+    path = shard(tmp_path / "a.tar", ("a.jpg", jpeg(0)), ("a.json", b'{"label": %s}' % label))
+    with pytest.raises(DataError, match=r"a\.json: expected the number of a class, got"):
+        Shards([path])
+
+
+def test_annotations_name_every_picture_once(tmp_path: Path) -> None:
+    path = tiny(tmp_path) / "val" / "val_annotations.txt"
+    path.write_text(path.read_text() + "\n\n")
+    assert data.load("tiny-imagenet-200", tmp_path).count("test") == 2 * CLASSES
+    path.write_text("val_0.JPEG\tn00000000\n" + path.read_text())
+    with pytest.raises(
+        DataError, match=r"val_annotations\.txt: expected one line for a picture, got more for val_0\.JPEG"
+    ):
+        data.load("tiny-imagenet-200", tmp_path)
+
+
+def test_pictures_of_16_bits_keep_their_grey(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    grey = np.array([[0, 128, 129, 25700, 65535]], dtype=np.uint16)
+    pil.fromarray(grey).save(path)
+    assert np.asarray(Files([path], [0]).picture(0))[0].tolist() == [[byte] * 3 for byte in (0, 0, 1, 100, 255)]
+    pil.fromarray(np.zeros((2, 2), dtype=np.float32)).save(path, "TIFF")
+    with pytest.raises(DataError, match=r"a\.png: expected a picture, got: pixels of more than 16 bits \(mode F\)"):
+        Files([path], [0]).picture(0)
+
+
+def test_a_picture_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(jpeg(0))
+    monkeypatch.setattr(pil, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"a\.png: expected a picture, got: .*decompression bomb"):
+        Files([path], [0]).picture(0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_validation_part_is_cut_from_the_training_pictures(layout: str, tmp_path: Path) -> None:
+    name, make = LAYOUTS[layout]
+    make(tmp_path)
+    whole = data.load(name, tmp_path)
+    with pytest.raises(
+        DataError, match="expected a part among train, test, got 'validation'; split_validation cuts one"
+    ):
+        whole.evaluation(4, "validation")
+    cut = whole.split_validation(0.25)
+    assert [cut.count(part) for part in ("train", "validation", "test")] == [9, 3, 6]
+    images, labels = next(iter(cut.evaluation(3, "validation")))
+    assert sorted(labels.tolist()) == [0, 1, 2]
+    red = images[:, 0, cut.image_size[0] // 2, 2] * 0.229 + 0.485
+    assert torch.allclose(red * 255, 80 * (labels + 1).float(), atol=4)  # the labels are those of the pictures
+    parts = cut.parts()
+    kept, moved = ({parts[part].content(i) for i in range(cut.count(part))} for part in ("train", "validation"))
+    assert len(kept) == 9 and not kept & moved
+    with pytest.raises(DataError, match="was already cut"):
+        cut.split_validation(0.25)
+    with pytest.raises(SpecError, match="images: expected an integer of at least 1"):
+        cut.evaluation(4, images=0)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polarspike.data import Augmentation, ImageDataset, Normalization, Split
-from polarspike.data.splits import stratified
-from polarspike.errors import DataError
+from polarspike.data.splits import selected, stratified
+from polarspike.errors import DataError, SpecError
 
 
 def images(count: int, channels: int = 1, size: int = 4) -> torch.Tensor:
@@ -171,3 +171,17 @@ def test_parts_that_do_not_fit_are_refused(changes: dict[str, object], text: str
 def test_a_data_set_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         dataset().name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("part", ["validation", "foo"])
+def test_a_part_that_is_not_there_is_named(part: str) -> None:
+    for ask in (lambda: dataset().evaluation(10, part), lambda: dataset().count(part)):
+        with pytest.raises(DataError, match=f"expected a part among train, test, got '{part}'"):
+            ask()
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True])
+def test_a_number_of_images_is_at_least_1(count: object) -> None:
+    with pytest.raises(SpecError, match="images: expected an integer of at least 1, or None for all, got"):
+        dataset().evaluation(10, images=count)  # type: ignore[arg-type]
+    assert len(selected(4, 99, None)) == len(selected(4, 99, 0)) == 4  # all that there are

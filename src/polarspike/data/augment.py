@@ -71,7 +71,8 @@ class Augmentation(Spec):
         """Changed copies of images (N, C, H, W), of the same shape and type; the input is left as it is.
 
         Raises:
-            InputError: the images are not (N, C, H, W), or not larger than the shift.
+            InputError: the images are not (N, C, H, W), or not larger than the shift, or have neither 1 nor 3 channels
+                where RandAugment is asked for.
             MissingExtraError: an operation of torchvision is asked for, and it is not installed.
         """
         if images.dim() != 4:
@@ -80,6 +81,11 @@ class Augmentation(Spec):
             raise InputError(
                 f"Augmentation.shift: expected fewer pixels than the image has, got {self.shift} "
                 f"for {images.shape[-2]}x{images.shape[-1]}; give a smaller shift"
+            )
+        if self.randaugment and images.shape[1] not in (1, 3):
+            raise InputError(
+                f"Augmentation.randaugment: expected images of 1 or 3 channels, got {images.shape[1]}; it knows "
+                "grey and colour only, give randaugment=0"
             )
         if self.flip:
             images = random_flip(images, generator)
@@ -92,7 +98,17 @@ class Augmentation(Spec):
         return images
 
     def mixed(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Normalized images (N, C, H, W) and labels (N,) as mixtures: images, and shares (N, classes) of the classes."""
+        """Normalized images (N, C, H, W) and labels (N,) as mixtures: images, and shares (N, classes) of the classes.
+
+        Raises:
+            InputError: a label is none of so many classes.
+            MissingExtraError: torchvision is not installed.
+        """
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise InputError(
+                f"Augmentation.mixed: expected labels 0..{classes - 1}, got {low}..{high}; give more classes"
+            )
         transforms = _torchvision()
         with _seeded(generator):
             kinds = [(transforms.MixUp, self.mixup), (transforms.CutMix, self.cutmix)]

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from polarspike.data.augment import Augmentation
 from polarspike.data.loaders import Batch, batches
 from polarspike.data.normalization import Normalization
-from polarspike.data.splits import Split, selected, stratified
+from polarspike.data.splits import Split, part_of, selected, stratified
 from polarspike.errors import DataError
 
 
@@ -93,8 +93,8 @@ class ImageDataset:
         return dataclasses.replace(self, train=self.train.subset(kept), validation=self.train.subset(moved))
 
     def count(self, part: str) -> int:
-        """How many samples a part has."""
-        return len(self.parts()[part])
+        """How many samples a part has; a part that is not there is a :class:`DataError`."""
+        return len(part_of(self.name, self.parts(), part))
 
     def training(self, batch_size: int, *, augmented: bool = True, workers: int = 0) -> DataLoader[Batch]:
         """Shuffled batches of the training part with the usual changes; a smaller last one is left out."""
@@ -123,11 +123,15 @@ class ImageDataset:
         Args:
             batch_size: samples per batch.
             part: ``"train"``, ``"validation"`` or ``"test"``.
-            images: only so many; None for all.
+            images: only so many, 1 or more, or all where there are fewer; None for all.
             seed: which of them, at random; None for the first ones.
             normalization: another one than the data set's.
+
+        Raises:
+            DataError: there is no such part.
+            SpecError: ``images`` or ``batch_size`` is not an integer of at least 1.
         """
-        split = self.parts()[part]
+        split = part_of(self.name, self.parts(), part)
         if images is not None:
             split = split.subset(selected(len(split), images, seed))
         return batches(split, batch_size, normalization=normalization or self.normalization)

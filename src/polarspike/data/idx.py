@@ -100,9 +100,9 @@ def _parse(file: IO[bytes] | gzip.GzipFile, path: Path, dims: int) -> Tensor:
     if 0 in shape:
         raise DataError(f"{path}: expected at least one value, got the dimensions {shape}")
     count = math.prod(shape)
-    values = bytearray(file.read(count))
+    values = bytearray(file.read())  # all of it: a damaged header may state more than any memory holds
     if len(values) < count:
         raise DataError(f"{path}: expected {count} bytes for {shape}, got {len(values)}; the file is truncated")
-    if file.read(1):
+    if len(values) > count:
         raise DataError(f"{path}: expected the file to end after {count} bytes for {shape}, got more; it is not whole")
     return torch.frombuffer(values, dtype=torch.uint8).reshape(shape)

@@ -10,6 +10,7 @@ whose own test part has no labels.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from polarspike.data.augment import Augmentation
@@ -134,10 +135,13 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> Files:
     """Pictures whose classes stand in a text file: name, class, and more, parted by tabs."""
     known = {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
-    for line in lines_of(folder / "val_annotations.txt"):
+    for line in filter(str.strip, lines_of(folder / "val_annotations.txt")):
         file, *rest = line.split("\t")
         if not rest or rest[0] not in known:
             raise DataError(f"{folder / 'val_annotations.txt'}: expected lines of FILE, CLASS, got {line!r}")
         paths.append(folder / "images" / file)
         labels.append(known[rest[0]])
+    if len(set(paths)) < len(paths):
+        twice = next(path.name for path, count in Counter(paths).items() if count > 1)
+        raise DataError(f"{folder / 'val_annotations.txt'}: expected one line for a picture, got more for {twice}")
     return Files(paths, labels)

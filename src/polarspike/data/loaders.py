@@ -34,7 +34,8 @@ def batches(
 
     All that is random in one iteration, order and augmentation of every batch, follows from one number drawn from
     torch's global generator when the iteration starts. So ``torch.manual_seed`` before an epoch fixes the epoch,
-    whatever the network draws meanwhile; a loader with nothing random draws nothing.
+    whatever the network draws meanwhile; a loader with nothing random draws nothing. In several processes each
+    iteration gives whole batches; ``fit``, ``evaluate`` and ``calibrate`` ask for the share of a process instead.
 
     Args:
         split: the part to read.
@@ -112,32 +113,48 @@ def over(
 class _Loader(DataLoader[Batch]):
     """A loader that draws once for each iteration; with workers, torch asks the sampler for its keys twice."""
 
-    @property
-    def shares(self) -> bool:
-        """Whether each of several processes gets its own rows of every batch: so it is where a batch is drawn."""
-        assert isinstance(self.sampler, _Keys)
-        return self.sampler.draws and distributed.world_size() > 1
-
     def __iter__(self) -> Any:
-        assert isinstance(self.sampler, _Keys)
-        self.sampler.begin()
+        self._keys.begin()
         return super().__iter__()
 
     def every(self, first: int, step: int) -> Iterator[Batch]:
         """The batches first, first + step, ... of one iteration; the others are not made."""
-        assert isinstance(self.sampler, _Keys)
-        self.sampler.wanted = slice(first, None, step)
+        self._keys.wanted = slice(first, None, step)
         try:
-            yield from self
+            return iter(self)  # which has asked for all keys
         finally:
-            self.sampler.wanted = slice(None)
+            self._keys.wanted = slice(None)
+
+    def portions(self) -> Iterator[tuple[Batch, int]]:
+        """This process's rows of every batch of one iteration, and how many rows the whole batch has."""
+        self._keys.shared = True
+        try:
+            return zip(iter(self), self._keys.sizes(), strict=True)
+        finally:
+            self._keys.shared = False
+
+    @property
+    def _keys(self) -> _Keys:
+        assert isinstance(self.sampler, _Keys)
+        return self.sampler
 
 
 class Key(NamedTuple):
-    """All that one batch depends on: indices of its samples (B,) int64, and the seed of its augmentation."""
+    """All that one batch depends on, or a process's rows of it.
+
+    Args:
+        indices: of its samples (B,) int64.
+        seed: of what is drawn for these alone.
+        batch: indices of the whole batch's samples.
+        common: the seed of what is drawn for the whole batch.
+        rows: which of it these are.
+    """
 
     indices: Tensor
     seed: int
+    batch: Tensor
+    common: int
+    rows: slice
 
 
 class _Keys(Sampler[Key]):
@@ -150,11 +167,16 @@ class _Keys(Sampler[Key]):
         self.seed, self.draws = seed, draws
         self.current = 0 if seed is None else seed
         self.wanted = slice(None)  # batches
+        self.shared = False  # whether each of several processes gets its own rows alone
 
     def begin(self) -> None:
         """Draw what the next iteration follows from."""
         if self.seed is None and self.draws:
             self.current = int(torch.empty((), dtype=torch.int64).random_())
+
+    def sizes(self) -> list[int]:
+        """How many samples each batch has."""
+        return [min(self.batch_size, self.samples - number * self.batch_size) for number in range(len(self))]
 
     def __len__(self) -> int:
         return self.samples // self.batch_size if self.drop_last else -(-self.samples // self.batch_size)
@@ -164,15 +186,14 @@ class _Keys(Sampler[Key]):
         order = torch.randperm(self.samples, generator=generator) if self.shuffle else torch.arange(self.samples)
         seeds = torch.empty(len(self), dtype=torch.int64).random_(generator=generator)
         groups = torch.split(order, self.batch_size)[: len(self)]
-        keys = [Key(group, int(seed)) for group, seed in zip(groups, seeds, strict=True)]
-        world = distributed.world_size()
-        if self.draws and world > 1:
-            if self.batch_size % world:
-                raise SpecError(
-                    f"batches: expected a batch size that {world} processes can share, got {self.batch_size}"
-                )
-            keys = [Key(key.indices[distributed.own_rows()], key.seed + distributed.rank()) for key in keys]
+        keys = [self._key(group, int(seed)) for group, seed in zip(groups, seeds, strict=True)]
         return iter(keys[self.wanted])
+
+    def _key(self, batch: Tensor, seed: int) -> Key:
+        if not self.shared:
+            return Key(batch, seed, batch, seed, slice(None))
+        rows = distributed.own_rows(len(batch))
+        return Key(batch[rows], seed + distributed.rank(), batch, seed, rows)
 
 
 class _WholeBatches(Dataset[Batch]):
@@ -182,10 +203,13 @@ class _WholeBatches(Dataset[Batch]):
         self.split, self.normalization, self.augment, self.classes = split, normalization, augment, classes
 
     def __getitem__(self, key: Key) -> Batch:
-        images, labels = self.split.images[key.indices], self.split.labels[key.indices]  # (B, C, H, W) uint8
+        # Changes are drawn for the whole batch: then they do not depend on how many processes share it.
+        indices, rows = (key.indices, slice(None)) if self.augment is None else (key.batch, key.rows)
+        images, labels = self.split.images[indices], self.split.labels[indices]  # (B, C, H, W) uint8
         # Each batch has its own seed, so no batch depends on which process made the one before.
-        generator = torch.Generator().manual_seed(key.seed)
-        return changed(images, labels, self.augment, self.normalization, self.classes, generator)
+        generator = torch.Generator().manual_seed(key.common)
+        images, labels = changed(images, labels, self.augment, self.normalization, self.classes, generator)
+        return images[rows].contiguous(), labels[rows].contiguous()
 
 
 def changed(

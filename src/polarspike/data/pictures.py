@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,10 @@ class Pictures(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, indices: Tensor) -> Pictures:
+        """The pictures at ``indices`` (M,) int64, in that order."""
+        return _Subset(self, indices)
+
     @abstractmethod
     def content(self, index: int) -> tuple[bytes, str]:
         """The bytes of a picture's file, and where they come from."""
@@ -41,7 +46,7 @@ class Pictures(ABC):
         """One picture, decoded, in RGB.
 
         Raises:
-            DataError: its file cannot be read, or is no picture.
+            DataError: its file cannot be read, is no picture, or one of too many or too deep pixels.
             MissingExtraError: Pillow is not installed.
         """
         try:
@@ -51,9 +56,30 @@ class Pictures(ABC):
         content, place = self.content(index)
         try:
             with Image.open(io.BytesIO(content)) as file:
-                return file.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+                return (_of_bytes(file) if file.mode[0] in "IF" else file).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{place}: expected a picture, got: {error}; fetch it again") from error
+
+
+class _Subset(Pictures):
+    """Chosen pictures of others."""
+
+    def __init__(self, pictures: Pictures, indices: Tensor) -> None:
+        super().__init__(pictures.labels[indices])
+        self.pictures, self.indices = pictures, indices
+
+    def content(self, index: int) -> tuple[bytes, str]:
+        return self.pictures.content(int(self.indices[index]))
+
+
+def _of_bytes(picture: Any) -> Any:
+    """A grey picture of 16 bits a pixel at 8: byte b stands for 257 b. Pillow's own conversion would cut at 255."""
+    from PIL import Image  # which has decoded the picture
+
+    pixels = np.asarray(picture)
+    if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise ValueError(f"pixels of more than 16 bits (mode {picture.mode})")
+    return Image.fromarray(((pixels.astype(np.int64) + 128) // 257).astype(np.uint8))
 
 
 class Files(Pictures):
@@ -69,15 +95,16 @@ class Files(Pictures):
 
 
 class Shards(Pictures):
-    """Members of tar files, as WebDataset lays them out: ``KEY.jpg`` beside ``KEY.cls`` (or ``KEY.json`` with a label).
+    """Members of tar files, as WebDataset lays them out: ``KEY.jpg`` beside ``KEY.cls``.
 
-    Only the headers are read to find them; a picture is then read at its place.
+    Where there is no ``KEY.cls``, ``KEY.json`` must have an integer ``label``. Only the headers are read to
+    find the pictures; each is then read at its place.
 
     Args:
         paths: of the shards, in order.
 
     Raises:
-        DataError: a shard is no whole tar file, or a picture has no label.
+        DataError: a shard is no whole tar file, a picture has no label, or two members have the same name or key.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -101,7 +128,8 @@ class Shards(Pictures):
 
 def _members(path: Path) -> list[tuple[int, int, int]]:
     """(offset, bytes, label) of every picture of a shard."""
-    pictures: dict[str, tuple[int, int]] = {}
+    kinds = ("picture", "cls", "json")
+    found: dict[str, dict[str, tarfile.TarInfo]] = {kind: {} for kind in kinds}
     labels: dict[str, int] = {}
     try:
         with tarfile.open(path, "r:") as shard:
@@ -109,25 +137,38 @@ def _members(path: Path) -> list[tuple[int, int, int]]:
                 folder, _, name = member.name.rpartition("/")
                 key, _, suffix = name.partition(".")
                 key = f"{folder}/{key}"
-                if f".{suffix.lower()}" in SUFFIXES:
-                    pictures[key] = member.offset_data, member.size
-                elif suffix in ("cls", "json") and (file := shard.extractfile(member)) is not None:
-                    labels[key] = _label(file.read(), suffix, f"{path}: {member.name}")
+                kind = "picture" if f".{suffix.lower()}" in SUFFIXES else suffix
+                if kind not in kinds or member.isdir():
+                    continue
+                if (other := found[kind].setdefault(key, member)) is not member:
+                    raise DataError(
+                        f"{path}: expected one {kind} of a key, got {other.name} and {member.name}; "
+                        "make the shard again"
+                    )
+            for suffix in ("json", "cls"):  # the class file's word is the last one
+                for key, member in found[suffix].items():
+                    if suffix == "cls" or key not in found["cls"]:
+                        file = shard.extractfile(member)
+                        labels[key] = _label(file.read() if file else b"", suffix, f"{path}: {member.name}")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path}: expected a whole tar file, got: {error}; fetch it again") from error
+    pictures = found["picture"]
     if missing := [key for key in pictures if key not in labels]:
         raise DataError(
             f"{path}: expected {missing[0].lstrip('/')}.cls or .json with a label beside the picture, found none"
         )
     if not pictures:
         raise DataError(f"{path}: expected pictures ({', '.join(SUFFIXES)}) in this shard, found none")
-    return [(*place, labels[key]) for key, place in pictures.items()]
+    return [(member.offset_data, member.size, labels[key]) for key, member in pictures.items()]
 
 
 def _label(content: bytes, suffix: str, place: str) -> int:
     try:
         if suffix == "cls":
             return int(content.decode("ascii").strip())
-        return int(json.loads(content)["label"])
+        label = json.loads(content)["label"]
+        if type(label) is not int:  # nor a bool, which is one, too
+            raise TypeError
+        return label
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise DataError(f"{place}: expected the number of a class, got {content[:40]!r}") from error

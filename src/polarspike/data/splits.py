@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from polarspike.errors import DataError
+from polarspike.errors import DataError, SpecError
+
+AnyPart = TypeVar("AnyPart")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +51,28 @@ class Split:
         return Split(self.images[indices], self.labels[indices])
 
 
+def part_of(name: str, parts: Mapping[str, AnyPart], part: str) -> AnyPart:
+    """The part of a data set that is asked for.
+
+    Raises:
+        DataError: there is none; the message lists those that there are.
+    """
+    if part not in parts:
+        how = "; split_validation cuts one" if part == "validation" else ""
+        raise DataError(f"{name}: expected a part among {', '.join(parts)}, got {part!r}{how}")
+    return parts[part]
+
+
 def selected(samples: int, count: int, seed: int | None) -> Tensor:
-    """Indices of ``count`` of so many samples: the first ones, or a random choice by ``seed``."""
+    """Indices of ``count`` of so many samples: the first ones, or a random choice by ``seed``.
+
+    Where there are fewer, they are of all.
+
+    Raises:
+        SpecError: ``count`` is not an integer of at least 1.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise SpecError(f"images: expected an integer of at least 1, or None for all, got {count!r}")
     if seed is None:
         return torch.arange(samples)[:count]
     return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))[:count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from polarspike.data.augment import Augmentation
 from polarspike.data.loaders import Batch, Key, changed, over
 from polarspike.data.normalization import Normalization
 from polarspike.data.pictures import Pictures
-from polarspike.data.splits import selected
+from polarspike.data.splits import part_of, selected, stratified
 from polarspike.errors import DataError
 
 _TRAIN_AREA = (0.08, 1.0)
@@ -37,6 +38,7 @@ class StreamedDataset:
         augmentation: beside the random cut.
         size: side of an image in pixels.
         resize: of the shorter side before the middle is cut out.
+        validation: cut from the training part by :meth:`split_validation`, else None.
 
     Raises:
         DataError: a part is empty, or a label has no class.
@@ -52,6 +54,7 @@ class StreamedDataset:
     augmentation: Augmentation
     size: int = 224
     resize: int = 256
+    validation: Pictures | None = None
 
     def __post_init__(self) -> None:
         for part, pictures in self.parts().items():
@@ -79,12 +82,24 @@ class StreamedDataset:
         return self.size, self.size
 
     def parts(self) -> dict[str, Pictures]:
-        """The parts by name."""
-        return {"train": self.train, "test": self.test}
+        """The parts that there are, by name: train, validation where it was cut, test."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: pictures for name, pictures in parts.items() if pictures is not None}
+
+    def split_validation(self, fraction: float, seed: int = 0) -> StreamedDataset:
+        """The same data set with ``fraction`` of every class of the training part moved to a validation part.
+
+        Raises:
+            DataError: there already is a validation part, or the fraction leaves a class out of a part.
+        """
+        if self.validation is not None:
+            raise DataError(f"{self.name}: a validation part was already cut; cut it from the data set as loaded")
+        kept, moved = stratified(self.train.labels, fraction, seed)
+        return dataclasses.replace(self, train=self.train.subset(kept), validation=self.train.subset(moved))
 
     def count(self, part: str) -> int:
-        """How many samples a part has."""
-        return len(self.parts()[part])
+        """How many samples a part has; a part that is not there is a :class:`DataError`."""
+        return len(part_of(self.name, self.parts(), part))
 
     def training(self, batch_size: int, *, augmented: bool = True, workers: int = 0) -> DataLoader[Batch]:
         """Shuffled batches of the training part with random cuts and the usual changes; a smaller last one is left out."""
@@ -102,7 +117,7 @@ class StreamedDataset:
         workers: int = 0,
     ) -> DataLoader[Batch]:
         """Batches of a part, cut from the middle; arguments as for :class:`~polarspike.data.ImageDataset`."""
-        pictures = self.parts()[part]
+        pictures = part_of(self.name, self.parts(), part)
         order = torch.arange(len(pictures)) if images is None else selected(len(pictures), images, seed)
         made = _Batches(self, pictures, order, normalization or self.normalization, augmented=None)
         return over(made, len(order), batch_size, shuffle=False, drop_last=False, draws=False, workers=workers)

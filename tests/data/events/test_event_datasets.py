@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ SPEC = FrameSpec(bins=2)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("POLARSPIKE_DATA", raising=False)
+    monkeypatch.setattr(published, "CLASSES", {"n-caltech101": 2})
     monkeypatch.setattr(published, "COUNTS", {"n-mnist": (30, 10), "n-caltech101": (24,), "cifar10-dvs": (200,)})
 
 
@@ -240,9 +242,112 @@ def test_a_reversed_order_turned_again_is_the_order() -> None:
     assert simulated.reordered(turned, 100).t.tolist() == stream.t.tolist()
 
 
-def test_streams_of_nothing_make_empty_frames(tmp_path: Path) -> None:
-    root = n_mnist(tmp_path)
-    (root / "Test" / "0" / "00000.bin").write_bytes(b"")
-    found = load_events("n-mnist", root, SPEC)
-    assert int(found.test.images[found.test.labels == 0].sum()) == 0
-    assert len(EventStream.of([], [], [], [], (4, 4))) == 0
+@pytest.mark.parametrize("content", [b"", bin_bytes([(0, 240, 0, 0)])], ids=["nothing", "overflows"])
+def test_a_sample_of_no_event_is_refused(tmp_path: Path, content: bytes) -> None:
+    (n_mnist(tmp_path) / "Test" / "4" / "00000.bin").write_bytes(content)
+    with pytest.raises(DataError, match=r"4/00000\.bin: expected events of class 4, found none; .* unpack the archive"):
+        load_events("n-mnist", tmp_path, SPEC)
+    assert len(EventStream.of([], [], [], [], (4, 4))) == 0  # which says nothing of streams
+
+
+@pytest.mark.parametrize("content", [aedat2_bytes([]), aedat31_bytes([])], ids=["2.0", "3.1"])
+def test_a_recording_of_no_event_is_refused(tmp_path: Path, content: bytes) -> None:
+    (cifar10_dvs(tmp_path) / "cat" / "cifar10_cat_3.aedat").write_bytes(content)
+    with pytest.raises(DataError, match=r"cifar10_cat_3\.aedat: expected events of class 3, found none"):
+        load_events("cifar10-dvs", tmp_path, SPEC)
+
+
+def test_an_array_of_no_event_is_refused(tmp_path: Path) -> None:
+    np.save(packed_gestures(tmp_path) / "ibmGestureTest" / "user01_lab" / "10.npy", np.zeros((0, 4)))
+    with pytest.raises(DataError, match=r"10\.npy: expected events of class 10, found none"):
+        load_events("dvs128-gesture", tmp_path, SPEC)
+
+
+def test_a_gesture_after_the_last_event_is_refused(tmp_path: Path) -> None:
+    path = dvs128_gesture(tmp_path) / "user01_led.aedat"
+    path.write_bytes(aedat31_bytes([(1, 1, 100, 1), (2, 2, 200, 0)]))
+    with pytest.raises(
+        DataError, match=r"user01_led\.aedat: expected events of class 10 from 300 to 400 us, found none"
+    ):
+        load_events("dvs128-gesture", tmp_path, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "user01_led_labels.csv",
+            "class,startTime_usec,endTime_usec\n1,201,100\n",
+            "a start before the end, got '1,201,",
+        ),
+        ("user01_led_labels.csv", "1,100,201\n11,300,400\n", "expected the line class,.* got '1,100,201' and 1 more"),
+        ("user01_led_labels.csv", "", "expected the line class,.* got '' and 0 more"),
+        ("user01_led_labels.csv", "class,startTime_usec,endTime_usec\n", "and 0 more; unpack the archive again"),
+        ("trials_to_train.txt", "\n", "expected the names of recordings, found none"),
+        (
+            "trials_to_train.txt",
+            "user01_led.aedat\n" * 2,
+            r"expected every recording once, got user01_led\.aedat twice",
+        ),
+        ("trials_to_test.txt", "user01_led.aedat\n", "in the list of one part, got it in both"),
+    ],
+)
+def test_lists_of_gestures_that_contradict_themselves(tmp_path: Path, file: str, text: str, message: str) -> None:
+    (dvs128_gesture(tmp_path) / file).write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_events("dvs128-gesture", tmp_path, SPEC)
+
+
+def test_a_replaced_recording_is_read_again(tmp_path: Path) -> None:
+    load_events("dvs128-gesture", dvs128_gesture(tmp_path), SPEC)
+    (tmp_path / "user01_led.aedat").write_bytes(aedat31_bytes([(9, 9, 100, 1), (9, 9, 101, 1), (3, 3, 300, 1)]))
+    again = load_events("dvs128-gesture", tmp_path, FrameSpec(bins=1)).train
+    first = again.images[again.labels == 0]
+    assert int(first.sum()) == int(first[0, 1, 9, 9]) == 2
+
+
+def test_every_class_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (n_mnist(tmp_path / "a") / "Train" / "7").glob("*.bin"):
+        path.rename(tmp_path / "a" / "Train" / "8" / f"7{path.name}")  # the counts add up
+    with pytest.raises(DataError, match=r"Train/7: expected recordings of this class \(\*\.bin\), found none"):
+        load_events("n-mnist", tmp_path / "a", SPEC)
+    for stray in ("__MACOSX", ".cache"):
+        (n_caltech101(tmp_path / stray) / "Caltech101" / stray).mkdir()
+        assert load_events("n-caltech101", tmp_path / stray, SPEC).classes == ("BACKGROUND_Google", "Faces_easy")
+    monkeypatch.setattr(published, "CLASSES", {"n-caltech101": 101})
+    with pytest.raises(DataError, match=r"expected folders of 101 classes in .*, got 2"):
+        load_events("n-caltech101", tmp_path / ".cache", SPEC)
+
+
+def test_two_roots_share_no_frames(tmp_path: Path) -> None:
+    roots = [n_mnist(tmp_path / name) for name in "ab"]
+    changed = roots[1] / "Test" / "3" / "00000.bin"
+    changed.write_bytes(bin_bytes([(9, 9, 10, 1), (9, 9, 20, 0), (9, 9, 30, 1)]))  # of the same size
+    for path in tmp_path.rglob("*.bin"):
+        os.utime(path, (0, 0))
+    one, other = (load_events("n-mnist", root, SPEC).test.images for root in roots)
+    assert not torch.equal(one, other)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    path = n_mnist(tmp_path) / "Train" / "3" / "00000.bin"
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"3/00000\.bin: expected a readable file"):
+        load_events("n-mnist", tmp_path, SPEC)
+
+
+def test_parts_by_name(tmp_path: Path) -> None:
+    found = load_events("n-mnist", n_mnist(tmp_path), SPEC)
+    with pytest.raises(
+        DataError, match="n-mnist: expected a part among train, test, got 'validation'; split_validation"
+    ):
+        found.sequences("validation", 5)
+    cut = found.split_validation(0.3)
+    assert {name: len(split) for name, split in cut.parts().items()} == {"train": 20, "validation": 10, "test": 10}
+    assert cut.normalization == found.normalization and len(found.train) == 30
+    frames, labels = next(iter(cut.sequences("validation", 10)))
+    assert frames.shape == (10, 2, 2, 34, 34) and sorted(labels.tolist()) == list(range(10))
+    assert cut.channels().count("validation") == 10
+    with pytest.raises(DataError, match="was already cut"):
+        cut.split_validation(0.3)

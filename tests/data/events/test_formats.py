@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,8 @@ def test_bin_files_that_are_not_whole_or_not_of_this_sensor(tmp_path: Path) -> N
     assert len(read_bin(path, (34, 34))) == 0
     with pytest.raises(DataError, match="rows below 240"):
         write_bin(path, stream([(0, 250, 0, 0)], (260, 260)))
+    with pytest.raises(DataError, match=r"times in 0\.\.2\^23-1 us, got row 0, column 0, times -5\.\.7"):
+        write_bin(path, stream([(0, 0, -5, 0), (0, 0, 7, 0)], (34, 34)))
 
 
 def test_aedat_2_of_cifar10_dvs(tmp_path: Path) -> None:
@@ -93,6 +96,40 @@ def test_aedat_2_of_cifar10_dvs(tmp_path: Path) -> None:
         read_aedat(path)
     path.write_bytes(b"#!AER-DAT2.0\r\n# no end")
     with pytest.raises(DataError, match="the header has no end"):
+        read_aedat(path)
+
+
+def words(*pairs: tuple[int, int], order: str = ">") -> bytes:
+    return b"#!AER-DAT2.0\r\n" + b"".join(struct.pack(f"{order}II", address, t) for address, t in pairs)
+
+
+def test_the_clock_of_aedat_2_wraps_and_external_events_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.aedat"
+    path.write_bytes(words((0, 2**32 - 5), (0x8000, 2**32 - 3), (1, 4), (0, 9)))
+    assert listed(read_aedat(path)) == [(127, 127, 2**32 - 5, 1), (127, 127, 2**32 + 4, 0), (127, 127, 2**32 + 9, 1)]
+    path.write_bytes(words((0, 9), (1, 8)))  # the hardware's own slips are put in order
+    assert listed(read_aedat(path)) == [(127, 127, 8, 0), (127, 127, 9, 1)]
+    path.write_bytes(words())
+    assert len(read_aedat(path)) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (
+            words((5 << 22 | 7 << 12, 1)),
+            "expected addresses of a DVS128, below 0x10000, got 0x1407000; .* another camera",
+        ),
+        (words((6, 10), (6, 11), order="<"), "its words are little-endian"),
+        (words((0, 127), (0, 256), order="<"), "goes on, got 65536 us after 2130706432; .* byte order"),
+        (words((0, 9_000_000), (0, 8)), "goes on, got 8 us after 9000000"),
+    ],
+    ids=["another camera", "addresses turned", "times turned", "times back"],
+)
+def test_what_is_no_aedat_2_of_a_dvs128(tmp_path: Path, content: bytes, text: str) -> None:
+    path = tmp_path / "a.aedat"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.aedat: .*{text}"):
         read_aedat(path)
 
 
@@ -132,6 +169,35 @@ def test_what_is_no_aedat(tmp_path: Path) -> None:
         read_aedat(path)
 
 
+def test_compressed_aedat_31_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.aedat"
+    path.write_bytes(aedat31_bytes(EVENTS).replace(b"RAW", b"SerializedTS"))
+    with pytest.raises(DataError, match=r"a\.aedat: expected the line '#Format: RAW', got b'#Format: SerializedTS'"):
+        read_aedat(path)
+    packed = struct.pack("<hhiiiiii", 1 - (1 << 15), 1, 8, 4, 0, 16, 2, 2) + bytes(16)
+    path.write_bytes(aedat31_bytes(EVENTS) + packed)
+    with pytest.raises(DataError, match=r"a\.aedat: expected packets as they are, got a compressed one"):
+        read_aedat(path)
+
+
+class Panic(BaseException):
+    """As the decoder's: no Exception."""
+
+
+@pytest.mark.parametrize(("raised", "seen"), [(Panic, DataError), (OSError, DataError), (KeyboardInterrupt,) * 2])
+def test_damaged_aedat_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException], seen: type[BaseException]
+) -> None:
+    def decoder(path: str) -> None:
+        raise raised("range end")
+
+    monkeypatch.setitem(sys.modules, "aedat", types.SimpleNamespace(Decoder=decoder))
+    path = tmp_path / "a.aedat4"
+    path.write_bytes(b"#!AER-DAT4.0\r\n" + bytes(20))
+    with pytest.raises(seen, match="range end"):
+        read_aedat(path)
+
+
 def test_aedat_4_names_what_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aedat", None)
     path = tmp_path / "a.aedat4"
@@ -150,6 +216,29 @@ def test_npy_files_of_dvs128_gesture(tmp_path: Path) -> None:
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="expected an array of numbers"):
         read_npy(path)
+    with path.open("wb") as file:
+        np.savez(file, np.zeros((3, 4)))
+    with pytest.raises(DataError, match=r"3\.npy: expected one array of numbers, got an archive"):
+        read_npy(path)
+    path.write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(DataError, match="expected an array of numbers"):
+        read_npy(path)
+
+
+def test_milliseconds_are_rounded_to_microseconds(tmp_path: Path) -> None:
+    times = np.arange(5000)
+    table = np.zeros((5000, 4))
+    table[:, 3] = times / 1000
+    np.save(tmp_path / "3.npy", table)
+    assert np.array_equal(read_npy(tmp_path / "3.npy").t, times)
+
+
+@pytest.mark.parametrize("row", [[1.5, 2, 1, 0], [1, 2.25, 1, 0], [1, 2, 0.5, 0], [1, 2, 1, np.nan], [1, 2, 1, np.inf],
+                                 [np.nan, 2, 1, 0], [1, 2, 1, 1e16]])  # fmt: skip
+def test_numbers_that_no_event_has(tmp_path: Path, row: list[float]) -> None:
+    np.save(tmp_path / "3.npy", np.array([[0, 0, 0, 0], row], dtype=np.float64))
+    with pytest.raises(DataError, match=r"3\.npy: events: expected [xytp] as whole numbers below 2\^63, got"):
+        read_npy(tmp_path / "3.npy")
 
 
 def test_a_stream_is_checked_and_put_in_order() -> None:
@@ -160,3 +249,8 @@ def test_a_stream_is_checked_and_put_in_order() -> None:
         EventStream.of([1], [0, 0], [1], [0], (4, 4))
     with pytest.raises(DataError, match=r"expected p in 0\.\.1, got 2\.\.2"):
         EventStream.of([1], [0], [1], [2], (4, 4))
+    with pytest.raises(DataError, match=r"expected t as whole numbers below 2\^63, got 9223372036854775808"):
+        EventStream.of([1], [0], np.array([2**63], dtype=np.uint64), [1], (4, 4))
+    zero = np.zeros(2, dtype=np.int64)
+    with pytest.raises(DataError, match=r"never decrease, got 3 after 9; EventStream\.of puts them in order"):
+        EventStream(zero, zero, np.array([9, 3]), zero, (4, 4))

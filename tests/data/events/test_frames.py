@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +61,18 @@ def test_counts_saturate() -> None:
     assert to_frames(many, FrameSpec(bins=1)).max() == 255
 
 
-@pytest.mark.parametrize("wrong", [{"bins": 0}, {"height": -1}, {"by": "hand"}, {"duration_us": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"bins": 0}, {"height": -1}, {"bins": 2.5}, {"width": 3.0}, {"bins": True}, {"by": "hand"}, {"duration_us": -1}],
+)
 def test_a_spec_is_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(SpecError):
         FrameSpec(**wrong)  # type: ignore[arg-type]
+
+
+def places(folder: Path) -> list[Path]:
+    """All folders, hidden ones, too; not the locks."""
+    return [path for path in folder.iterdir() if path.is_dir()]
 
 
 class Maker:
@@ -86,8 +98,8 @@ def test_frames_are_made_once_for_each_setting(tmp_path: Path) -> None:
     first.images[0] = 9  # stays in memory
     assert int(cached(tmp_path, {"a": 1}, 3, (2, 2, 3, 4), make, what="test").images[0].max()) == 0
     cached(tmp_path, {"a": 2}, 3, (2, 2, 3, 4), make, what="test")
-    assert make.made == 6 and len(list(tmp_path.iterdir())) == 2
-    place = next(path for path in tmp_path.iterdir() if json.loads((path / "settings.json").read_text())["a"] == 1)
+    assert make.made == 6 and len(places(tmp_path)) == 2
+    place = next(path for path in places(tmp_path) if json.loads((path / "settings.json").read_text())["a"] == 1)
     (place / "frames.npy").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"the cache of test is damaged .*remove this folder"):
         cached(tmp_path, {"a": 1}, 3, (2, 2, 3, 4), make, what="test")
@@ -96,7 +108,52 @@ def test_frames_are_made_once_for_each_setting(tmp_path: Path) -> None:
 def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path, {}, 3, (2, 2, 3, 4), Maker(fail_at=2), what="test")
-    assert list(tmp_path.iterdir()) == []
+    assert places(tmp_path) == []
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="expected a folder that can be written"):
         cached(tmp_path / "file", {}, 3, (2, 2, 3, 4), Maker(), what="test")
+
+
+def test_what_a_killed_maker_left_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path, {}, 3, (2, 2, 3, 4), Maker(fail_at=2), what="test")
+    lock = next(tmp_path.glob("*.lock"))
+    left = lock.with_suffix(".partial")
+    left.mkdir()
+    (left / "frames.npy").write_bytes(bytes(1000))
+    made = cached(tmp_path, {}, 3, (2, 2, 3, 4), Maker(), what="test")
+    assert not left.exists() and len(places(tmp_path)) == 1 and made.labels.tolist() == [5, 4, 3]
+
+
+def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:
+    started, go_on = threading.Event(), threading.Event()
+    first, second = Maker(), Maker()
+
+    def slow() -> Iterator[tuple[np.ndarray, int]]:
+        started.set()
+        assert go_on.wait(20)
+        yield from first()
+
+    def make(maker: Callable[[], Iterator[tuple[np.ndarray, int]]]) -> torch.Tensor:
+        return cached(tmp_path, {}, 3, (2, 2, 3, 4), maker, what="test").images
+
+    with ThreadPoolExecutor(2) as pool:  # a lock of a file keeps threads apart, too
+        one = pool.submit(make, slow)
+        assert started.wait(20)
+        two = pool.submit(make, second)
+        time.sleep(0.2)
+        assert not two.done()
+        go_on.set()
+        assert torch.equal(one.result(20), two.result(20))
+    assert (first.made, second.made) == (3, 0)
+
+
+def test_a_file_in_the_place_of_a_cache_is_a_data_error(tmp_path: Path) -> None:
+    cached(tmp_path, {}, 3, (2, 2, 3, 4), Maker(), what="test")
+    place = places(tmp_path)[0]
+    shutil.rmtree(place)
+    place.touch()
+    with pytest.raises(
+        DataError, match=rf"{place.name}: expected the folder of a cache of test, got a file; remove it"
+    ):
+        cached(tmp_path, {}, 3, (2, 2, 3, 4), Maker(), what="test")

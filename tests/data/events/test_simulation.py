@@ -9,7 +9,7 @@ import pytest
 
 from polarspike import data
 from polarspike.data.events import CameraSpec, EventStream, simulate
-from polarspike.errors import SpecError
+from polarspike.errors import InputError, SpecError
 
 QUIET = CameraSpec(noise_hz=0.0, mismatch=0.0, refractory_us=0)
 
@@ -63,7 +63,16 @@ def test_refractory_pixels_rest() -> None:
     assert min(gaps(simulate(bar(), replace(fast, refractory_us=1000), 0))) >= 999  # whole microseconds
 
 
-@pytest.mark.parametrize("wrong", [{"renders": 1}, {"threshold": 0.0}, {"noise_hz": -1.0}, {"size": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"renders": 1}, {"threshold": 0.0}, {"noise_hz": -1.0}, {"size": 0}, {"renders": 2.5}, {"refractory_us": 1.5}],
+)
 def test_a_camera_is_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(SpecError):
         CameraSpec(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("image", [np.zeros((3, 28, 28), np.uint8), np.zeros((28, 28)), np.zeros((0, 28), np.uint8)])
+def test_an_image_is_checked(image: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"expected one image \(H, W\) of uint8, got"):
+        simulate(image, CameraSpec(), 1)

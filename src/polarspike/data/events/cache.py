@@ -1,17 +1,16 @@
 """Frames of a whole part on disk: made once for each way of making them, mapped into memory afterwards.
 
 A cache is a folder named by a digest of everything that its content depends on: the data set, the part, the spec, and the
-name, size and time of every source file. It holds ``frames.npy``, ``labels.npy`` and ``settings.json``, is written under
-another name and renamed when it is whole, so that a kill leaves nothing that a later run could take for it.
+place, size and time of every source file. It holds ``frames.npy``, ``labels.npy`` and ``settings.json``, is written
+under another name and renamed when it is whole, so that a kill leaves nothing that a later run could take for it. One
+process makes a cache while others wait for it; what a killed one left is removed by the next that makes the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,25 @@ from tqdm import tqdm
 from polarspike.data.events.frames import Frames
 from polarspike.data.splits import Split
 from polarspike.errors import DataError
+from polarspike.locks import locked
 
 FORMAT = 1
 
 
 def stamp(paths: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """Name, size and time of every file, so that a changed source is another cache."""
+    """Place, size and time of every file, so that a changed source is another cache.
+
+    Raises:
+        DataError: a file is not there, as where a link leads nowhere.
+    """
+    folders = {folder: folder.resolve() for folder in {path.parent for path in paths}}
     found = []
     for path in paths:
-        state = path.stat()
-        found.append((f"{path.parent.name}/{path.name}", state.st_size, state.st_mtime_ns))
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: expected a readable file, got: {error.strerror}; unpack it again") from error
+        found.append((str(folders[path.parent] / path.name), state.st_size, state.st_mtime_ns))
     return found
 
 
@@ -60,8 +68,18 @@ def cached(
     """
     described = json.dumps({"format": FORMAT, **settings}, sort_keys=True)
     place = folder / hashlib.sha256(described.encode()).hexdigest()[:24]
+    if place.is_file():
+        raise DataError(f"{place}: expected the folder of a cache of {what}, got a file; remove it")
     if not place.is_dir():
-        _make(place, described, samples, shape, make, what)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with locked(place.with_name(f".{place.name}.lock")):
+                if not place.is_dir():  # else another process has made it meanwhile
+                    _make(place, described, samples, shape, make, what)
+        except OSError as error:
+            raise DataError(
+                f"{place.parent}: expected a folder that can be written, for the frames of {what}: {error}"
+            ) from error
     try:
         frames = np.load(place / "frames.npy", mmap_mode="c")  # changes would stay in memory
         labels = np.load(place / "labels.npy")
@@ -82,13 +100,9 @@ def _make(
     make: Callable[[], Iterator[tuple[Frames, int]]],
     what: str,
 ) -> None:
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
-    except OSError as error:
-        raise DataError(
-            f"{place.parent}: expected a folder that can be written, for the frames of {what}: {error}"
-        ) from error
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a maker that was killed: it holds the lock no more
+    partial.mkdir()
     try:
         frames = np.lib.format.open_memmap(partial / "frames.npy", mode="w+", dtype=np.uint8, shape=(samples, *shape))
         labels = np.zeros(samples, dtype=np.int64)
@@ -99,10 +113,6 @@ def _make(
         del frames
         np.save(partial / "labels.npy", labels)
         (partial / "settings.json").write_text(described, encoding="utf-8")
-        try:
-            os.rename(partial, place)
-        except OSError:
-            if not place.is_dir():  # else another process was faster, with the same content
-                raise
+        partial.rename(place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

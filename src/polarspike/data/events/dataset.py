@@ -7,6 +7,7 @@ trained through time.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -26,10 +27,10 @@ from polarspike.data.loaders import batches
 from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
 from polarspike.data.registry import Shape, Source, register
-from polarspike.data.splits import Split
+from polarspike.data.splits import Split, part_of, stratified
 from polarspike.errors import DataError, closest
 
-Part = Literal["train", "test"]
+Part = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class EventDataset:
         train, test: bytes (N, T * 2, H, W), bin by bin, darker before brighter; mapped from disk.
         spec: how the recordings became frames.
         classes, origin, licence, augmentation, simulated: as for the source.
+        validation: cut from the training part by :meth:`split_validation`, else None.
+        scaling: the normalization, where it is known already.
     """
 
     name: str
@@ -133,10 +136,33 @@ class EventDataset:
     licence: str
     augmentation: Augmentation
     simulated: bool
+    validation: Split | None = None
+    scaling: Normalization | None = None
+
+    def parts(self) -> dict[str, Split]:
+        """The parts that there are, by name: train, validation where it was cut, test."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in parts.items() if split is not None}
+
+    def split_validation(self, fraction: float, seed: int = 0) -> EventDataset:
+        """The same data set with ``fraction`` of every class of the training part moved to a validation part.
+
+        Both are copies in memory; the normalization stays that of the training part as loaded.
+
+        Raises:
+            DataError: there already is a validation part, or the fraction leaves a class out of a part.
+        """
+        if self.validation is not None:
+            raise DataError(f"{self.name}: a validation part was already cut; cut it from the data set as loaded")
+        kept, moved = stratified(self.train.labels, fraction, seed)
+        train, validation = self.train.subset(kept), self.train.subset(moved)
+        return dataclasses.replace(self, train=train, validation=validation, scaling=self.normalization)
 
     @functools.cached_property  # it reads all training frames
     def normalization(self) -> Normalization:
         """Of the training counts of either sign, the same for every bin: for merged channels, T times over."""
+        if self.scaling is not None:
+            return self.scaling
         count, channels, height, width = self.train.images.shape
         frames = self.train.images.view(count * channels // 2, 2, height, width)
         one = Normalization.of(frames)
@@ -153,11 +179,17 @@ class EventDataset:
             licence=self.licence,
             normalization=self.normalization,
             augmentation=self.augmentation,
+            validation=self.validation,
         )
 
     def sequences(self, part: Part, batch_size: int, *, shuffle: bool = False, augmented: bool = False) -> Any:
-        """Batches of (frames (B, T, 2, H, W) float32, labels); every change is the same for all frames of a sample."""
-        split = self.train if part == "train" else self.test
+        """Batches of (frames (B, T, 2, H, W) float32, labels); every change is the same for all frames of a sample.
+
+        Raises:
+            DataError: there is no such part.
+            SpecError: ``batch_size`` is not an integer of at least 1.
+        """
+        split = part_of(self.name, self.parts(), part)
         merged = batches(
             split,
             batch_size,
@@ -179,8 +211,19 @@ class _Sequences:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for merged, labels in self.loader:
-            yield merged.view(len(merged), self.bins, 2, *merged.shape[2:]), labels
+        return map(self._frames, self.loader)
+
+    def every(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As of the loader: some of its batches."""
+        return map(self._frames, self.loader.every(first, step))
+
+    def portions(self) -> Iterator[tuple[tuple[Tensor, Tensor], int]]:
+        """As of the loader: this process's rows of every batch, and the size of the whole one."""
+        return ((self._frames(batch), whole) for batch, whole in self.loader.portions())
+
+    def _frames(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        merged, labels = batch
+        return merged.view(len(merged), self.bins, 2, *merged.shape[2:]), labels
 
 
 def load_events(
@@ -199,7 +242,8 @@ def load_events(
         cache_folder: where frames are kept; the user's cache if not given.
 
     Raises:
-        DataError: the name is unknown, files are missing or damaged, or the cache cannot be written.
+        DataError: the name is unknown, files are missing or damaged, a recording holds no event, or the cache cannot be
+            written.
     """
     source = find_source(name)
     if root is not None and not Path(root).is_dir():
@@ -226,7 +270,7 @@ def find_source(name: str) -> EventSource:
 
 def _part(source: EventSource, found: Recordings, part: str, spec: FrameSpec, folder: Path) -> Split:
     recordings: list[Recording] = getattr(found, part)
-    files = list(dict.fromkeys(recording.path for recording in recordings if recording.path != Path()))
+    files = [path for path in dict.fromkeys(recording.path for recording in recordings) if path != Path()]
     settings = {
         "data": source.name,
         "part": part,
@@ -238,10 +282,21 @@ def _part(source: EventSource, found: Recordings, part: str, spec: FrameSpec, fo
 
     def make() -> Iterator[tuple[Any, int]]:
         for recording in recordings:
-            yield to_frames(found.read(recording), spec), recording.label
+            events = found.read(recording)
+            if not len(events) and recording.path != Path():
+                raise DataError(_nothing(recording))
+            yield to_frames(events, spec), recording.label
 
     what = f"{source.name} {part}"
     return cached(folder / source.name, settings, len(recordings), spec.shape(found.size), make, what=what)
+
+
+def _nothing(recording: Recording) -> str:
+    stretch = "" if recording.start is None else f" from {recording.start} to {recording.end} us"
+    return (
+        f"{recording.path}: expected events of class {recording.label}{stretch}, found none; the file is truncated, or "
+        "its labels belong to another: unpack the archive again"
+    )
 
 
 def fair_order(recordings: list[Recording], seed: int = 0) -> list[Recording]:

@@ -43,9 +43,9 @@ class FrameSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("bins", self.bins >= 1, "an integer of at least 1")
-        for name in ("height", "width", "duration_us"):
-            self._require(name, getattr(self, name) >= 0, "an integer of at least 0")
+        for name, least in {"bins": 1, "height": 0, "width": 0, "duration_us": 0}.items():
+            value = getattr(self, name)
+            self._require(name, type(value) is int and value >= least, f"an integer of at least {least}")
 
     def shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """(T, 2, H, W) of a recording by a sensor of this size."""

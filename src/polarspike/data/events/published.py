@@ -43,6 +43,8 @@ _GESTURES = ("hand clapping", "right hand wave", "left hand wave", "right arm cl
 _SIZE = (128, 128)
 #: How many recordings each part must have: fewer are an unfinished unpacking.
 COUNTS = {"n-mnist": (60_000, 10_000), "n-caltech101": (8_709,), "cifar10-dvs": (10_000,)}
+#: How many classes, where nothing but folders names them: 100 of objects and one of background.
+CLASSES = {"n-caltech101": 101}
 
 
 def _n_mnist(source: Source) -> Recordings:
@@ -57,7 +59,12 @@ def _n_caltech101(source: Source) -> Recordings:
     folder = (
         _first(source, "n-caltech101", ("Caltech101",), "Unpack Caltech101.zip of N-Caltech101 there") / "Caltech101"
     )
-    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))))
+    if len(classes) != (expected := CLASSES["n-caltech101"]):
+        raise DataError(
+            f"n-caltech101: expected folders of {expected} classes in {folder}, got {len(classes)}; "
+            "unpack the archive again"
+        )
     found = _by_class(folder, classes, "*.bin")
     return _cut("n-caltech101", folder, found, (180, 240), classes, lambda r: read_bin(r.path, (180, 240)))
 
@@ -77,39 +84,59 @@ def _dvs128_gesture(source: Source) -> Recordings:
             train, test = (_packed_gestures(folder / part) for part in packed)
             return Recordings(train, test, _SIZE, _GESTURES, lambda r: read_npy(r.path, _SIZE))
     folder = _first(source, "dvs128-gesture", ("trials_to_train.txt", "trials_to_test.txt"), how)
-    train, test = (_gestures(folder, part) for part in ("train", "test"))
-    return Recordings(fair_order(train), fair_order(test), _SIZE, _GESTURES, _stretch)
+    trained, tested = (_trials(folder / f"trials_to_{part}.txt") for part in ("train", "test"))
+    if both := sorted(set(trained) & set(tested)):
+        raise DataError(
+            f"dvs128-gesture: expected {both[0]} in the list of one part, got it in both; unpack the archive again"
+        )
+    train, test = (fair_order([one for path in paths for one in _gestures(path)]) for paths in (trained, tested))
+    return Recordings(train, test, _SIZE, _GESTURES, _stretches())
 
 
-def _stretch(recording: Recording) -> EventStream:
-    assert recording.start is not None and recording.end is not None
-    return _whole_file(recording.path).between(recording.start, recording.end)
+def _stretches() -> Callable[[Recording], EventStream]:
+    """A reader of samples that keeps the last files whole, for as long as it is there itself."""
+    whole = functools.lru_cache(maxsize=4)(lambda path: read_aedat(path, _SIZE))
+
+    def read(recording: Recording) -> EventStream:
+        assert recording.start is not None and recording.end is not None
+        return whole(recording.path).between(recording.start, recording.end)
+
+    return read
 
 
-@functools.lru_cache(maxsize=4)
-def _whole_file(path: Path) -> EventStream:
-    return read_aedat(path, _SIZE)
-
-
-def _gestures(folder: Path, part: str) -> list[Recording]:
-    """The stretches that the label files name; a label file counts gestures from 1."""
-    found = []
-    for line in _lines(folder / f"trials_to_{part}.txt"):
-        path = folder / line
-        labels = path.with_name(f"{path.stem}_labels.csv")
+def _trials(listed: Path) -> list[Path]:
+    """The recordings that a list names."""
+    paths = [listed.parent / line for line in _lines(listed)]
+    if not paths:
+        raise DataError(f"{listed}: expected the names of recordings, found none; unpack the archive again")
+    for index, path in enumerate(paths):
         if not path.is_file():
-            raise DataError(
-                f"dvs128-gesture: expected {path}, which trials_to_{part}.txt names; unpack the archive again"
-            )
-        rows = list(csv.reader(_lines(labels)))[1:]
-        for row in rows:
-            try:
-                label, start, end = (int(value) for value in row[:3])
-            except ValueError as error:
-                raise DataError(f"{labels}: expected lines of class, start, end, got {','.join(row)!r}") from error
-            if not 1 <= label <= len(_GESTURES):
-                raise DataError(f"{labels}: expected classes in 1..{len(_GESTURES)}, got {label}")
-            found.append(Recording(path, label - 1, start, end))
+            raise DataError(f"dvs128-gesture: expected {path}, which {listed.name} names; unpack the archive again")
+        if path in paths[:index]:
+            raise DataError(f"{listed}: expected every recording once, got {path.name} twice; unpack the archive again")
+    return paths
+
+
+def _gestures(path: Path) -> list[Recording]:
+    """The stretches that the label file of a recording names; it counts gestures from 1."""
+    labels = path.with_name(f"{path.stem}_labels.csv")
+    header, *rows = list(csv.reader(_lines(labels))) or [[""]]
+    if header[0] != "class" or not rows:
+        raise DataError(
+            f"{labels}: expected the line class,startTime_usec,endTime_usec and one for each gesture, got "
+            f"{','.join(header)!r} and {len(rows)} more; unpack the archive again"
+        )
+    found = []
+    for row in rows:
+        try:
+            label, start, end = (int(value) for value in row[:3])
+        except ValueError as error:
+            raise DataError(f"{labels}: expected lines of class, start, end, got {','.join(row)!r}") from error
+        if not 1 <= label <= len(_GESTURES):
+            raise DataError(f"{labels}: expected classes in 1..{len(_GESTURES)}, got {label}")
+        if start >= end:
+            raise DataError(f"{labels}: expected a start before the end, got {','.join(row)!r}")
+        found.append(Recording(path, label - 1, start, end))
     return found
 
 
@@ -129,9 +156,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def _by_class(folder: Path, classes: tuple[str, ...], pattern: str) -> list[Recording]:
-    return [
+    found = [
         Recording(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).glob(pattern))
     ]
+    if missing := set(range(len(classes))) - {recording.label for recording in found}:
+        place = folder / classes[min(missing)]
+        raise DataError(f"{place}: expected recordings of this class ({pattern}), found none; unpack the archive again")
+    return found
 
 
 def _cut(

@@ -8,9 +8,13 @@ sub-pixel positions. Pixel model (log intensity, each pixel with a reference lev
     refractory: an event less than 1 ms after the last one of its pixel is lost, though R moves
     noise: events of either sign at 0.1 Hz a pixel
 
-Times are interpolated between rendered moments, so that neither the number of events nor their times depend on how finely
-the stimulus is rendered. A simulation that compares successive frames has no reference level: it forgets what stays below
-the threshold at every frame, and its events vanish as the frames become finer.
+Times are interpolated between rendered moments, so that neither the number of events nor their times depend much on how
+finely the stimulus is rendered, on two conditions. A pixel's level must not turn between two moments, as it does where
+an image has fine texture. And its crossings must be farther apart than the refractory time, as they mostly are at the
+default threshold: a coarse rendering spreads the crossings of an interval evenly, so that fewer are lost (a bar at th =
+0.05: 14 % more events with 22 moments than with 1,000; as many without a refractory time). A simulation that compares
+successive frames has no reference level: it forgets what stays below the threshold at every frame, and its events
+vanish as the frames become finer.
 
 It is a simulation and nothing else: no photon noise, no bandwidth of the photoreceptor, no readout.
 """
@@ -23,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polarspike.data.events.streams import EventStream
+from polarspike.errors import InputError
 from polarspike.specs import Spec
 
 Floats = NDArray[np.float64]
@@ -59,17 +64,23 @@ class CameraSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("size", "saccade_us"):
-            self._require(name, getattr(self, name) >= 1, "an integer of at least 1")
-        self._require("renders", self.renders >= 2, "an integer of at least 2")
+        for name, least in {"size": 1, "saccade_us": 1, "renders": 2, "refractory_us": 0}.items():
+            value = getattr(self, name)
+            self._require(name, type(value) is int and value >= least, f"an integer of at least {least}")
         for name in ("threshold", "floor"):
             self._require(name, getattr(self, name) > 0, "a positive number")
-        for name in ("mismatch", "refractory_us", "noise_hz"):
+        for name in ("mismatch", "noise_hz"):
             self._require(name, getattr(self, name) >= 0, "a number of at least 0")
 
 
 def simulate(image: NDArray[np.uint8], spec: CameraSpec, seed: int) -> EventStream:
-    """The events of one image (H, W) of bytes; the same seed gives the same events."""
+    """The events of one image (H, W) of bytes; the same seed gives the same events.
+
+    Raises:
+        InputError: the image is not such an array.
+    """
+    if image.ndim != 2 or image.dtype != np.uint8 or not image.size:
+        raise InputError(f"simulate: expected one image (H, W) of uint8, got {image.dtype} {image.shape}")
     random = np.random.default_rng(seed)
     size, span = spec.size, 3 * spec.saccade_us
     positive, negative = np.abs(random.normal(spec.threshold, spec.mismatch * spec.threshold, (2, size, size)))

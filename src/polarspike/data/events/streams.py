@@ -24,7 +24,7 @@ class EventStream:
         size: (H, W) of the sensor in pixels.
 
     Raises:
-        DataError: the arrays differ in length, an event lies outside of the sensor, or p is not 0 or 1.
+        DataError: the arrays differ in length, an event lies outside of the sensor, p is not 0 or 1, or times decrease.
     """
 
     x: Integers
@@ -44,14 +44,24 @@ class EventStream:
             low, high = int(values.min()), int(values.max())
             if low < 0 or high >= limit:
                 raise DataError(f"events: expected {name} in 0..{limit - 1}, got {low}..{high}")
+        if len(back := np.flatnonzero(self.t[1:] < self.t[:-1])):
+            before, after = self.t[back[0]], self.t[back[0] + 1]
+            raise DataError(
+                f"events: expected times that never decrease, got {after} after {before}; "
+                "EventStream.of puts them in order"
+            )
 
     def __len__(self) -> int:
         return len(self.x)
 
     @classmethod
     def of(cls, x: object, y: object, t: object, p: object, size: tuple[int, int]) -> EventStream:
-        """Arrays of any integer type, put in the order of time."""
-        xs, ys, ts, ps = (np.asarray(values).astype(np.int64) for values in (x, y, t, p))
+        """Arrays of whole numbers of any type, put in the order of time.
+
+        Raises:
+            DataError: a number is not whole, not finite or not below 2^63, or as for the class.
+        """
+        xs, ys, ts, ps = (_whole(name, values) for name, values in (("x", x), ("y", y), ("t", t), ("p", p)))
         if len({len(values) for values in (xs, ys, ts, ps)}) == 1 and bool((np.diff(ts) < 0).any()):
             order = np.argsort(ts, kind="stable")
             xs, ys, ts, ps = xs[order], ys[order], ts[order], ps[order]
@@ -61,3 +71,12 @@ class EventStream:
         """The events with start <= t < end."""
         first, last = np.searchsorted(self.t, [start, end])
         return EventStream(self.x[first:last], self.y[first:last], self.t[first:last], self.p[first:last], self.size)
+
+
+def _whole(name: str, values: object) -> Integers:
+    given = np.asarray(values)
+    with np.errstate(invalid="ignore"):  # what cannot be an integer becomes another number, which is seen below
+        found = given.astype(np.int64)
+    if (wrong := np.flatnonzero(found != given)).size:
+        raise DataError(f"events: expected {name} as whole numbers below 2^63, got {given[wrong[0]]}")
+    return found
