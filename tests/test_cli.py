@@ -1,5 +1,6 @@
 """The command line on a tiny data set: every command, every wrong input of the list, kill and resume."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -19,7 +20,7 @@ import pytest
 import torch
 
 import polarspike as ps
-from polarspike import cli, recipes, sources
+from polarspike import cli, data, recipes, sources
 from polarspike.cli.experiments import Train, read_recipe
 from polarspike.cli.network import TRAINING_FREE
 from polarspike.cli.refinement import Likeness
@@ -228,6 +229,30 @@ def test_a_finished_run_is_resumed_from_its_directory_alone(call: Call, trained:
 def test_a_run_is_not_resumed_as_something_else(call: Call, trained: Path) -> None:
     code, _, err = call("train", "--run", trained, "--resume", "--ann.epochs", "5")
     assert code == 2 and "recipe.ann.epochs was 2 and is 5 now" in err
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_run_is_not_resumed_on_other_data(
+    call: Call, trained: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    digits = data.load("digits")
+    same: data.Split = getattr(digits, part)
+    for other, found in (
+        (data.Split(same.images, same.labels.flip(0)), f"data.{part}.labels was"),
+        (data.Split(same.images.flip(0), same.labels), f"data.{part}.images was"),
+        (same.subset(torch.arange(300)), f"data.{part}.samples was {len(same)} and is 300 now"),
+    ):
+        changed = dataclasses.replace(digits, **{part: other})
+        monkeypatch.setattr("polarspike.data.load", lambda *_, changed=changed, **__: changed)
+        code, _, err = call("train", "--run", trained, "--resume")
+        assert code == 2 and found in err
+
+
+def test_workers_make_the_batches_of_a_recipe(call: Call, tmp_path: Path, trained: Path) -> None:
+    code, out, _ = call("train", *FLAGS, "--run", tmp_path / "run", "--workers", "1")
+    assert code == 0 and out == (trained / "report.txt").read_text()
+    code, _, err = call("train", *FLAGS, "--run", tmp_path / "none", "--workers", "-1")
+    assert code == 2 and "Recipe.workers: expected an integer of at least 0, got -1" in err
 
 
 def test_train_says_no_if_the_networks_differ(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

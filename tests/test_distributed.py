@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -17,10 +18,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import polarspike as ps
-from polarspike import data, distributed, processes
-from polarspike.errors import MissingExtraError, SpecError
+from polarspike import cli, data, distributed, processes
+from polarspike.cli.command import ending_together
+from polarspike.data.events import EventDataset, FrameSpec
+from polarspike.errors import InputError, MissingExtraError, PolarspikeError, RunError, SpecError
 from polarspike.observation import observe
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
@@ -91,10 +95,99 @@ def own_loader(place: Path) -> dict[str, Any]:
     }
 
 
+class Spy(nn.Module):
+    """A linear network that keeps the first value of every row that it sees."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.seen = nn.Linear(inputs, classes), list[float]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += x.flatten(1)[:, 0].tolist()
+        answer: Tensor = self.linear(x.flatten(1))
+        return answer
+
+
+def loss_of(loader: Any, inputs: int, classes: int, accumulation: int = 1) -> tuple[float, Spy]:
+    model, one = Spy(inputs, classes), dataclasses.replace(spec(1), warmup_epochs=0.0, accumulation=accumulation)
+    return ps.fit(model, loader, one, progress=False).last.loss, model
+
+
+def shares(place: Path) -> dict[str, Any]:
+    """Every kind of loader: what is trained on and counted, and by whom."""
+    digits = data.load("digits")
+    part = dataclasses.replace(digits, train=digits.train.subset(torch.arange(67)))
+    counts = data.Split(torch.arange(64 * 4 * 64).remainder(5).byte().view(64, 4, 8, 8), torch.arange(64) % 2)
+    frames = EventDataset("x", counts, counts, FrameSpec(bins=2), ("a", "b"), "", "", data.Augmentation(), True)
+    sequences, spy = loss_of(frames.sequences("train", 16, shuffle=True), 256, 2)
+    x, y = torch.arange(60.0).view(60, 1), torch.arange(60) % 3
+    nine = [(x[start : start + 9] / 60, y[start : start + 9]) for start in range(0, 55, 9)]
+    uneven = data.batches(part.train, 16, normalization=digits.normalization, shuffle=True)
+    single = data.batches(part.train, 66, normalization=digits.normalization, shuffle=True)
+    table = TensorDataset(x, y)
+    watched = Spy(1, 3)
+    torch.manual_seed(10 + distributed.rank())
+    state = torch.get_rng_state()
+    total = ps.evaluate(watched, DataLoader(table, 7, shuffle=True)).total
+    if distributed.rank() > 0:
+        assert torch.equal(state, torch.get_rng_state())  # its own randomness is left alone
+    qann = quantized(digits.evaluation(100, "train"))
+    found: dict[str, Any] = {
+        "losses": {
+            "sequences": sequences,
+            "uneven": loss_of(uneven, 64, 10)[0],  # the last batch has 3 rows
+            "one row": loss_of(single, 64, 10)[0],
+            "pieces": loss_of(nine, 1, 3, accumulation=4)[0],  # 5 rows make 3 pieces, 4 rows make 4
+            "pieces of uneven": loss_of(uneven, 64, 10, accumulation=3)[0],
+            "augmented": loss_of(digits.training(50), 64, 10)[0],
+        },
+        "rows": len(spy.seen),
+        "evaluated": ps.evaluate(Spy(64, 10), digits.training(50)).total,
+        "sequences evaluated": ps.evaluate(Spy(256, 2), frames.sequences("train", 16, shuffle=True)).total,
+        "calibrated": int(next(iter(observe(qann, digits.training(50)).values())).by_step.counts().sum()),
+        "total": total,
+        "distinct": len(set(itertools.chain(*distributed.gathered(watched.seen)))),
+    }
+    RunDirectory(place / str(distributed.world_size()))
+    with pytest.raises(RunError, match="there is a run already"):  # in every process
+        RunDirectory(place / str(distributed.world_size()))
+    if distributed.world_size() > 1:
+        _, spy = loss_of(DataLoader(table, 10, sampler=DistributedSampler(table)), 1, 3)
+        found["apart"] = sorted(itertools.chain(*distributed.gathered(spy.seen)))
+        with pytest.raises(InputError, match="expected a loader of all samples, got a DataLoader whose sampler"):
+            ps.evaluate(spy, DataLoader(table, 10, sampler=DistributedSampler(table)))
+        with pytest.raises(InputError, match=r"expected as many batches in every process, got \[1, 2\]"):
+            ps.fit(spy, nine[: 1 + distributed.rank()], spec(1), progress=False)
+        with pytest.raises(RunError if distributed.is_main() else ValueError, match="broken"), distributed.together():
+            if not distributed.is_main():
+                raise ValueError("broken")
+    return found
+
+
+def loaders(place: Path) -> dict[str, Any]:
+    return {"own": own_loader(place), "shares": shares(place)}
+
+
+def one_fails() -> None:
+    """The second process meets a batch that is none, while the first waits for its gradients."""
+    torch.manual_seed(0)
+    batch = (torch.randn(6, 4), torch.arange(6) % 3)
+    wrong = (batch[0], torch.full((6,), 7)) if distributed.rank() else batch
+    with ending_together():
+        ps.fit(nn.Linear(4, 3), [batch, wrong], spec(1), progress=False)
+
+
 def main(task: str, place: str, out: str, *rest: str) -> None:
     torch.set_num_threads(1)
     processes.join()
-    found = train(Path(place), int(rest[0]), rest[1] == "resume") if task == "train" else own_loader(Path(place))
+    if task == "fail":
+        try:
+            one_fails()
+        except PolarspikeError as error:
+            Path(out).with_suffix(f".{distributed.rank()}").write_text(str(error))
+            raise SystemExit(2) from None
+    found = train(Path(place), int(rest[0]), rest[1] == "resume") if task == "train" else loaders(Path(place))
     if distributed.is_main():
         Path(out).write_text(json.dumps(found))
 
@@ -151,13 +244,37 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     assert len(logs[0]) == len(logs[1]) == 3
 
 
-def test_a_loader_of_the_users_is_shared_by_rows_and_batches(tmp_path: Path) -> None:
-    one, two = (
-        result(count, "own", tmp_path, tmp_path / f"{count}.json", out=tmp_path / f"{count}.json") for count in (1, 2)
-    )
+@pytest.fixture(scope="module")
+def found_by(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What one process and two find with loaders of every kind."""
+    place = tmp_path_factory.mktemp("loaders")
+    outs = {count: place / f"{count}.json" for count in (1, 2)}
+    return {count: result(count, "loaders", place, out, out=out) for count, out in outs.items()}
+
+
+def test_a_loader_of_the_users_is_shared_by_rows_and_batches(found_by: dict[int, dict[str, Any]]) -> None:
+    one, two = (found_by[count]["own"] for count in (1, 2))
     assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
     assert two["correct"] == one["correct"]
     assert one["apart"] < 1e-5 and two["apart"] < 1e-5  # gradients of pieces sum to that of the batch
+
+
+def test_every_sample_is_trained_on_and_counted_once(found_by: dict[int, dict[str, Any]]) -> None:
+    one, two = (found_by[count]["shares"] for count in (1, 2))
+    assert two["losses"] == pytest.approx(one["losses"], abs=1e-5)
+    assert one["rows"] == 64 and two["rows"] == 32
+    for name in ("evaluated", "sequences evaluated", "calibrated", "total", "distinct"):
+        assert two[name] == one[name]
+    assert one["evaluated"] == 1400 and one["distinct"] == 60
+    assert two["apart"] == [float(number) for number in range(60)]  # a sampler that shares is left to do it
+
+
+def test_the_error_of_one_process_ends_the_other_with_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    started = launch(2, "fail", tmp_path, out)
+    assert [process.wait(timeout=300) for process in started] == [2, 2]
+    assert "another process of this run has ended" in out.with_suffix(".0").read_text()
+    assert "expected a class in 0..2, got 7" in out.with_suffix(".1").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +303,7 @@ def test_a_kill_of_either_process_loses_nothing(tmp_path: Path, victim: int, who
     assert resumed["weights"] == whole["weights"] and resumed["losses"] == whole["losses"]
 
 
-def test_the_command_line_under_a_launcher(tmp_path: Path) -> None:
+def test_the_command_line_under_a_launcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = "--data digits --model cnn --width 4 --batch-size 64 --ann.epochs 2 --qann.epochs 1 --timesteps 1".split()  # noqa: SIM905
     place = tmp_path / "run"
     started = launch(2, command=["train", "--run", place, *small])
@@ -198,6 +315,12 @@ def test_the_command_line_under_a_launcher(tmp_path: Path) -> None:
     network = ps.load(place / "snn.safetensors")
     right = ps.evaluate(network, data.load("digits").evaluation(100)).correct[1]  # type: ignore[arg-type]
     assert right == json.loads((place / "results.json").read_text())["snn"]["rows"][0]["correct"]
+
+    started = launch(2, command=["evaluate", place / "snn.safetensors", "--timesteps", "1"])
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert f"{right}/359" in outputs[0][0] and "energy" in outputs[0][0] and outputs[1] == ("", "")
+    assert cli.main(["train", "--run", str(place), "--resume"]) == 2
+    assert "processes was 2 and is 1 now" in capsys.readouterr().err
 
 
 def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,13 @@
 A launcher starts the processes, and :func:`polarspike.processes.join` makes them a group. Then every process computes a
 share of every batch:
 
-    training       rows ``rank, rank + world, ...`` of the batch; gradients are averaged over the processes
+    training       rows ``rank, rank + world, ...`` of the batch; gradients are averaged, weighted by rows
     evaluation     batches ``rank, rank + world, ...``; counts are integers and summed, so that each sample counts once
     calibration    the same; histograms are merged in the order of ranks, to the same result everywhere
+
+The loss is then that of one process, to rounding, with three exceptions: batch norms know only the rows of their own
+process; where pictures are decoded while batches are made (ImageNet), each process draws the changes of its own rows
+and mixes these alone; and dropout draws in each process.
 
 The process of rank 0 alone writes and prints.
 """
@@ -13,14 +17,18 @@ The process of rank 0 alone writes and prints.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import distributed as group
 from torch import nn
 
-from polarspike.errors import SpecError
+from polarspike.errors import InputError, RunError, SpecError
 
 Value = TypeVar("Value")
 
@@ -60,24 +68,180 @@ def gathered(value: Value) -> list[Value]:
     return found
 
 
-def wait() -> None:
-    """Until all processes are here."""
-    if world_size() > 1:
-        group.barrier()
-
-
-def own_rows() -> slice:
-    """The rows of a batch that this process computes."""
-    return slice(rank(), None, world_size())
-
-
-def own_batches(loader: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-    """The batches of a loader that this process computes, with their positions among all."""
+def common(value: Value) -> Value:
+    """The value of rank 0, everywhere."""
     if world_size() < 2:
-        return enumerate(loader)
+        return value
+    found: list[Any] = [value]
+    group.broadcast_object_list(found, src=0)
+    return found[0]  # type: ignore[no-any-return]
+
+
+#: A note on errors that are no news to the other processes.
+KNOWN = "every process has been told of this error"
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What is done within either succeeds in all processes or fails in all; nothing in it may wait for another process.
+
+    Raises:
+        RunError: it failed in another process only; the message is that process's own.
+        Exception: it failed here, with this error.
+    """
+    if world_size() < 2:
+        yield
+        return
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    for number, message in enumerate(gathered(None if failure is None else f"{failure}")):
+        if failure is not None:
+            failure.add_note(KNOWN)
+            raise failure
+        if message is not None:
+            other = RunError(f"process {number}: {message}")
+            other.add_note(KNOWN)
+            raise other
+
+
+def ended_elsewhere(error: BaseException) -> bool:
+    """Whether this error only says that another process of the group has gone."""
+    if world_size() < 2 or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, group.DistError) or any(
+        sign in str(error) for sign in ("gloo", "Connection closed by peer")
+    )
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows that this process has of one batch.
+
+    Args:
+        own: how many they are.
+        largest: how many the process with most rows has.
+        whole: how many all have together.
+    """
+
+    own: int
+    largest: int
+    whole: int
+
+    @classmethod
+    def of(cls, samples: int) -> Share:
+        """Of a batch of so many samples, dealt out by :func:`own_rows`."""
+        return cls(len(range(rank(), samples, world_size())), -(-samples // world_size()), samples)
+
+    def pieces(self, count: int) -> list[tuple[slice, int]]:
+        """The rows in at most ``count`` pieces, as many in every process, and how many of each count."""
+        if count == 1:
+            return [(slice(None), self.own)]
+        size = -(-self.largest // count)
+        ends = [(first, min(first + size, self.own)) for first in range(0, self.largest, size)]
+        # Gradients are averaged piece by piece: where no row is left for one, the first stands in at weight 0.
+        return [(slice(first, end), end - first) if first < end else (slice(1), 0) for first, end in ends]
+
+
+def own_rows(samples: int) -> slice:
+    """The rows of a batch that this process computes.
+
+    Where none is left for it, it is the first one: a process takes part in every step, if at weight 0.
+    """
+    return slice(rank(), None, world_size()) if rank() < samples else slice(0, 1)
+
+
+def own_portions(loader: Iterable[Any]) -> Iterator[tuple[Any, int | None]]:
+    """The batches of a loader, and the number of samples of those that hold this process's rows alone (else None)."""
+    portions = getattr(loader, "portions", None)  # a loader of ours makes no other rows
+    if world_size() > 1 and callable(portions):
+        yield from portions()
+    else:
+        for batch in loader:
+            yield batch, None
+
+
+def own_batches(
+    loader: Iterable[Any], read: Callable[[Iterable[Any]], Iterable[Any]] = iter
+) -> Iterator[tuple[int, Any]]:
+    """The batches of a loader that this process computes, with their positions among all.
+
+    All processes draw what rank 0 draws while they read, so that their batches are parts of one order.
+
+    Args:
+        loader: gives all batches in every process.
+        read: applied to it, or to what it gives for this process.
+
+    Raises:
+        InputError: the loader gives each process other samples already.
+    """
+    world = world_size()
+    if world < 2:
+        yield from enumerate(read(loader))
+        return
+    if shares_samples(loader):
+        raise InputError(
+            f"several processes: expected a loader of all samples, got a {type(loader).__name__} whose sampler gives "
+            "each process its own and repeats some to make them equal; give a loader without it: its batches are shared here"
+        )
     every = getattr(loader, "every", None)  # a loader of ours makes no others
-    found = every(rank(), world_size()) if callable(every) else itertools.islice(loader, rank(), None, world_size())
-    return zip(itertools.count(rank(), world_size()), found, strict=False)
+    with _drawing_as_main(loader):
+        if callable(every):
+            found: Iterable[Any] = read(every(rank(), world))
+        else:
+            found = itertools.islice(read(loader), rank(), None, world)
+        yield from zip(itertools.count(rank(), world), found, strict=False)
+
+
+def shares_samples(loader: object) -> bool:
+    """Whether a loader gives each process its own samples: by torch's ``DistributedSampler``, or one like it."""
+    sources = [*_sources(loader), getattr(loader, "dataset", None)]
+    counts = (getattr(source, name, 1) for source in sources for name in ("num_replicas", "num_processes"))
+    return any(isinstance(count, int) and count > 1 for count in counts)
+
+
+def _sources(loader: object) -> list[object]:
+    """The loader, its samplers and theirs."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+
+
+@contextmanager
+def _drawing_as_main(loader: object) -> Iterator[None]:
+    """Within this context the generators that a loader may ask go on from where those of rank 0 are."""
+    found = (getattr(source, "generator", None) for source in _sources(loader))
+    own = list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+    def states() -> tuple[Any, ...]:
+        return torch.get_rng_state(), random.getstate(), np.random.get_state(), [one.get_state() for one in own]
+
+    def set_states(states: tuple[Any, ...]) -> None:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+        for one, state in zip(own, states[3], strict=True):
+            one.set_state(state)
+
+    before = states()
+    after = common(before)
+    if _equal(before, after):  # seeded alike: they draw alike, and stay so
+        yield
+        return
+    set_states(after)
+    try:
+        yield
+    finally:
+        set_states(before)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, tuple | list):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return bool(np.array_equal(first, second))
 
 
 def require_same_start(model: nn.Module) -> None:

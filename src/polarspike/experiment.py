@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,8 @@ from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
-from polarspike.data import AnyDataset
+from polarspike.data import AnyDataset, Split
+from polarspike.data.streamed import StreamedDataset
 from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
 from polarspike.equivalence import verify
 from polarspike.errors import RunError, SpecError
@@ -39,6 +41,7 @@ from polarspike.spiking import SpikingNetwork
 from polarspike.training import fit
 
 _TEST_BATCH = 256
+_FINGERPRINT_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Recipe(Spec):
         calibration_images: training images, without augmentation, that choose the steps.
         proof_images: test images on which codes are compared.
         seed: of the initial weights.
+        workers: processes that make training batches ahead, and all batches of pictures that are decoded meanwhile.
     """
 
     data: str = "fashion-mnist"
@@ -74,11 +78,13 @@ class Recipe(Spec):
     calibration_images: int = 2048
     proof_images: int = 256
     seed: int = 0
+    workers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("batch_size", "calibration_images", "proof_images"):
             self._require(name, getattr(self, name) >= 1, "an integer of at least 1")
+        self._require("workers", self.workers >= 0, "an integer of at least 0")
         if self.ann.distillation:
             raise SpecError("Recipe.ann.distillation: the float network has no teacher; give it to qann instead")
         if self.ann.activity:
@@ -189,19 +195,34 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
         SpecError: an unknown model, option or device, or a batch that is larger than the dataset.
         DataError: the dataset is unknown, missing or damaged.
     """
-    require_device(device)
-    models.describe(recipe.model)
-    dataset = data.load(recipe.data, root, download=download)
-    if recipe.batch_size > dataset.count("train"):
-        raise SpecError(
-            f"batch_size: expected at most {dataset.count('train')} ({dataset.name}), got {recipe.batch_size}"
-        )
-    if recipe.proof_images > dataset.count("test"):
-        raise SpecError(
-            f"proof_images: expected at most {dataset.count('test')} ({dataset.name}), got {recipe.proof_images}"
-        )
-    torch.manual_seed(recipe.seed)
-    return Prepared(recipe, dataset, build_model(dataset, recipe), device)
+    with distributed.together():
+        require_device(device)
+        models.describe(recipe.model)
+    dataset = load_dataset(recipe.data, root, download=download)
+    with distributed.together():
+        if recipe.batch_size > dataset.count("train"):
+            raise SpecError(
+                f"batch_size: expected at most {dataset.count('train')} ({dataset.name}), got {recipe.batch_size}"
+            )
+        if recipe.proof_images > dataset.count("test"):
+            raise SpecError(
+                f"proof_images: expected at most {dataset.count('test')} ({dataset.name}), got {recipe.proof_images}"
+            )
+        torch.manual_seed(recipe.seed)
+        return Prepared(recipe, dataset, build_model(dataset, recipe), device)
+
+
+def load_dataset(name: str, root: str | None = None, *, download: bool = False) -> AnyDataset:
+    """A data set, read by the main process first: what it fetches or keeps, the others find.
+
+    Raises:
+        DataError: as for :func:`polarspike.data.load`.
+    """
+    for turn in (True, False):
+        with distributed.together():
+            if distributed.is_main() == turn:
+                dataset = data.load(name, root, download=download)
+    return dataset
 
 
 def require_device(device: str) -> None:
@@ -232,7 +253,13 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
         PolarspikeError: what the verbs raise that it calls.
     """
     recipe, dataset, device = prepared.recipe, prepared.dataset, prepared.device
-    run.configure(recipe=recipe, device=device)
+    processes = distributed.world_size()
+    run.configure(
+        recipe=recipe,
+        device=device if processes == 1 else torch.device(device).type,  # each takes its own, whose number is its rank
+        data=fingerprint(dataset),
+        processes=processes,
+    )
     train, test, calibration = _loaders(dataset, recipe)
     ann = prepared.ann.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -310,12 +337,41 @@ def build_model(dataset: AnyDataset, recipe: Recipe) -> nn.Module:
     return models.create(recipe.model, num_classes=dataset.num_classes, in_channels=dataset.in_channels, **options)
 
 
+def fingerprint(dataset: AnyDataset) -> dict[str, Any]:
+    """What a run keeps of its data, to be continued on no others: counts, and SHA-256 of labels and of some images.
+
+    Raises:
+        DataError: a picture cannot be read.
+    """
+    parts: dict[str, Any] = {}
+    for name, part in dataset.parts().items():
+        count = len(part)
+        some = sorted({number * count // _FINGERPRINT_IMAGES for number in range(_FINGERPRINT_IMAGES)})
+        if isinstance(part, Split):
+            content, shape = part.images[some].numpy().tobytes(), list(part.images.shape[1:])
+        else:
+            content, shape = b"".join(part.content(index)[0] for index in some), [dataset.in_channels]
+        parts[name] = {
+            "samples": count,
+            "shape": shape,
+            "labels": _digest(part.labels.numpy().tobytes()),
+            "images": _digest(content),
+        }
+    return {"name": dataset.name, "classes": _digest("\n".join(dataset.classes).encode()), **parts}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _loaders(dataset: AnyDataset, recipe: Recipe) -> tuple[Any, Any, Any]:
     """Training (shuffled, augmented), test and calibration batches."""
+    # Images in memory have nothing to decode: workers would only copy them.
+    ahead: dict[str, Any] = {"workers": recipe.workers} if isinstance(dataset, StreamedDataset) else {}
     return (
-        dataset.training(recipe.batch_size, augmented=recipe.augment),
-        dataset.evaluation(_TEST_BATCH),
-        dataset.evaluation(_TEST_BATCH, "train", images=recipe.calibration_images, seed=recipe.seed),
+        dataset.training(recipe.batch_size, augmented=recipe.augment, workers=recipe.workers),
+        dataset.evaluation(_TEST_BATCH, **ahead),
+        dataset.evaluation(_TEST_BATCH, "train", images=recipe.calibration_images, seed=recipe.seed, **ahead),
     )
 
 

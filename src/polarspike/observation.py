@@ -73,7 +73,7 @@ def observe(
         for name, site in sites.items()
     ]
     with hooked(handles), evaluating(qann), qann.float_activations():
-        for number, (inputs, _) in distributed.own_batches(batches_of(batches)):
+        for number, (inputs, _) in distributed.own_batches(batches, batches_of):
             position = number
             apply(qann, to_device(inputs, device))
     for name in seen if distributed.world_size() > 1 else ():

@@ -2,6 +2,8 @@
 
     accelerate launch --num_processes 8 -m polarspike train imagenet_vit_s        (or torchrun --nproc_per_node 8 -m ...)
 
+``polarspike demo``, ``train`` and ``evaluate`` share their work; other commands do not.
+
 What the processes then do together is in :mod:`polarspike.distributed`.
 """
 

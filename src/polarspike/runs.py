@@ -55,13 +55,9 @@ class RunDirectory:
         # In every process, so that all refuse together where it is not installed; the main one alone writes.
         self._tracker = TensorBoard(self.path / "tensorboard") if tensorboard else None
         self._stages: dict[str, RunDirectory] = {}
-        if not distributed.is_main():  # the main process makes and checks it, and alone writes
-            distributed.wait()
-            return
-        try:
-            self._begin()
-        finally:
-            distributed.wait()
+        with distributed.together():
+            if distributed.is_main():  # it makes and checks the directory, and alone writes
+                self._begin()
 
     def _begin(self) -> None:
         existed = self._check_place()
@@ -109,12 +105,18 @@ class RunDirectory:
     def configure(self, **specs: object) -> None:
         """Record what the run was asked to do, under ``specs`` in ``config.json``.
 
-        Values are specs or plain data. What a resumed run records again must be what it recorded first.
+        Values are specs or plain data. What a resumed run records again must be what it recorded first. Of several
+        processes all call this, and the values of the main one count.
 
         Raises:
             RunError: a value differs from the recorded one; the message names every field that does.
             InputError: a value is not plain data.
         """
+        with distributed.together():
+            if distributed.is_main():
+                self._record(specs)
+
+    def _record(self, specs: Mapping[str, object]) -> None:
         config = self.config
         recorded = config["specs"]
         for key, value in specs.items():

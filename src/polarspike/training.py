@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from polarspike import distributed
 from polarspike.activity import Activity, counted
+from polarspike.distributed import Share
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
 from polarspike.inputs import Inputs, map_inputs, tensors_of
@@ -106,7 +107,8 @@ def fit(
         model: any module that answers (batch, classes): a float network or a quantized one.
         train_loader: batches ``(inputs, target)`` as :func:`polarspike.evaluate` reads them; it knows its length. What
             is random in it comes from torch's, NumPy's or Python's global generator, or from a ``generator`` of the
-            loader or of its sampler: all are seeded at the start of every epoch, and put back at the end.
+            loader or of its sampler: all are seeded at the start of every epoch, and put back at the end. In several
+            processes each takes its rows of every batch; of a loader with a ``DistributedSampler``, whole batches.
         spec: how; ``TrainSpec()`` if not given.
         validate: batches to evaluate after every epoch, in float32.
         teacher: the network to distil from, with weight 0.5 unless ``spec.distillation`` says otherwise. Not changed.
@@ -119,13 +121,18 @@ def fit(
         SpecError: spec and arguments contradict each other.
         InputError: the loader is empty or has no length, or a batch is not what is described above.
         RunError: the loss or a weight became NaN or infinite; or the run cannot be continued, because the spec, the
-            model or the number of steps per epoch is another one, or because the model keeps state that is no tensor.
+            model or the number of steps per epoch or of processes is another one, or because the model keeps state that
+            is no tensor.
         CheckpointError: the checkpoint of ``run`` is damaged.
     """
     if spec is not None and not isinstance(spec, TrainSpec):
         raise SpecError(f"fit: expected a TrainSpec, got {type(spec).__name__}")
     spec = (spec or TrainSpec()).distilling(teacher is not None)
     steps = _steps_per_epoch(train_loader)
+    if len(every := set(distributed.gathered(steps))) > 1:
+        raise InputError(
+            f"fit: expected as many batches in every process, got {sorted(every)}; give each the same loader"
+        )
     _check_arguments(model, spec, teacher, run, resume)
     course = _Course(model, spec)
     history: list[Epoch] = []
@@ -137,9 +144,10 @@ def fit(
                 "checkpoint can hold; build it with persistent_workers=False, or train without run"
             )
         identity = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "steps_per_epoch": steps}
-        identity["model"] = table_of(model)
+        identity |= {"processes": distributed.world_size(), "model": table_of(model)}
         if resume and run.checkpoint_path.exists():
-            records = bring_back(run, model, course.optimizers, course.average, course.scaler, identity)
+            with distributed.together():
+                records = bring_back(run, model, course.optimizers, course.average, course.scaler, identity)
             history = epochs_of(records, run)
         run.configure(train=spec)
         done = len(history)
@@ -266,18 +274,19 @@ def _train_epoch(
     model.train()
     start = time.perf_counter()
     disable = None if progress and distributed.is_main() else True  # None: where standard error is no terminal
-    bar = tqdm(loader, f"epoch {epoch}/{spec.epochs}", total=steps, unit="batch", leave=False, disable=disable)
-    shares = getattr(loader, "shares", False)  # it gives each process its own rows
-    for step, batch in enumerate(bar, start=1):
+    portions = distributed.own_portions(loader)
+    bar = tqdm(portions, f"epoch {epoch}/{spec.epochs}", total=steps, unit="batch", leave=False, disable=disable)
+    apart = distributed.shares_samples(loader)
+    for step, (batch, whole) in enumerate(bar, start=1):
         where = f"fit, epoch {epoch}, step {step}"
         if step > steps:
             raise InputError(f"{where}: the loader has length {steps} but gives more batches; repair its __len__")
         inputs, target = read_batch(batch, device, where, shares=True)
         index = (epoch - 1) * steps + step
         rate = set_rates(course.optimizers, spec, index - 1, steps)
-        inputs, target, whole = _own_part(inputs, target, shares, where)
+        inputs, target, share = _own_part(inputs, target, whole, apart)
         model.zero_grad(set_to_none=True)
-        for rows in _pieces(len(target), spec.accumulation):
+        for rows, samples in share.pieces(spec.accumulation):
             part, wanted = map_inputs(lambda value, rows=rows: value[rows], inputs), target[rows]
             guide: Tensor | None = None
             if teacher is not None:
@@ -294,45 +303,39 @@ def _train_epoch(
             if activity is not None:
                 spikes = activity.mean()
                 loss = loss + spec.activity * spikes
-                total_spikes += spikes.item() * len(wanted)
+                total_spikes += spikes.item() * samples
             value = loss.item()
             if not math.isfinite(value):
                 _refuse_loss(model, part, where, value)
             # Gradients are averaged over processes, and summed over pieces: the mean over the whole batch.
-            weight = len(wanted) * distributed.world_size() / whole
+            weight = samples * distributed.world_size() / share.whole
             course.scaler.scale(loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
-            total_loss += value * len(wanted)
-            correct += (logits.argmax(dim=1) == (wanted if wanted.ndim == 1 else wanted.argmax(dim=1))).sum()
-            images += len(wanted)
+            total_loss += value * samples
+            right = logits.argmax(dim=1) == (wanted if wanted.ndim == 1 else wanted.argmax(dim=1))
+            correct += right[:samples].sum()
+            images += samples
         course.move(index)
     if step < steps:
         raise InputError(f"fit, epoch {epoch}: the loader has length {steps} but gave {step} batches")
     distributed.share_buffers(model)  # each has seen other samples
     seconds = time.perf_counter() - start
-    total_loss, total_spikes, right, images = distributed.summed([total_loss, total_spikes, int(correct), images])
+    total_loss, total_spikes, hits, images = distributed.summed([total_loss, total_spikes, int(correct), images])
     spikes_per_neuron = None if activity is None else total_spikes / images
-    return Epoch(epoch, total_loss / images, rate, right / images, None, seconds, images / seconds, spikes_per_neuron)
+    return Epoch(epoch, total_loss / images, rate, hits / images, None, seconds, images / seconds, spikes_per_neuron)
 
 
-def _own_part(inputs: Inputs, target: Tensor, shares: bool, where: str) -> tuple[Inputs, Tensor, int]:
-    """The rows of a batch that this process trains on, and how many the batch has in all processes."""
-    world = distributed.world_size()
-    if world == 1:
-        return inputs, target, len(target)
-    if shares:
-        return inputs, target, len(target) * world
-    if len(target) < world:
-        raise InputError(f"{where}: expected at least one sample for each of {world} processes, got {len(target)}")
-    rows = distributed.own_rows()
-    return map_inputs(lambda value: value[rows], inputs), target[rows], len(target)
-
-
-def _pieces(samples: int, count: int) -> list[slice]:
-    """A batch in so many pieces, as equal as can be."""
-    if count == 1:
-        return [slice(None)]
-    size = -(-samples // count)
-    return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
+def _own_part(inputs: Inputs, target: Tensor, whole: int | None, apart: bool) -> tuple[Inputs, Tensor, Share]:
+    """The rows that this process trains on: all of its own part of a ``whole``, or of a batch that it drew ``apart``."""
+    if whole is not None:
+        return inputs, target, Share.of(whole)
+    if apart and distributed.world_size() > 1:
+        sizes = distributed.gathered(len(target))
+        return inputs, target, Share(len(target), max(sizes), sum(sizes))
+    share = Share.of(len(target))
+    if share.own == len(target):
+        return inputs, target, share
+    rows = distributed.own_rows(len(target))
+    return map_inputs(lambda value: value[rows], inputs), target[rows], share
 
 
 def _autocast(spec: TrainSpec, device: torch.device) -> torch.autocast:

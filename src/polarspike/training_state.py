@@ -65,6 +65,7 @@ def bring_back(
     """
     tensors, metadata = run.read_checkpoint()
     metadata["spec"] = TrainSpec.completed(metadata.get("spec"))
+    metadata.setdefault("processes", expected.get("processes"))  # older ones do not tell
     if changed := [line for key in expected for line in differences(metadata.get(key), expected[key], key)]:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise RunError(

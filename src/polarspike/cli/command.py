@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+from polarspike.errors import PolarspikeError, RunError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,29 @@ def tell(text: object) -> None:
         return
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Where several processes work, the error of one is told once, and ends the others without a word of their own.
+
+    Raises:
+        RunError: another process has ended; in place of what the connection to it then raises.
+    """
+    from polarspike import distributed
+
+    try:
+        yield
+    except Exception as error:
+        if distributed.ended_elsewhere(error):
+            raise RunError("another process of this run has ended; its own message says why") from error
+        if isinstance(error, PolarspikeError) and not _is_main() and distributed.KNOWN not in _notes(error):
+            sys.stderr.write(f"error in process {distributed.rank()}: {error}\n")
+        raise
+
+
+def _notes(error: BaseException) -> Sequence[str]:
+    return getattr(error, "__notes__", ())
 
 
 def _is_main() -> bool:

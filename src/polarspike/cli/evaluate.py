@@ -8,12 +8,14 @@ from typing import Annotated
 
 import tyro
 
-from polarspike.cli.command import Command, show
+from polarspike import distributed
+from polarspike.cli.command import Command, ending_together, show
 from polarspike.cli.files import Source, images_for, load_static
 from polarspike.counting import count_operations
 from polarspike.energy import CostTable, estimate_energy
 from polarspike.errors import SpecError
 from polarspike.evaluation import evaluate
+from polarspike.processes import join
 from polarspike.spiking import SpikingNetwork
 
 
@@ -27,7 +29,7 @@ class Evaluate(Command):
         timesteps: increasing numbers T; 1 2 4 8 for a spiking network if not given. A quantized network has no time.
         root: the folder of the dataset's files, where it is not the usual one.
         download: allow the dataset to be downloaded.
-        device: where to evaluate.
+        device: where to evaluate; of several processes each takes its own.
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -38,25 +40,33 @@ class Evaluate(Command):
     device: str = "cpu"
 
     def execute(self) -> int:
-        source = Source(self.data, self.root, self.download, self.device)
-        source.check()
-        network = load_static(self.file)
-        spiking = isinstance(network, SpikingNetwork)
-        timesteps = self.timesteps or ((1, 2, 4, 8) if spiking else (1,))
-        if not spiking and timesteps != (1,):
-            raise SpecError(
-                f"{self.file}: a quantized network has no time: expected --timesteps 1, got {list(timesteps)}; "
-                f"convert it first: polarspike convert {self.file} SNN.safetensors"
-            )
-        images = images_for(self.file, network, source)
-        network.to(self.device)
+        device = join(self.device)
+        with ending_together():
+            return self._evaluate(device)
+
+    def _evaluate(self, device: str) -> int:
+        with distributed.together():
+            source = Source(self.data, self.root, self.download, device)
+            source.check()
+            network = load_static(self.file)
+            spiking = isinstance(network, SpikingNetwork)
+            timesteps = self.timesteps or ((1, 2, 4, 8) if spiking else (1,))
+            if not spiking and timesteps != (1,):
+                raise SpecError(
+                    f"{self.file}: a quantized network has no time: expected --timesteps 1, got {list(timesteps)}; "
+                    f"convert it first: polarspike convert {self.file} SNN.safetensors"
+                )
+            images = images_for(self.file, network, source)
+        network.to(device)
         batches = images.batches()
         table = evaluate(network, batches, timesteps, progress=True)
+        if not distributed.is_main():
+            return 0
         kind = "spiking" if spiking else "quantized"
         show(f"{self.file}: {kind} network ({network.notes.get('model', 'model unknown')}) on {images.dataset.name}")
         show(table)
         if isinstance(network, SpikingNetwork):
             inputs, _ = next(iter(batches))
-            counts = count_operations(network, inputs.to(self.device))
+            counts = count_operations(network, inputs.to(device))
             show(f"\n{counts}\n\n{estimate_energy(counts, CostTable.cmos45())}")
         return 0

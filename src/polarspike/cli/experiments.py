@@ -17,8 +17,8 @@ from typing import Annotated, Any, Self
 import torch
 import tyro
 
-from polarspike import recipes
-from polarspike.cli.command import Command, show, tell
+from polarspike import distributed, recipes
+from polarspike.cli.command import Command, ending_together, show, tell
 from polarspike.errors import SpecError, closest
 from polarspike.experiment import Prepared, Recipe, carry_out, prepare
 from polarspike.processes import join
@@ -43,8 +43,11 @@ class Demo(Command):
         torch.set_num_threads(1)
         if self.resume and self.run is None:
             raise SpecError("demo --resume: expected --run DIR, the run to continue")
-        prepared = prepare(recipes.DEMO, device=join())
-        return _work(prepared, RunDirectory(self.run or _first_free(Path("runs/demo")), resume=self.resume))
+        device = join()
+        with ending_together():
+            prepared = prepare(recipes.DEMO, device=device)
+            place = distributed.common(self.run or _first_free(Path("runs/demo")))
+            return _work(prepared, RunDirectory(place, resume=self.resume))
 
     def after_interrupt(self, arguments: Sequence[str]) -> str:
         return "start again, or continue with --run DIR --resume" if self.run is None else _advice(self.run, arguments)
@@ -116,8 +119,9 @@ class Train(Command):
             return 0
         root = None if self.root is None else str(self.root)
         device = join(self.device)
-        prepared = prepare(self.values, root=root, download=self.download, device=device)
-        return _work(prepared, RunDirectory(self.place, resume=self.resume, tensorboard=self.tensorboard))
+        with ending_together():
+            prepared = prepare(self.values, root=root, download=self.download, device=device)
+            return _work(prepared, RunDirectory(self.place, resume=self.resume, tensorboard=self.tensorboard))
 
     def after_interrupt(self, arguments: Sequence[str]) -> str:
         return _advice(self.place, arguments)
