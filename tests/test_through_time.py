@@ -161,7 +161,7 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
         ps.unroll(ps.quantize(network("branched"), SPEC, example=signal("branched")))
     with pytest.raises(InputError, match="expected 1 to 5, the frames given, got 6"):
         net(frames, timesteps=6)
-    with pytest.raises(SpecError, match="expected integers for timesteps and time_dim, got 'a' and 1"):
+    with pytest.raises(SpecError, match="timesteps: expected an integer, got 'a'"):
         net(frames, timesteps="a")
     with pytest.raises(InputError, match="time_dim=9: an input of shape"):
         net(frames, timesteps=1, time_dim=9)

@@ -167,7 +167,7 @@ def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> li
         SpecError: ``timesteps`` is not a positive integer or contradicts the sequence; ``time_dim`` is not an integer.
         InputError: the sequences have no such dimension, no frames, or different lengths.
     """
-    timesteps, time_dim = _whole(timesteps), _whole(time_dim)
+    timesteps, time_dim = as_whole(timesteps), as_whole(time_dim)
     if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1):
         raise SpecError(f"timesteps: expected a positive integer, got {timesteps!r}")
     if time_dim is None:
@@ -194,7 +194,7 @@ def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> li
     ]
 
 
-def _whole(value: Any) -> Any:
+def as_whole(value: Any) -> Any:
     """An integer of another library as Python's; anything else as it is."""
     return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool | Tensor) else value
 

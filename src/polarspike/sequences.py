@@ -122,8 +122,7 @@ class SequenceNetwork(Observable):
     ) -> Any:
         """The mean of the outputs of steps 1..T; arguments as for :class:`~polarspike.SpikingNetwork`."""
         given = bind(self._arguments, inputs, named)
-        steps = timesteps if timesteps is not None or time_dim is not None else self.timesteps
-        frames = cast(list[Mapping[str, Any]], frames_of(given, steps, time_dim))
+        frames = self._frames(given, timesteps, time_dim)
         self._named_signature.check(frames[0])
         length = batch_size(frames[0])
         if length == 0:
@@ -134,6 +133,11 @@ class SequenceNetwork(Observable):
         if every_step:
             return pytree.tree_map(_running_mean, outputs)
         return pytree.tree_map(lambda y: y.mean(0), outputs)
+
+    def _frames(self, given: Mapping[str, Any], timesteps: int | None, time_dim: int | None) -> list[Mapping[str, Any]]:
+        """The inputs of steps 1..T."""
+        steps = timesteps if timesteps is not None or time_dim is not None else self.timesteps
+        return cast(list[Mapping[str, Any]], frames_of(given, steps, time_dim))
 
     def _simulated(self, timesteps: int) -> int:
         """How many counted steps are run for T: a site's rehearsal (COS) needs as many corrected inputs as it is long."""

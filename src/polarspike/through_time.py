@@ -18,7 +18,6 @@ The network starts from a calibrated or trained quantized network, and answers w
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from torch.utils import _pytree as pytree
 from polarspike import ops
 from polarspike.errors import CheckpointError, InputError, SpecError
 from polarspike.graph import finish
-from polarspike.inputs import Inputs, as_call, batch_size, bind
+from polarspike.inputs import Inputs, as_call, as_whole, batch_size, bind
 from polarspike.quantized import QuantizedNetwork, fitting
 from polarspike.sequences import SequenceNetwork, SequenceNeuron, SpikeTrain, Walk
 from polarspike.specs import SiteSpec
@@ -143,11 +142,17 @@ class TemporalNetwork(SequenceNetwork):
         **named: Any,
     ) -> Any:
         """The mean of the outputs over the frames, or over the first ``timesteps`` of them."""
-        if time_dim is not None and timesteps is not None:
-            first = functools.partial(_first, timesteps=timesteps, time_dim=time_dim)
-            inputs, named = pytree.tree_map(first, (inputs, named))
-            timesteps = None
         return super().forward(*inputs, timesteps=timesteps, every_step=every_step, time_dim=time_dim, **named)
+
+    def _frames(self, given: Mapping[str, Any], timesteps: int | None, time_dim: int | None) -> list[Mapping[str, Any]]:
+        if time_dim is None or timesteps is None:
+            return super()._frames(given, timesteps, time_dim)
+        frames, timesteps = super()._frames(given, None, time_dim), as_whole(timesteps)
+        if isinstance(timesteps, bool) or not isinstance(timesteps, int):
+            raise SpecError(f"timesteps: expected an integer, got {timesteps!r}")
+        if not 0 < timesteps <= len(frames):
+            raise InputError(f"timesteps: expected 1 to {len(frames)}, the frames given, got {timesteps}")
+        return frames[:timesteps]
 
     @torch.no_grad()
     def step(self, inputs: Inputs, state: StreamState | None = None) -> tuple[Any, StreamState]:
@@ -172,18 +177,6 @@ class TemporalNetwork(SequenceNetwork):
         return pytree.tree_map(lambda y: y.clone() if isinstance(y, Tensor) else y, mean), StreamState(
             timestep, walk.after, mean
         )
-
-
-def _first(x: Any, timesteps: int, time_dim: int) -> Any:
-    if not isinstance(x, Tensor):
-        return x
-    if any(isinstance(n, bool) or not isinstance(n, int) for n in (timesteps, time_dim)):
-        raise SpecError(f"expected integers for timesteps and time_dim, got {timesteps!r} and {time_dim!r}")
-    if not -x.dim() <= time_dim < x.dim():
-        raise InputError(f"time_dim={time_dim}: an input of shape {tuple(x.shape)} has no such dimension")
-    if not 0 < timesteps <= x.shape[time_dim]:
-        raise InputError(f"timesteps: expected 1 to {x.shape[time_dim]}, the frames given, got {timesteps}")
-    return x.narrow(time_dim, 0, timesteps)
 
 
 class _Stream(Walk):
