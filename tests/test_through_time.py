@@ -163,7 +163,7 @@ def test_what_cannot_be_unrolled_is_refused() -> None:
         net(frames, timesteps=6)
     with pytest.raises(SpecError, match="timesteps: expected an integer, got 'a'"):
         net(frames, timesteps="a")
-    with pytest.raises(InputError, match="time_dim=9: an input of shape"):
+    with pytest.raises(InputError, match="time_dim=9: input 'x' of shape"):
         net(frames, timesteps=1, time_dim=9)
     with pytest.raises(SpecError, match=r"expected a leak in \(0, 1\]"):
         ps.unroll(qann, leak="a")  # type: ignore[arg-type]
