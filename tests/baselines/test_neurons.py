@@ -12,19 +12,21 @@ from polarspike.baselines.neurons import (
     MultiSpikeNeuron,
     OffsetSpikeNeuron,
     ResidualMembraneNeuron,
-    RivalNeuron,
     SignedMemoryNeuron,
 )
+from polarspike.sequences import SequenceNeuron
 from polarspike.specs import SiteSpec
 
 
-def made(kind: type[RivalNeuron], threshold: float, levels: tuple[int, int] = (0, 1), **options: float) -> RivalNeuron:
+def made(
+    kind: type[SequenceNeuron], threshold: float, levels: tuple[int, int] = (0, 1), **options: float
+) -> SequenceNeuron:
     neuron = kind(SiteSpec(*levels), "site", **options)
     neuron.set_step(threshold)
     return neuron
 
 
-def spikes(neuron: RivalNeuron, *currents: float) -> list[float]:
+def spikes(neuron: SequenceNeuron, *currents: float) -> list[float]:
     with torch.no_grad():
         return neuron.train_of(torch.tensor(currents).view(-1, 1, 1)).spikes.flatten().tolist()
 
@@ -65,7 +67,6 @@ def test_one_step_of_many_spikes_is_many_steps_of_one(timesteps: int) -> None:
 
 def test_a_group_fires_no_more_than_its_members_and_keeps_the_rest() -> None:
     assert spikes(made(MultiSpikeNeuron, 1.0, (0, 3)), 5.0, 0.0, 0.0) == [3.0, 2.0, 0.0]
-    assert made(MultiSpikeNeuron, 1.0, (0, 3)).most == 3
 
 
 def test_a_negative_residue_silences_the_neuron() -> None:

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from polarspike import ops
-from polarspike.baselines.neurons import RivalNeuron
-from polarspike.sequences import SpikeTrain
+from polarspike.sequences import SequenceNeuron, SpikeTrain
 from polarspike.specs import SiteSpec
 
 
-class LeakyNeuron(RivalNeuron):
+class LeakyNeuron(SequenceNeuron):
     """LIF with a hard reset; input is measured in thresholds, and a spike is worth 1.
 
     Args:
@@ -80,7 +79,6 @@ class IntegerNeuron(LeakyNeuron):
 
     def __init__(self, spec: SiteSpec, name: str = "", leak: float = 0.25) -> None:
         super().__init__(spec, name, leak)
-        self.most = spec.positive
         self.set_step(1.0 / spec.positive)
 
     def fire(self, potential: Tensor) -> Tensor:

@@ -12,17 +12,17 @@ from polarspike.baselines.neurons import (
     MultiSpikeNeuron,
     OffsetSpikeNeuron,
     ResidualMembraneNeuron,
-    RivalNeuron,
     SignedMemoryNeuron,
 )
 from polarspike.baselines.thresholds import Threshold
 from polarspike.errors import SpecError
+from polarspike.sequences import SequenceNeuron
 from polarspike.specs import Init, SiteSpec
 
 Family = Literal["conversion", "quantization", "direct"]
 Spikes = Literal["binary", "signed", "multi"]
 #: Builds a neuron from the spec of its site, its name, and the steps of a rehearsal.
-Build = Callable[[SiteSpec, str, int], RivalNeuron]
+Build = Callable[[SiteSpec, str, int], SequenceNeuron]
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,7 @@ from polarspike.specs import SiteSpec
 _MARGIN = 1e-3
 
 
-class RivalNeuron(SequenceNeuron):
-    """A neuron of another method."""
-
-    #: The largest number of spikes of one step, either sign; 1 is binary, or ternary with negative levels.
-    most: int = 1
-
-
-class SoftResetNeuron(RivalNeuron):
+class SoftResetNeuron(SequenceNeuron):
     """A neuron whose spikes follow from the residue and from what it has fired so far."""
 
     @abstractmethod
@@ -82,10 +75,6 @@ class SignedMemoryNeuron(SoftResetNeuron):
 
 class MultiSpikeNeuron(SoftResetNeuron):
     """Up to P spikes a step and none negative: a group of P graded members (ICASSP 2024), or scale-and-fire (2510.23383)."""
-
-    def __init__(self, spec: SiteSpec, name: str = "") -> None:
-        super().__init__(spec, name)
-        self.most = spec.positive
 
     def rule(self, residue: Tensor, fired: Tensor, threshold: Tensor) -> Tensor:
         del fired

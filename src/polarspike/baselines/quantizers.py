@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarspike.baselines.neurons import RivalNeuron
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
-from polarspike.sequences import SpikeTrain
+from polarspike.sequences import SequenceNeuron, SpikeTrain
 from polarspike.specs import SiteSpec
 
 # PACT regularizes the clip like the weights; this is TrainSpec's weight decay.
@@ -65,13 +64,12 @@ class ClippingQuantizer(PolarityQuantizer):
         return clipped + (self.decode(self.encode(x)) - clipped).detach()
 
 
-class OffsetNeuron(RivalNeuron):
+class OffsetNeuron(SequenceNeuron):
     """The first timestep of :class:`OffsetQuantizer`; it has no later one, because the offset would be added again."""
 
     def __init__(self, quantizer: OffsetQuantizer) -> None:
         super().__init__(quantizer.spec, quantizer.name)
         self.adopt(quantizer)
-        self.most = quantizer.spec.positive
         self.shift = nn.Parameter(quantizer.shift.detach().clone())
 
     def train_of(self, currents: Tensor) -> SpikeTrain:
