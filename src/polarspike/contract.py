@@ -134,7 +134,7 @@ def _bilinear(network: fx.GraphModule, node: fx.Node, meaning: Meaning, dependen
 
 #: Where the factors of a product stand, by position and name; terms that are only added are left out.
 _FACTORS = {
-    **dict.fromkeys(("addmm", "sspaddmm"), ((1, "mat1"), (2, "mat2"))),
+    "addmm": ((1, "mat1"), (2, "mat2")),
     "baddbmm": ((1, "batch1"), (2, "batch2")),
     **dict.fromkeys(("addcmul", "addcdiv"), ((1, "tensor1"), (2, "tensor2"))),
     **dict.fromkeys(("div", "divide", "true_divide", "truediv"), ((0, "input"), (1, "other"))),

@@ -50,8 +50,10 @@ _DUNDER = {
     "__invert__": operator.invert,
 }
 _NO_END = sys.maxsize
+# Answers (normalized, mean, rate); where nothing may be written in place, batch norms are called so.
+_BATCH_NORM = "_native_batch_norm_legit_no_training"
 # Views of a part of a tensor.
-_PARTS = frozenset({"slice", "select", "narrow", "diagonal", "unbind", "split", "chunk", "view", "reshape", "transpose",
+_PARTS = frozenset({"slice", "select", "narrow", "diagonal", "view", "reshape", "transpose",
                     "permute", "unsqueeze", "squeeze", "expand"})  # fmt: skip
 # Regions of another mode; what they hold is computed as any other part.
 _WRAPPERS = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast"})
@@ -112,7 +114,7 @@ def graph_of_program(program: ExportedProgram, root: nn.Module, inputs: Named, a
     """
     if any(_writes_into_view(node) for node in program.graph.nodes):
         with _quiet():
-            program = program.run_decompositions({})  # decomposes nothing, and writes nothing in place
+            program = program.run_decompositions({})  # writes nothing in place, and names batch norms otherwise
     return _Translator(program, root, inputs).graph_module(answer)
 
 
@@ -264,6 +266,8 @@ def _translation(node: fx.Node, base: str, args: tuple[Any, ...], kwargs: dict[s
         source = node.args[0] if node.target is operator.getitem else None
         if isinstance(source, fx.Node) and _base(source) in _WITH_INDICES:
             return _value_of_pooling(node, args)
+        if isinstance(source, fx.Node) and _base(source) == _BATCH_NORM and args[1] == 0:
+            return args[0]
         return "call_function", node.target, args, kwargs
     if base in _WITH_INDICES:
         return "call_function", _WITH_INDICES[base], args, kwargs
@@ -278,6 +282,12 @@ def _translation(node: fx.Node, base: str, args: tuple[Any, ...], kwargs: dict[s
     if base in METHODS or base in IN_PLACE:
         return "call_method", base, args, kwargs
     return "call_function", node.target, args, kwargs  # refused by name, with its place
+
+
+def _batch_norm(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
+    del node
+    x, weight, bias, mean, variance, momentum, eps = args
+    return "call_function", torch.batch_norm, (x, weight, bias, mean, variance, False, momentum, eps, False), kwargs
 
 
 def _value_of_pooling(node: fx.Node, args: tuple[Any, ...]) -> Any:
@@ -361,8 +371,14 @@ def _swapped(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tr
 
 
 def _copied(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    del node
-    return "call_method", "expand_as", (args[1], args[0]), kwargs
+    target, source = node.args[:2]
+    value = args[1]
+    if isinstance(source, fx.Node) and source.meta["val"].dtype != target.meta["val"].dtype:  # type: ignore[union-attr]
+        raise OperatorError(
+            f"{place_of(node)}: writes {source.meta['val'].dtype} into a tensor of another type; convert it before, by "
+            ".to(y.dtype)"
+        )
+    return "call_method", "expand_as", (value, args[0]), kwargs
 
 
 def _filled(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
@@ -385,7 +401,9 @@ _SPECIAL: dict[str, Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]] =
     "embedding": _embedding,
     "linalg_vector_norm": _vector_norm,
     "einsum": _einsum,
+    _BATCH_NORM: _batch_norm,
     "copy": _copied,
+    "zero": lambda node, args, kwargs: ("call_function", torch.zeros_like, args, {}),
     "fill": _filled,
     "numpy_T": _reversed,
     "_safe_softmax": lambda node, args, kwargs: ("call_function", masked_softmax, args[:2], {}),

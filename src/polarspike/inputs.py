@@ -293,7 +293,8 @@ def _fits(got: tuple[int, ...], shape: tuple[int, ...], real: bool) -> bool:
     if len(shape) == 1 and not real:  # the length of a sequence of tokens
         return True
     if len(shape) == 2:
-        return got[0] == shape[0] or got[1] == shape[1]
+        square = got[0] == got[1] and shape[0] == shape[1]  # a mask of a sequence on itself
+        return square or got[0] == shape[0] or got[1] == shape[1]
     return not shape or got[0] == shape[0]
 
 

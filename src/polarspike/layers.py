@@ -95,10 +95,10 @@ class MultiheadAttention(nn.Module):
         )
         scores = torch.matmul(q * (1.0 / math.sqrt(self.head_dim)), k.transpose(-2, -1))  # (B, H, L, S)
         if attn_mask is not None:
-            mask = _blocking(attn_mask, scores.dtype)
+            mask = blocking_mask(attn_mask, scores.dtype)
             scores = scores + (torch.unflatten(mask, 0, (-1, self.num_heads)) if attn_mask.dim() == 3 else mask)
         if key_padding_mask is not None:
-            scores = scores + _blocking(key_padding_mask, scores.dtype)[:, None, None, :]
+            scores = scores + blocking_mask(key_padding_mask, scores.dtype)[:, None, None, :]
         masked = attn_mask is not None or key_padding_mask is not None
         # Without weights the original calls the fused attention, which answers zeros where all is masked.
         p = masked_softmax(scores, -1) if masked and not need_weights else functional.softmax(scores, dim=-1)
@@ -123,8 +123,8 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def _blocking(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same for a mask of :class:`torch.nn.MultiheadAttention`, where True blocks."""
+def blocking_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of :class:`torch.nn.MultiheadAttention`, where True blocks, as something to add."""
     return additive_mask(mask.logical_not() if mask.dtype == torch.bool else mask, dtype)
 
 

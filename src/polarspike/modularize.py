@@ -7,6 +7,7 @@ graph, with layers that rules, counts and training can address by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -315,7 +316,7 @@ def _clip(graph_module: fx.GraphModule, node: fx.Node) -> Built | None:
     low, high = argument(node, 1, "min"), argument(node, 2, "max")
     if not isinstance(low, (int, float)) or low != 0 or isinstance(high, fx.Node):
         return None
-    if high is None:
+    if high is None or high == math.inf:
         return nn.ReLU(), {}
     return (nn.ReLU6() if high == 6 else nn.Hardtanh(0.0, float(high)), {}) if high > 0 else None
 

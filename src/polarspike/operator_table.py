@@ -177,8 +177,8 @@ _NAMES: dict[Meaning, str] = {
     ".select .narrow .index_select .gather .roll .flip .tile .expand .expand_as .view_as .reshape_as .broadcast_to "
     ".repeat .repeat_interleave .diagonal .movedim .swapaxes .swapdims .unfold .float .double .half .bfloat16 .to .type "
     ".type_as .clone .detach .t .ravel",
-    Meaning.SELECT: "layers.additive_mask layers.causal_mask torch.where torch.masked_fill .where .masked_fill "
-    ".masked_fill_ torch.tril torch.triu .tril .triu",
+    Meaning.SELECT: "layers.additive_mask layers.blocking_mask layers.causal_mask torch.where torch.masked_fill .where "
+    ".masked_fill .masked_fill_ torch.tril torch.triu .tril .triu",
     Meaning.PAD: "F.pad torch.constant_pad_nd",
     Meaning.UPSAMPLE: "F.interpolate F.grid_sample",
     Meaning.EMBEDDING: "F.embedding",

@@ -62,7 +62,7 @@ def _integers(network: fx.GraphModule) -> str:
 
 
 def _clipped(low: float, high: float) -> FloatLaw | None:
-    return FloatLaw(ceiling=high) if low == 0.0 < high else None
+    return FloatLaw(ceiling=high if math.isfinite(high) else None) if low == 0.0 < high else None
 
 
 #: The rectifiers that a site replaces, and the float function that it then stands for; None: not this one.

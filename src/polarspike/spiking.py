@@ -326,11 +326,7 @@ def _require_constant(constants: Mapping[str, Any], frame: Mapping[str, Any]) ->
     """Refuse integers and truth values that vary over time: their running mean is none."""
     for name, first in constants.items():
         now = frame[name]
-        if (
-            now is first or not isinstance(now, Tensor) or now.shape != first.shape
-        ):  # of another batch: refused elsewhere
-            continue
-        if not torch.equal(now, first):
+        if now is not first and not (isinstance(now, Tensor) and torch.equal(now, first)):
             raise InputError(
                 f"input {name!r}: integers and truth values (tokens, masks) must be the same at every timestep, and these "
                 "differ from the first; start a new stream with None, or convert with ConvertSpec(reading='frames')"

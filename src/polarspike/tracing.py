@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from polarspike.graph import require_names
 from polarspike.inputs import call_with, graph_inputs_of, holds_tensor, plain_output
-from polarspike.layers import DropPath, MultiheadAttention, masked_softmax
+from polarspike.layers import DropPath, MultiheadAttention, blocking_mask, masked_softmax
 from polarspike.operator_table import FUNCTION_MEANINGS, Meaning
 from polarspike.operators import entry_of
 
@@ -34,7 +34,7 @@ class Tracer(fx.Tracer):
     record_stack_traces = True
 
     def __init__(self, bound: inspect.BoundArguments) -> None:
-        super().__init__(autowrap_functions=(masked_softmax,))
+        super().__init__(autowrap_functions=(blocking_mask, masked_softmax))
         self._bound = bound
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

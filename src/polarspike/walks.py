@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from polarspike.contract import Rule, rules_of
 from polarspike.graph import attribute, signals
-from polarspike.layers import additive_mask, causal_mask
+from polarspike.layers import additive_mask, blocking_mask, causal_mask
 from polarspike.neurons import CappedNeuron, NeuronState, PolarityNeuron
 from polarspike.operator_table import Meaning
 from polarspike.operators import describe_target, meaning_of, moving, place_of
@@ -219,7 +219,7 @@ def _holds_infinity(network: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         filling: Any = getattr(network.get_submodule(str(node.target)), "value", 0.0)  # of padding
         return isinstance(filling, float) and abs(filling) == math.inf
-    if node.target in (additive_mask, causal_mask):
+    if node.target in (additive_mask, blocking_mask, causal_mask):
         return True
     return any(
         isinstance(leaf, float) and abs(leaf) == math.inf for leaf in pytree.tree_leaves((node.args, node.kwargs))
@@ -287,7 +287,10 @@ class Advance(fx.Interpreter):
         if timing.is_mean:
             self.means[name] = widened(value)
             return typed_as(value, to_step(self.means[name], before, self.timestep, timing.masked))
-        self.means[name] = to_mean(value, before, self.timestep, timing.place, timing.masked)
+        if timing.rule is Rule.HOMOGENEOUS:  # by its sum, so that what is never negative does not become so by rounding
+            self.means[name] = pytree.tree_map(lambda response: response / self.timestep, self.sums[name].response)
+        else:
+            self.means[name] = to_mean(value, before, self.timestep, timing.place, timing.masked)
         return typed_as(value, self.means[name])  # as the quantized network hands it on, also under autocast
 
     def _from_site(self, node: fx.Node, timing: Timing, mean: bool) -> Any:
@@ -370,6 +373,11 @@ class Drain(Advance):
         self.means[name] = moved_by(value, before, self.timestep)
         return typed_as(value, self.means[name])
 
+    def _respond(self, node: fx.Node, timing: Timing) -> Any:
+        change = super()._respond(node, timing)
+        # What stays at infinity has not changed.
+        return pytree.tree_map(lambda y: y.masked_fill(y.isinf(), 0.0), change) if timing.masked else change
+
     def _apply(self, node: fx.Node, timing: Timing) -> Any:
         if timing.takes_mean or timing.rule is not Rule.AFFINE:
             return super()._apply(node, timing)
@@ -405,4 +413,6 @@ def _zeros(value: Any) -> Any:
 
 
 def _less(value: Any, rest: Any) -> Any:
-    return value - rest if isinstance(value, Tensor) and value.is_floating_point() else value
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return torch.where(value == rest, 0.0, value - rest)  # also where both are the same infinity

@@ -115,6 +115,69 @@ def test_writes_into_a_part_are_captured(form: Form) -> None:
     holds_over_time(Around(form), rows())
 
 
+class BehindNorm(nn.Module):
+    """A form on images, behind a batch norm and in front of a convolution."""
+
+    def __init__(self, form: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3)
+        self.head, self.form = nn.Linear(6, 3), form
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.form(F.relu(self.norm(self.first(x))))
+        return self.head(F.relu(self.second(y)).mean((2, 3)))
+
+
+def _scaled_view(y: Tensor) -> Tensor:
+    flat = y.view(y.shape[0], 6, -1)
+    flat.mul_(2.0)
+    return flat.view(y.shape)
+
+
+def _moved_down(y: Tensor) -> Tensor:
+    moved = torch.zeros_like(y)
+    moved[:, :, 1:] = y[:, :, :-1]
+    return moved
+
+
+def _without_first_channel(y: Tensor) -> Tensor:
+    other = y.clone()
+    other[:, 0].zero_()
+    return other
+
+
+@pytest.mark.parametrize("form", [_scaled_view, _moved_down, _without_first_channel])
+def test_writes_behind_a_batch_norm_are_captured_and_counted(form: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    model, x = BehindNorm(form), torch.randn(4, 3, 8, 8)
+    holds_over_time(model, x, ps.QuantSpec(0, 7))
+    _, snn = converted(model, x, ps.QuantSpec(0, 7))
+    counts = ps.count_operations(snn, x)
+    assert 0 < counts.totals["acs_by_event"] < counts.totals["ann_macs"]
+
+
+def test_a_written_part_brings_its_own_spikes() -> None:
+    """One row of ones in a zero image: the events of the part, and no others, reach the convolution."""
+
+    class Row(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4, bias=False), nn.Linear(4, 2)
+            nn.init.eye_(self.first.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.first(x))
+            return self.second(torch.select_scatter(y, y[:, 0] * 0.0 + y[:, 1], 1, 0))
+
+    x = torch.tensor([[[0.0, 0, 0, 0], [1.0, 1, 1, 0], [0.0, 0, 0, 1]]])
+    qann, snn = converted(Row(), x, ps.QuantSpec(0, 1), x)
+    for site in [*qann.sites().values(), *snn.sites().values()]:
+        site.set_step(1.0)
+    counts = ps.count_operations(snn, x)
+    # rows 0 (a copy of row 1), 1 and 2 of the written signal: 3 + 3 + 1 events, each to two outputs
+    assert counts.totals["acs_by_event"] == 7 * 2
+
+
 # --- rectifiers ---------------------------------------------------------------------------------------------------------
 
 RECTIFIERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -123,7 +186,9 @@ RECTIFIERS: dict[str, Callable[[Tensor], Tensor]] = {
     "clamp_min": lambda y: y.clamp_min(0),
     "clamp to 6": lambda y: y.clamp(0, 6),
     "clip to 1": lambda y: torch.clip(y, 0.0, 1.0),
+    "clamp to infinity": lambda y: y.clamp(0, math.inf),
     "hardtanh": lambda y: F.hardtanh(y, 0, 1),
+    "hardtanh to infinity": lambda y: F.hardtanh(y, 0, math.inf),
     "Hardtanh": nn.Hardtanh(0, 2),
     "threshold": lambda y: F.threshold(y, 0, 0),
     "Threshold": nn.Threshold(0, 0),
@@ -191,6 +256,36 @@ def test_minus_infinity_stays_through_time() -> None:
     holds_over_time(Padded(), torch.randn(4, 3, 10, 10))
 
 
+@pytest.mark.parametrize("cap", [1, 2])
+def test_capped_neurons_drain_behind_minus_infinity(cap: int) -> None:
+    torch.manual_seed(0)
+    for model, x in ((Around(_own_softmax), rows()), (Padded(), torch.randn(4, 3, 10, 10))):
+        qann = ps.quantize(model.eval(), WIDE, example=x)
+        ps.calibrate(qann, [x])
+        snn = ps.convert(qann, ps.ConvertSpec(max_spikes_per_step=cap)).double()
+        assert ps.verify(qann.double(), snn, [x.double()], timesteps=3).exact
+        assert snn.latency(x.double(), timesteps=2).drained > 0
+
+
+class Rooted(nn.Module):
+    """A square root, whose slope at zero has no end, behind a rectifier that stays an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 32), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.first(x)).sqrt())
+
+
+def test_rounding_makes_nothing_negative_behind_a_rectifier() -> None:
+    torch.manual_seed(0)
+    x, frames = torch.randn(64, 6), torch.randn(64, 4, 6)
+    qann, snn = converted(Rooted(), x, ps.QuantSpec(0, 9))
+    assert not snn(frames, time_dim=1).isnan().any()
+    assert ps.verify(qann.double(), snn.double(), [frames.double()], timesteps=4, time_dim=1).exact
+
+
 class Masked(nn.Module):
     """Answers with minus infinity for a class that is not allowed."""
 
@@ -251,7 +346,12 @@ def test_attention_of_torch_that_may_attend_to_nothing_answers_zeros_without_wei
     model, x, mask = Encoder(), torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)
     mask[1, 3:] = True
     qann, snn = converted(model, (x, mask), batch={"x": x, "mask": mask})
+    assert str(qann.network.meta["route"]).startswith("fx")
     assert ps.verify(qann, snn, [{"x": x, "mask": mask}], scope=False).exact
+    longer, other = torch.randn(3, 9, 8), torch.zeros(3, 9, dtype=torch.bool)
+    other[0, 4:] = True
+    with torch.no_grad(), qann.float_activations():
+        assert torch.allclose(qann(longer, other), model(longer, other), atol=1e-6)
     mask[1] = True
     assert not snn(x, mask).isnan().any()
 
@@ -335,6 +435,8 @@ def test_masks_must_stay_the_same_over_time() -> None:
     snn.step((x, mask.clone()), state)
     with pytest.raises(InputError, match="input 'mask': integers"):
         snn.step((x, ~mask), state)
+    with pytest.raises(InputError, match="input 'mask': integers"):
+        snn.step((x, torch.ones(1, dtype=torch.bool)), state)
     with pytest.raises(InputError) as refused:
         snn.step((x[:2], mask[:2]), state)
     assert "\n" not in str(refused.value)  # one line, without the graph's own traceback

@@ -245,7 +245,30 @@ class _Propagation:
 
         return answer(1.0) != answer(0.0)
 
+    def _written(self, node: fx.Node) -> Operand:
+        """A part of a signal overwritten by another one: ``slice_scatter``, ``select_scatter``."""
+        given = (argument(node, 0, "input"), argument(node, 1, "src"))
+        operands = [self.operands.get(part) for part in given]  # None for a constant
+        graded = graded_among([operand for operand in operands if operand is not None])
+        if graded is not None:
+            return Graded(graded.reason, is_static(tuple(operand for operand in operands if operand is not None)))
+        rest = [self.recording.value(item) for item in node.args[2:]]
+        named = {name: self.recording.value(item) for name, item in node.kwargs.items() if name not in ("input", "src")}
+        shapes = [self.recording.shape(part) for part in given]
+        streams: list[Stream] = []
+        for place, operand in enumerate(operands):
+
+            def write(codes: Tensor, place: int = place) -> Tensor:
+                filled = [codes if place == index else codes.new_zeros(shape) for index, shape in enumerate(shapes)]
+                return node.target(*filled, *rest, **named)  # type: ignore[operator, no-any-return]
+
+            for stream in operand.streams if operand is not None else ():
+                streams.append(stream.through(write, order="none", shifted=True))
+        return Spikes(tuple(streams))
+
     def _concatenate(self, node: fx.Node) -> Operand:
+        if self.recording.called(node).endswith("_scatter"):
+            return self._written(node)
         parts = operand_of(node)
         if isinstance(parts, fx.Node):  # the result of a split, put together again
             operands, shapes = list(self.operands[parts]), [value.shape for value in self.recording.values[parts]]
