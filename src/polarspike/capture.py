@@ -203,6 +203,8 @@ def _other_batch(example: Inputs) -> Inputs:
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
         more = torch.cat([value, value[:1]]) if value.shape[0] == size else value
+        if bool(more.isinf().any()):  # a mask to add, of which another may leave nothing
+            return more
         if not value.is_floating_point():
             order = torch.randperm(more.numel(), generator=generator).to(more.device)
             return more.flatten()[order].view_as(more)

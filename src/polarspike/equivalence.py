@@ -20,6 +20,7 @@ from polarspike.inputs import (
     batches_of,
     frames_of,
     map_inputs,
+    require_finite,
     running_means,
     tensors_of,
     to_device,
@@ -149,7 +150,7 @@ def verify(
         fine: QuantizedNetwork | None = None
         for position, (given, _) in enumerate(batches_of(batches)):
             inputs = to_device(given, device)
-            _require_finite(inputs, position)
+            require_finite(inputs, f"verify, batch {position},")
             frames = _frames(inputs, timesteps, time_dim)
             if fine is None:
                 total = len(frames)
@@ -422,9 +423,3 @@ def _output_gap(expected: Any, got: Any) -> tuple[float, float]:
 def _tolerance(output: Any) -> float:
     kinds = {leaf.dtype for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)}
     return max((_OUTPUT_TOLERANCE.get(kind, _FLOAT_TOLERANCE) for kind in kinds), default=_FLOAT_TOLERANCE)
-
-
-def _require_finite(inputs: Inputs, position: int) -> None:
-    for name, tensor in tensors_of(inputs):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"verify, batch {position}, input {name!r}: expected finite values, got NaN or Inf")

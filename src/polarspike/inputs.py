@@ -194,6 +194,19 @@ def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> li
     ]
 
 
+def require_finite(inputs: Inputs, where: str) -> None:
+    """Refuse NaN and infinity; of several inputs one may be a mask to add, which stands at minus infinity.
+
+    Raises:
+        InputError: such a value.
+    """
+    tensors = [(name, tensor) for name, tensor in tensors_of(inputs) if tensor.is_floating_point()]
+    for name, tensor in tensors:
+        sound = tensor.isfinite() | tensor.isneginf() if len(tensors) > 1 else tensor.isfinite()
+        if not bool(sound.all()):
+            raise InputError(f"{where} input {name!r}: expected finite values, got NaN or Inf")
+
+
 def as_whole(value: Any) -> Any:
     """An integer of another library as Python's; anything else as it is."""
     return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool | Tensor) else value
@@ -246,7 +259,8 @@ def _updated_mean(name: str, mean: Any, value: Any, timestep: int) -> Any:
             )
         return value
     wide = mean.to(torch.promote_types(mean.dtype, torch.float32))
-    return wide + (value.to(wide.dtype) - wide) / timestep
+    moved = wide + (value.to(wide.dtype) - wide) / timestep
+    return torch.where(wide == value, wide, moved)  # a mask may stay at minus infinity
 
 
 def _cast_like(mean: Any, value: Any) -> Any:

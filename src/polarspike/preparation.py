@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils import _pytree as pytree
 
 from polarspike.errors import CaptureError, InputError
-from polarspike.inputs import Inputs, as_call, batch_size, tensors_of
+from polarspike.inputs import Inputs, as_call, batch_size, require_finite, tensors_of
 
 
 def check_model(model: nn.Module) -> None:
@@ -46,8 +46,7 @@ def check_example(model: nn.Module, example: Inputs) -> Any:
             raise InputError(f"example input {name!r}: expected real numbers, got {tensor.dtype}")
         if tensor.layout is not torch.strided:
             raise InputError(f"example input {name!r}: expected a dense tensor, got {tensor.layout}; call x.to_dense()")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"example input {name!r}: expected finite values, got NaN or Inf")
+    require_finite(example, "example")
     args, kwargs = as_call(clone_tensors(example))
     reference = copy_model(model).eval()
     try:

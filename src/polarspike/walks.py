@@ -192,7 +192,8 @@ def _is_site(network: fx.GraphModule, node: fx.Node) -> bool:
 
 def _masked(network: fx.GraphModule, rules: Mapping[fx.Node, Rule], dependent: set[fx.Node]) -> set[fx.Node]:
     """The signals that may hold minus infinity: behind one that the graph writes, or a mask in front of a softmax."""
-    found: set[fx.Node] = set()
+    inputs = {node for node in dependent if node.op == "placeholder"}
+    found = inputs if len(inputs) > 1 else set()  # one of several may be a mask to add
     passed = (Meaning.RESHAPE, Meaning.SCALE, Meaning.ADD, Meaning.SELECT, Meaning.DROPOUT)
     for node in network.graph.nodes:
         if _holds_infinity(network, node) or (

@@ -447,3 +447,32 @@ def test_integers_of_other_libraries_count_timesteps() -> None:
     x = torch.randn(4, 7, 6)
     _, snn = converted(Around(lambda s, y: y.relu()), x, ps.QuantSpec(0, 7))
     assert torch.equal(snn(x, timesteps=numpy.int64(2)), snn(x, timesteps=2))
+
+
+class Added(nn.Module):
+    """Attention with a mask to add, as torch's own generators make it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.head(torch.softmax(y @ y.mT + mask[:, None], -1) @ y)
+
+
+def test_a_mask_to_add_may_be_an_input() -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(3, 5, 6), torch.zeros(3, 5)
+    mask[1, 3:] = -math.inf
+    qann, snn = converted(Added(), (x, mask), batch={"x": x, "mask": mask})
+    assert ps.verify(qann, snn, [{"x": x, "mask": mask}], scope=False).exact
+    qann, snn = qann.double(), snn.double()
+    given = {"x": x.double(), "mask": mask.double()}
+    assert ps.verify(qann, snn, [given], timesteps=3).exact
+    moving = {"x": torch.randn(3, 4, 5, 6).double(), "mask": torch.stack([given["mask"]] * 4, 1)}
+    assert ps.verify(qann, snn, [moving], timesteps=4, time_dim=1).exact
+    with pytest.raises(InputError, match="input 'x': expected finite values"):
+        ps.verify(qann, snn, [{"x": x.double() * math.nan, "mask": given["mask"]}])
+    with pytest.raises(InputError, match="expected finite values"):  # alone it is no mask
+        ps.quantize(Around(lambda s, y: y), WIDE, example=torch.full((2, 7, 6), -math.inf))
