@@ -24,7 +24,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from polarspike.errors import CaptureError, OperatorError
-from polarspike.graph import require_names
+from polarspike.graph import WRITES, require_names
 from polarspike.inputs import plain_output
 from polarspike.layers import masked_softmax
 from polarspike.operator_table import FUNCTIONS, IN_PLACE, METHODS
@@ -112,16 +112,23 @@ def graph_of_program(program: ExportedProgram, root: nn.Module, inputs: Named, a
         inputs: the graph's inputs by name, in order, with their values in an example.
         answer: what the model answers, for the structure of the output.
     """
+    writes = any(_is_in_place(node) for node in program.graph.nodes)
     if any(_writes_into_view(node) for node in program.graph.nodes):
         with _quiet():
             program = program.run_decompositions({})  # writes nothing in place, and names batch norms otherwise
-    return _Translator(program, root, inputs).graph_module(answer)
+    graph_module = _Translator(program, root, inputs).graph_module(answer)
+    graph_module.meta[WRITES] = writes
+    return graph_module
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    base = _base(node)
+    return base.endswith("_") and not base.endswith("__")
 
 
 def _writes_into_view(node: fx.Node) -> bool:
     """Whether a node alters a part of a tensor that is read as a whole: ``x[:, 1:] = y``."""
-    base = _base(node)
-    if not base.endswith("_") or base.endswith("__") or not node.args or not isinstance(node.args[0], fx.Node):
+    if not _is_in_place(node) or not node.args or not isinstance(node.args[0], fx.Node):
         return False
     return _base(node.args[0]) in _PARTS
 
