@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
@@ -10,12 +9,13 @@ from torch.utils.data import DataLoader
 from polarspike.data.augment import Augmentation
 from polarspike.data.loaders import Batch, batches
 from polarspike.data.normalization import Normalization
-from polarspike.data.splits import Split, part_of, selected, stratified
+from polarspike.data.parts import Parted
+from polarspike.data.splits import Split, selected
 from polarspike.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
-class ImageDataset:
+class ImageDataset(Parted[Split]):
     """Training and test images as bytes, their classes, scaling, origin and licence.
 
     Args:
@@ -76,26 +76,6 @@ class ImageDataset:
         """(H, W) of the images in pixels."""
         return self.train.images.shape[2], self.train.images.shape[3]
 
-    def parts(self) -> dict[str, Split]:
-        """The parts that there are, by name: train, validation where it was cut, test."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: split for name, split in parts.items() if split is not None}
-
-    def split_validation(self, fraction: float, seed: int = 0) -> ImageDataset:
-        """The same data set with ``fraction`` of every class of the training part moved to a validation part.
-
-        Raises:
-            DataError: there already is a validation part, or the fraction leaves a class out of a part.
-        """
-        if self.validation is not None:
-            raise DataError(f"{self.name}: a validation part was already cut; cut it from the data set as loaded")
-        kept, moved = stratified(self.train.labels, fraction, seed)
-        return dataclasses.replace(self, train=self.train.subset(kept), validation=self.train.subset(moved))
-
-    def count(self, part: str) -> int:
-        """How many samples a part has; a part that is not there is a :class:`DataError`."""
-        return len(part_of(self.name, self.parts(), part))
-
     def training(self, batch_size: int, *, augmented: bool = True, workers: int = 0) -> DataLoader[Batch]:
         """Shuffled batches of the training part with the usual changes; a smaller last one is left out."""
         return batches(
@@ -131,7 +111,7 @@ class ImageDataset:
             DataError: there is no such part.
             SpecError: ``images`` or ``batch_size`` is not an integer of at least 1.
         """
-        split = part_of(self.name, self.parts(), part)
+        split = self.part(part)
         if images is not None:
             split = split.subset(selected(len(split), images, seed))
         return batches(split, batch_size, normalization=normalization or self.normalization)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from polarspike.errors import DataError, SpecError
-
-AnyPart = TypeVar("AnyPart")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,18 +45,6 @@ class Split:
     def subset(self, indices: Tensor) -> Split:
         """A copy of the samples at ``indices`` (M,) int64, in that order."""
         return Split(self.images[indices], self.labels[indices])
-
-
-def part_of(name: str, parts: Mapping[str, AnyPart], part: str) -> AnyPart:
-    """The part of a data set that is asked for.
-
-    Raises:
-        DataError: there is none; the message lists those that there are.
-    """
-    if part not in parts:
-        how = "; split_validation cuts one" if part == "validation" else ""
-        raise DataError(f"{name}: expected a part among {', '.join(parts)}, got {part!r}{how}")
-    return parts[part]
 
 
 def selected(samples: int, count: int, seed: int | None) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from polarspike.data.augment import Augmentation
 from polarspike.data.loaders import Batch, Key, changed, over
 from polarspike.data.normalization import Normalization
+from polarspike.data.parts import Parted
 from polarspike.data.pictures import Pictures
-from polarspike.data.splits import part_of, selected, stratified
+from polarspike.data.splits import selected
 from polarspike.errors import DataError
 
 _TRAIN_AREA = (0.08, 1.0)
@@ -23,7 +23,7 @@ _TRAIN_SHAPE = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True, eq=False)
-class StreamedDataset:
+class StreamedDataset(Parted[Pictures]):
     """Labelled pictures on disk, with what :class:`~polarspike.data.ImageDataset` knows of its images.
 
     For training a random part of 8 to 100 % of the area is cut out and scaled to ``size``; for evaluation the shorter side
@@ -81,26 +81,6 @@ class StreamedDataset:
         """(H, W) of the images in pixels."""
         return self.size, self.size
 
-    def parts(self) -> dict[str, Pictures]:
-        """The parts that there are, by name: train, validation where it was cut, test."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: pictures for name, pictures in parts.items() if pictures is not None}
-
-    def split_validation(self, fraction: float, seed: int = 0) -> StreamedDataset:
-        """The same data set with ``fraction`` of every class of the training part moved to a validation part.
-
-        Raises:
-            DataError: there already is a validation part, or the fraction leaves a class out of a part.
-        """
-        if self.validation is not None:
-            raise DataError(f"{self.name}: a validation part was already cut; cut it from the data set as loaded")
-        kept, moved = stratified(self.train.labels, fraction, seed)
-        return dataclasses.replace(self, train=self.train.subset(kept), validation=self.train.subset(moved))
-
-    def count(self, part: str) -> int:
-        """How many samples a part has; a part that is not there is a :class:`DataError`."""
-        return len(part_of(self.name, self.parts(), part))
-
     def training(self, batch_size: int, *, augmented: bool = True, workers: int = 0) -> DataLoader[Batch]:
         """Shuffled batches of the training part with random cuts and the usual changes; a smaller last one is left out."""
         made = _Batches(self, self.train, torch.arange(len(self.train)), self.normalization, augmented=augmented)
@@ -117,7 +97,7 @@ class StreamedDataset:
         workers: int = 0,
     ) -> DataLoader[Batch]:
         """Batches of a part, cut from the middle; arguments as for :class:`~polarspike.data.ImageDataset`."""
-        pictures = part_of(self.name, self.parts(), part)
+        pictures = self.part(part)
         order = torch.arange(len(pictures)) if images is None else selected(len(pictures), images, seed)
         made = _Batches(self, pictures, order, normalization or self.normalization, augmented=None)
         return over(made, len(order), batch_size, shuffle=False, drop_last=False, draws=False, workers=workers)

@@ -26,8 +26,9 @@ from polarspike.data.events.streams import EventStream
 from polarspike.data.loaders import batches
 from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
+from polarspike.data.parts import Parted
 from polarspike.data.registry import Shape, Source, register
-from polarspike.data.splits import Split, part_of, stratified
+from polarspike.data.splits import Split
 from polarspike.errors import DataError, closest
 
 Part = Literal["train", "validation", "test"]
@@ -115,7 +116,7 @@ def names() -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class EventDataset:
+class EventDataset(Parted[Split]):
     """Frames of counts with their labels.
 
     Args:
@@ -139,11 +140,6 @@ class EventDataset:
     validation: Split | None = None
     scaling: Normalization | None = None
 
-    def parts(self) -> dict[str, Split]:
-        """The parts that there are, by name: train, validation where it was cut, test."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: split for name, split in parts.items() if split is not None}
-
     def split_validation(self, fraction: float, seed: int = 0) -> EventDataset:
         """The same data set with ``fraction`` of every class of the training part moved to a validation part.
 
@@ -152,11 +148,7 @@ class EventDataset:
         Raises:
             DataError: there already is a validation part, or the fraction leaves a class out of a part.
         """
-        if self.validation is not None:
-            raise DataError(f"{self.name}: a validation part was already cut; cut it from the data set as loaded")
-        kept, moved = stratified(self.train.labels, fraction, seed)
-        train, validation = self.train.subset(kept), self.train.subset(moved)
-        return dataclasses.replace(self, train=train, validation=validation, scaling=self.normalization)
+        return dataclasses.replace(super().split_validation(fraction, seed), scaling=self.normalization)
 
     @functools.cached_property  # it reads all training frames
     def normalization(self) -> Normalization:
@@ -189,7 +181,7 @@ class EventDataset:
             DataError: there is no such part.
             SpecError: ``batch_size`` is not an integer of at least 1.
         """
-        split = part_of(self.name, self.parts(), part)
+        split = self.part(part)
         merged = batches(
             split,
             batch_size,
