@@ -62,7 +62,7 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
     if route not in get_args(Route):
         raise SpecError(f"route: expected one of {', '.join(map(repr, get_args(Route)))}, got {route!r}")
     check_model(model)
-    check_example(model, example)
+    answer = check_example(model, example)
     errors: dict[str, PolarspikeError] = {}
     if route == "auto" and _is_hugging_face(model):
         errors["fx"] = CaptureError(
@@ -73,7 +73,7 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
         try:
             graph_module = _understood(_by_way(model, example, way), graph_inputs(model, example))
             if route == "auto" and way == "fx":
-                check_capture(model, graph_module, example)
+                _check_answer(model, graph_module, example, plain_output(answer))
             elif isinstance(errors.get("fx"), _Differs) and not graph_module.meta.get(WRITES):
                 break  # what torch.fx did not see is no write: a hook, or another network's weights
         except (CaptureError, OperatorError) as error:
@@ -185,6 +185,20 @@ def check_capture(model: nn.Module, graph_module: nn.Module, example: Inputs) ->
                 f"output {index}: {type(model).__name__} answers {size + 1} samples with {size} rows, as it did for the "
                 f"{size} of the example, so samples are mixed up. {fixed}"
             )
+
+
+@torch.no_grad()
+def _check_answer(model: nn.Module, graph_module: nn.Module, example: Inputs, expected: Any) -> None:
+    """Whether the graph answers the example as the model did: what is not in it shows here, before sites are placed.
+
+    Raises:
+        CaptureError: it fails, or answers something else.
+    """
+    try:
+        got = graph_module(**clone_tensors(graph_inputs(model, example)))
+    except Exception as error:
+        raise CaptureError(f"the captured graph fails on the example: {error}") from error
+    _compare(expected, got, "the example", _nested(model))
 
 
 def _user_line(error: BaseException) -> str:
