@@ -379,13 +379,12 @@ def _swapped(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tr
 
 def _copied(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
     target, source = node.args[:2]
-    value = args[1]
     if isinstance(source, fx.Node) and source.meta["val"].dtype != target.meta["val"].dtype:  # type: ignore[union-attr]
         raise OperatorError(
             f"{place_of(node)}: writes {source.meta['val'].dtype} into a tensor of another type; convert it before, by "
             ".to(y.dtype)"
         )
-    return "call_method", "expand_as", (value, args[0]), kwargs
+    return "call_method", "expand_as", (args[1], args[0]), kwargs
 
 
 def _filled(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:

@@ -230,8 +230,8 @@ class SpikingNetwork(Observable):
         """One timestep; with ``rest`` the operators begin anew and only the output's mean goes on."""
         before = WalkState() if rest else state.walk
         timestep = state.timestep + 1
-        constants = {} if rest or timestep == 1 else state.constants
-        constants = constants or {name: frame[name] for name in self.network.meta.get(INTEGERS, ()) if name in frame}
+        first = {name: frame[name] for name in self.network.meta.get(INTEGERS, ()) if name in frame}
+        constants = first if rest else state.constants or first
         _require_constant(constants, frame)
         walk = Advance(self.network, self._timing, before, 1 if rest else timestep, reuse)
         with fitting(self._named_signature, frame):

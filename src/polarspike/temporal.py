@@ -73,8 +73,13 @@ def to_step(mean: Any, before: Any, timestep: int, masked: bool = False) -> Any:
 
 
 def change_of(mean: Any, before: Any, timestep: int) -> Any:
-    """What the sum of a signal moved by without a new step: ``t (M' - M)``; nothing where both are the same infinity."""
-    return _map(lambda old, new: torch.where(old == new, 0.0, new - old) * timestep, before, mean)
+    """What the sum of a signal moved by without a new step: ``t (M' - M)``."""
+    return _map(lambda change: change * timestep, less(mean, before))
+
+
+def less(value: Any, other: Any) -> Any:
+    """``value - other``, and nothing where both are the same infinity."""
+    return _map(lambda old, new: torch.where(old == new, 0.0, new - old), other, value)
 
 
 def moved_by(change: Any, before: Any, timestep: int) -> Any:

@@ -29,6 +29,7 @@ from polarspike.temporal import (
     SumState,
     advance_homogeneous,
     change_of,
+    less,
     moved_by,
     to_mean,
     to_step,
@@ -385,7 +386,7 @@ class Drain(Advance):
         changes = {parent: self._carried(parent, False) for parent in self._signals(node)}
         if node.name not in self.rest:
             self.rest[node.name] = self._call(node, pytree.tree_map(_zeros, changes))
-        return pytree.tree_map(_less, self._call(node, changes), self.rest[node.name])
+        return less(self._call(node, changes), self.rest[node.name])
 
 
 def waiting_in(sites: Mapping[str, CappedNeuron], states: Mapping[str, NeuronState], timestep: int) -> int:
@@ -411,9 +412,3 @@ class Settle(fx.Interpreter):
 
 def _zeros(value: Any) -> Any:
     return torch.zeros_like(value) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _less(value: Any, rest: Any) -> Any:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    return torch.where(value == rest, 0.0, value - rest)  # also where both are the same infinity

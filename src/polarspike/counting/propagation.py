@@ -249,9 +249,10 @@ class _Propagation:
         """A part of a signal overwritten by another one: ``slice_scatter``, ``select_scatter``."""
         given = (argument(node, 0, "input"), argument(node, 1, "src"))
         operands = [self.operands.get(part) for part in given]  # None for a constant
-        graded = graded_among([operand for operand in operands if operand is not None])
+        moved = tuple(operand for operand in operands if operand is not None)
+        graded = graded_among(list(moved))
         if graded is not None:
-            return Graded(graded.reason, is_static(tuple(operand for operand in operands if operand is not None)))
+            return Graded(graded.reason, is_static(moved))
         rest = [self.recording.value(item) for item in node.args[2:]]
         named = {name: self.recording.value(item) for name, item in node.kwargs.items() if name not in ("input", "src")}
         shapes = [self.recording.shape(part) for part in given]
