@@ -11,47 +11,27 @@ import contextlib
 import io
 import logging
 import operator
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from polarspike.errors import CaptureError, OperatorError
+from polarspike.errors import CaptureError
 from polarspike.graph import WRITES, require_names
 from polarspike.inputs import plain_output
-from polarspike.layers import masked_softmax
-from polarspike.operator_table import FUNCTIONS, IN_PLACE, METHODS
-from polarspike.operators import entry_of, place_of
+from polarspike.operators import entry_of
+from polarspike.overloads import base_name, translation
 
-Translation = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 Named = Mapping[str, Any]
 
 # Checks of an exported program that compute nothing.
 _CHECKS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range",
                      "sym_constrain_range_for_size"})  # fmt: skip
-# Overloads that answer (values, indices), and the function of the table that answers the values alone.
-_WITH_INDICES = {
-    f"{kind}max_pool{dims}d{end}": getattr(functional, f"{kind}max_pool{dims}d")
-    for kind, end in (("", "_with_indices"), ("adaptive_", ""))
-    for dims in (1, 2, 3)
-}
-_PLACING = ("device", "layout", "pin_memory", "memory_format", "non_blocking", "copy")
-_DUNDER = {
-    "__and__": operator.and_,
-    "__or__": operator.or_,
-    "__xor__": operator.xor,
-    "__invert__": operator.invert,
-}
-_NO_END = sys.maxsize
-# Answers (normalized, mean, rate); where nothing may be written in place, batch norms are called so.
-_BATCH_NORM = "_native_batch_norm_legit_no_training"
 # Views of a part of a tensor.
 _PARTS = frozenset({"slice", "select", "narrow", "diagonal", "view", "reshape", "transpose",
                     "permute", "unsqueeze", "squeeze", "expand"})  # fmt: skip
@@ -122,7 +102,7 @@ def graph_of_program(program: ExportedProgram, root: nn.Module, inputs: Named, a
 
 
 def _is_in_place(node: fx.Node) -> bool:
-    base = _base(node)
+    base = base_name(node)
     return base.endswith("_") and not base.endswith("__")
 
 
@@ -130,7 +110,7 @@ def _writes_into_view(node: fx.Node) -> bool:
     """Whether a node alters a part of a tensor that is read as a whole: ``x[:, 1:] = y``."""
     if not _is_in_place(node) or not node.args or not isinstance(node.args[0], fx.Node):
         return False
-    return _base(node.args[0]) in _PARTS
+    return base_name(node.args[0]) in _PARTS
 
 
 class _Translator:
@@ -223,14 +203,14 @@ class _Translator:
         return path
 
     def _translate(self, node: fx.Node) -> None:
-        base = _base(node)
+        base = base_name(node)
         if base in _CHECKS:
             return
         if node.target is operator.getitem and isinstance(self.new.get(node.args[0]), (tuple, list)):  # type: ignore[arg-type]
             self.new[node] = self.new[node.args[0]][node.args[1]]  # type: ignore[index]
             return
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda old: self.new[old])
-        translated = _translation(node, base, args, kwargs)
+        translated = translation(node, base, args, kwargs)
         if not isinstance(translated, tuple):
             self.new[node] = translated
             return
@@ -254,170 +234,12 @@ def _place(key: Any) -> Any:
     return getattr(key, "idx", getattr(key, "key", None))
 
 
-def _base(node: fx.Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else str(schema.name).removeprefix("aten::")
-
-
 def _stack_of(node: fx.Node) -> dict[str, tuple[str, Any]]:
     """The modules around a node, outermost first, by path; a second call of a module is that module."""
     stack = node.meta.get("nn_module_stack") or {}
     return {
         key: (path.partition("@")[0], kind) for key, (path, kind) in stack.items() if not str(path).startswith("_empty")
     }
-
-
-def _translation(node: fx.Node, base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation | Any:
-    """The operator of the table that computes what an overload computes; not a tuple: a value that stands for it."""
-    if not base:  # arithmetic of sizes, or one of several answers
-        source = node.args[0] if node.target is operator.getitem else None
-        if isinstance(source, fx.Node) and _base(source) in _WITH_INDICES:
-            return _value_of_pooling(node, args)
-        if isinstance(source, fx.Node) and _base(source) == _BATCH_NORM and args[1] == 0:
-            return args[0]
-        return "call_function", node.target, args, kwargs
-    if base in _WITH_INDICES:
-        return "call_function", _WITH_INDICES[base], args, kwargs
-    if base in _SPECIAL:
-        return _SPECIAL[base](node, args, kwargs)
-    if base in _DUNDER:
-        return "call_function", _DUNDER[base], args, kwargs
-    kwargs = {name: value for name, value in kwargs.items() if name not in _PLACING}
-    for name in (f"torch.{base}", f"F.{base}", f"F.{base.removesuffix('_')}_"):
-        if name in FUNCTIONS and (name.endswith("_") == base.endswith("_")):
-            return "call_function", FUNCTIONS[name], args, kwargs
-    if base in METHODS or base in IN_PLACE:
-        return "call_method", base, args, kwargs
-    return "call_function", node.target, args, kwargs  # refused by name, with its place
-
-
-def _batch_norm(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    del node
-    x, weight, bias, mean, variance, momentum, eps = args
-    return "call_function", torch.batch_norm, (x, weight, bias, mean, variance, False, momentum, eps, False), kwargs
-
-
-def _value_of_pooling(node: fx.Node, args: tuple[Any, ...]) -> Any:
-    if args[1] == 0 or not node.users:  # both answers are taken apart, whoever reads them
-        return args[0]
-    raise OperatorError(f"{place_of(node)}: max pooling with return_indices=True has no running mean; drop it")
-
-
-def _size(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    return "call_method", "size", args, kwargs
-
-
-def _slice(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    defaults: tuple[Any, ...] = (None, 0, None, None, 1)
-    source, dim, start, end, step = args + defaults[len(args) :]
-    if dim < 0:
-        dim += node.args[0].meta["val"].dim()  # type: ignore[union-attr]
-    part = slice(start, None if isinstance(end, int) and end >= _NO_END else end, step)
-    return "call_function", operator.getitem, (source, (*(slice(None),) * dim, part)), {}
-
-
-def _index(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    source, places = args
-    return "call_function", operator.getitem, (source, tuple(slice(None) if at is None else at for at in places)), {}
-
-
-def _to(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    kinds = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, torch.dtype)]
-    before = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
-    # A network moves and changes its type as a whole: a conversion between real types is left to it.
-    if not kinds or kinds[0] == before or (kinds[0].is_floating_point and before.is_floating_point):
-        return args[0]
-    return "call_method", "to", (args[0], kinds[0]), {}
-
-
-def _same(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0]
-
-
-def _clone(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    return "call_function", torch.clone, args[:1], {}
-
-
-def _embedding(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    weight, ids, *rest = args
-    return "call_function", functional.embedding, (ids, weight, *rest[:1]), {}
-
-
-def _upsample(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    names = [item.name for item in node.target._schema.arguments]  # type: ignore[union-attr]
-    named = dict(zip(names, args, strict=False)) | kwargs
-    kinds = ("bilinear", "trilinear", "linear", "bicubic", "exact")
-    mode = next((kind for kind in kinds if kind in _base(node)), "nearest").replace("exact", "nearest-exact")
-    source = named.get("input", named.get("self"))
-    options: dict[str, Any] = {"mode": mode}
-    if named.get("output_size") is not None:
-        options["size"] = named["output_size"]
-    else:
-        options["scale_factor"] = named["scale_factors"]
-    if "nearest" not in mode:
-        options["align_corners"] = named["align_corners"]
-    return "call_function", functional.interpolate, (source,), options
-
-
-def _vector_norm(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    return "call_function", torch.linalg.vector_norm, args, kwargs
-
-
-def _einsum(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    return "call_function", torch.einsum, (args[0], *args[1]), {}
-
-
-def _reversed(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    dims = node.meta["val"].dim()
-    return "call_function", torch.permute, (args[0], tuple(reversed(range(dims)))), kwargs
-
-
-def _swapped(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    del node
-    return "call_function", torch.transpose, (args[0], -2, -1), kwargs
-
-
-def _copied(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    target, source = node.args[:2]
-    if isinstance(source, fx.Node) and source.meta["val"].dtype != target.meta["val"].dtype:  # type: ignore[union-attr]
-        raise OperatorError(
-            f"{place_of(node)}: writes {source.meta['val'].dtype} into a tensor of another type; convert it before, by "
-            ".to(y.dtype)"
-        )
-    return "call_method", "expand_as", (args[1], args[0]), kwargs
-
-
-def _filled(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
-    if isinstance(args[1], fx.Node):
-        return _copied(node, args, kwargs)
-    return "call_function", torch.full_like, args, kwargs
-
-
-_SPECIAL: dict[str, Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]] = {
-    "sym_size": _size,
-    "slice": _slice,
-    "index": _index,
-    "to": _to,
-    "_to_copy": _to,
-    "alias": _same,
-    "lift_fresh": _same,
-    "detach": _same,
-    "lift_fresh_copy": _clone,
-    "clone": _clone,
-    "embedding": _embedding,
-    "linalg_vector_norm": _vector_norm,
-    "einsum": _einsum,
-    _BATCH_NORM: _batch_norm,
-    "copy": _copied,
-    "zero": lambda node, args, kwargs: ("call_function", torch.zeros_like, args, {}),
-    "fill": _filled,
-    "numpy_T": _reversed,
-    "_safe_softmax": lambda node, args, kwargs: ("call_function", masked_softmax, args[:2], {}),
-    **dict.fromkeys(("mT", "mH", "matrix_H", "adjoint"), _swapped),
-    **dict.fromkeys(
-        (f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "_nearest_exact2d", "linear1d",
-                                         "bilinear2d", "trilinear3d", "bicubic2d")), _upsample),
-}  # fmt: skip
 
 
 def _has_batch(leaf: Any, size: int) -> bool:
