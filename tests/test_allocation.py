@@ -86,8 +86,23 @@ def test_levels_go_where_the_answer_depends_on_them() -> None:
         one = copy.deepcopy(qann)
         allocation = ps.allocate(one, x, spikes)
         assert error(one, model, x) < loss
+        assert allocation.error == pytest.approx(error(one, model, x) ** 0.5, rel=1e-4)
         assert allocation.sites["relu1"].levels[1] > allocation.sites["relu2"].levels[1]
         assert allocation.sites["relu2"].loss < 0.1 * allocation.sites["relu1"].loss
+
+
+def test_where_the_prediction_errs_the_same_levels_everywhere_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, qann, x = network()
+    _, rival, _ = network(negative=3, positive=3)
+    upside_down = {"relu1": 1e-6, "relu2": 1.0, "head_input": 1e-6}
+    assert set(upside_down) == set(qann.sites())
+    monkeypatch.setattr(
+        "polarspike.allocation.sensitivities",
+        lambda *_: {name: torch.tensor([weight], dtype=torch.float64) for name, weight in upside_down.items()},
+    )
+    allocation = ps.allocate(qann, x, fired(rival, x)["spikes"])
+    assert {site.levels[1] for site in allocation.sites.values()} == {3}
+    assert error(qann, model, x) == pytest.approx(error(rival, model, x), rel=1e-3)
 
 
 def test_more_budget_than_needed_leaves_every_level() -> None:

@@ -10,33 +10,39 @@ For a price lambda of the budget every site takes its own minimum of ``L_i + lam
 lambda that the budget allows (Everett's generalized Lagrange multipliers, 1963), and single exchanges spend what it leaves.
 A coarser step is a candidate, too: it fires less at the same levels. What is spent is then measured, with every site
 quantized, and the budget tightened until the measurement keeps it.
+
+Losses are of the second order, and too kind to coarse steps. So three choices are made that keep the budget: with all
+candidates, with none much coarser than the step of least square error, and with the same levels everywhere; and that is
+taken whose *measured* answers are nearest to the float network's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from polarspike.candidates import Option, Resource, amount, candidates, cost, least_loss, within
+from polarspike.answers import Answers, Pair, error, float_answers
+from polarspike.candidates import Option, Resource, amount, candidates, cost, finer, least_loss, uniform, within
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
 from polarspike.energy import CostTable, estimate_energy
-from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import Inputs, batch_size, batches_of, to_device
+from polarspike.errors import SpecError
+from polarspike.inputs import Inputs, batch_size, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.observation import observe
 from polarspike.quantized import QuantizedNetwork, require_calibrated, respecify
 from polarspike.quantizers import PolarityQuantizer
-from polarspike.sensitivity import Answers, sensitivities
+from polarspike.sensitivity import sensitivities
 from polarspike.tables import aligned
 
 _ROUNDS = 10
 _CLOSE = 0.98  # of the budget
+_COARSEST = (math.inf, 1.25)  # steps, as multiples of the step of least square error
 _WIDTH = 120
 
 
@@ -74,6 +80,9 @@ class Allocation:
         resource: what the budget limits.
         budget: the most of it per image.
         before: what the network needed before, measured. spent: what it needs now, measured.
+        error: how far the answers are from the float network's, measured: mean divergence in nats for classes, root mean
+            square as a part of the answers for values.
+        answers: what was compared.
         sites: by name, in the order in which a signal meets them.
     """
 
@@ -81,6 +90,8 @@ class Allocation:
     budget: float
     before: float
     spent: float
+    error: float
+    answers: Answers
     sites: Mapping[str, AllocatedSite]
 
     def __str__(self) -> str:
@@ -94,7 +105,9 @@ class Allocation:
             counts = [f"{value:,.0f}" for value in (site.events, site.spikes, site.bits)]
             rows.append((site.name, *pairs, gain, steps, *counts, f"{site.loss:.2g}"))
         head = f"{self.resource} per image: {self.before:,.4g} before, {self.spent:,.4g} now, of at most {self.budget:,.4g}"
-        return "\n".join([head, *aligned(rows, _WIDTH)])
+        unit = "nats" if self.answers == "classes" else "of their size"
+        tail = f"answers are {self.error:.2g} {unit} from the float network's"
+        return "\n".join([head, *aligned(rows, _WIDTH), tail])
 
 
 def allocate(
@@ -130,9 +143,9 @@ def allocate(
     _check(budget, resource, answers)
     if torch.is_inference_mode_enabled():
         raise SpecError("allocate: expected to be called outside of torch.inference_mode(): it needs gradients")
-    kept = [inputs for inputs, _ in batches_of(batches)]
-    if not kept:
-        raise CalibrationError("allocate: expected at least one batch, got an empty loader; check the dataset's size")
+    with evaluating(qann):
+        pairs = float_answers("allocate", qann, batches, answers)
+    kept = [inputs for inputs, _ in pairs]
     former = qann.sites()
     laws = {name: seen.by_step.law() for name, seen in observe(qann, kept).items()}
     weights = sensitivities(qann, kept, answers)
@@ -142,16 +155,53 @@ def allocate(
         for name, site in qann.sites().items()
     }
     try:
-        chosen, spent = _settle(qann, options, meter, budget, resource)
+        chosen, spent, apart = _best(qann, options, meter, budget, pairs, answers)
     except BaseException:
         for name, site in former.items():
             qann.network.set_submodule(name, site)
         raise
-    return Allocation(resource, budget, meter.before, spent, _rows(qann, former, chosen, meter))
+    return Allocation(resource, budget, meter.before, spent, apart, answers, _rows(qann, former, chosen, meter))
+
+
+def _best(
+    qann: QuantizedNetwork,
+    options: Mapping[str, list[Option]],
+    meter: _Meter,
+    budget: float,
+    pairs: Sequence[Pair],
+    answers: Answers,
+) -> tuple[dict[str, Option], float, float]:
+    """Apply the choice under the budget whose answers are nearest to the float network's: choice, cost, distance."""
+    found = []
+    for stretch in _COARSEST:
+        try:
+            chosen, spent = _settle(qann, finer(options, stretch), meter, budget)
+        except SpecError:
+            if math.isinf(stretch):
+                raise  # nothing at all keeps the budget
+            continue
+        found.append((_error(qann, pairs, answers), chosen, spent))
+    for chosen in uniform(options):
+        if cost(chosen) > 1.2 * (budget - meter.fixed):
+            continue  # far beyond what is allowed: not worth measuring
+        _apply(qann, chosen)
+        spent = meter.measure()
+        if spent <= budget:
+            found.append((_error(qann, pairs, answers), chosen, spent))
+            break
+    apart, chosen, spent = min(found, key=lambda trial: trial[0])
+    _apply(qann, chosen)
+    meter.see()
+    return chosen, spent, apart
+
+
+def _error(qann: QuantizedNetwork, pairs: Sequence[Pair], answers: Answers) -> float:
+    with evaluating(qann):
+        return error(qann, pairs, answers)
 
 
 def _settle(
-    qann: QuantizedNetwork, options: Mapping[str, list[Option]], meter: _Meter, budget: float, resource: Resource
+    qann: QuantizedNetwork, options: Mapping[str, list[Option]], meter: _Meter, budget: float
 ) -> tuple[dict[str, Option], float]:
     """Apply the choice whose measured cost comes closest to the budget from below; the laws only predict it."""
     cheapest = {name: min(site, key=lambda option: option.cost) for name, site in options.items()}
@@ -179,12 +229,11 @@ def _settle(
         spent = meter.measure()
         if spent > budget:
             raise SpecError(
-                f"allocate: {resource}={budget:g} cannot be kept: with the coarsest levels that these sites may get, "
+                f"allocate: {meter.resource}={budget:g} cannot be kept: with the coarsest levels that these sites may get, "
                 f"{spent:.4g} per image were measured; give a larger budget, or a smaller network"
             )
         best = cheapest, spent
     _apply(qann, best[0])
-    meter.see()
     return best
 
 

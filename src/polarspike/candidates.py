@@ -29,10 +29,14 @@ _STRETCHES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.8, 2.0, 2.3, 2.7, 3.2) 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: tensors have no single answer
 class Option:
-    """Levels, gain and step that a site may get, with the loss of the answer and the cost per image that they predict."""
+    """Levels, gain and step that a site may get, with the loss of the answer and the cost per image that they predict.
+
+    ``stretch`` is the step over that of least square error.
+    """
 
     spec: SiteSpec
     step: Tensor
+    stretch: float
     loss: float
     cost: float
 
@@ -62,6 +66,7 @@ def candidates(site: PolarityQuantizer, law: Law, weight: Tensor, units: float, 
                 Option(
                     candidate,
                     (step if spec.channels else step[0]).float(),
+                    stretch,
                     float((error.cpu() * weight).sum()),
                     units * float(amount(codes, negative, resource).mean()),
                 )
@@ -90,6 +95,28 @@ def _levels(spec: SiteSpec) -> list[tuple[int, int]]:
         if spec.negative == 0 or spec.slope < 1.0:
             found.append((0, positive))
     return found
+
+
+def finer(options: Mapping[str, list[Option]], stretch: float) -> dict[str, list[Option]]:
+    """The candidates whose step is stretched by at most ``stretch``."""
+    return {name: [option for option in site if option.stretch <= stretch] for name, site in options.items()}
+
+
+def uniform(options: Mapping[str, list[Option]]) -> list[dict[str, Option]]:
+    """The same P everywhere (or the most that a site may get) at the step of least square error, largest P first."""
+    plain = {name: [option for option in site if option.stretch == 1.0] for name, site in options.items()}
+    sizes = {option.spec.positive for site in plain.values() for option in site}
+    return [
+        {
+            # Among equal P, with negative levels where a site has any.
+            name: max(
+                (option for option in site if option.spec.positive <= size),
+                key=lambda option: (option.spec.positive, option.spec.negative),
+            )
+            for name, site in plain.items()
+        }
+        for size in sorted(sizes, reverse=True)
+    ]
 
 
 def cost(choice: Mapping[str, Option]) -> float:

@@ -10,13 +10,12 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from polarspike.answers import Answers, Pair, distance, error, float_answers, scale
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import Inputs, batches_of, float_leaves, map_inputs, to_device
-from polarspike.modules import apply, device_of, evaluating
+from polarspike.inputs import float_leaves
+from polarspike.modules import apply, evaluating
 from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
-from polarspike.sensitivity import Answers
 from polarspike.sites import Site
 from polarspike.synaptic import mark_changed, require_goal
 
@@ -106,13 +105,13 @@ def distill(
     goal = copy.deepcopy(qann) if reference is None else reference
     former = copy.deepcopy(qann.state_dict())
     with evaluating(qann, goal):
-        pairs = _answered(goal, batches, device_of(qann), answers)
+        pairs = float_answers("distill", goal, batches, answers)
         held = pairs[_FOLD - 1 :: _FOLD]
         fitted = [pair for index, pair in enumerate(pairs) if index % _FOLD != _FOLD - 1] if held else pairs
-        before = _error(qann, held or fitted, answers)
+        before = error(qann, held or fitted, answers)
         try:
             _descend(qann, fitted, answers, steps, learning_rate, seed)
-            after = _error(qann, held or fitted, answers)
+            after = error(qann, held or fitted, answers)
             kept = after < before
         except BaseException:
             qann.load_state_dict(former)
@@ -126,50 +125,18 @@ def distill(
     return Distillation(before, after, answers, steps, kept, bool(held))
 
 
-# The inputs of one batch and the float leaves that the float network answers.
-_Pair = tuple[Inputs, list[Tensor]]
-
-
-@torch.no_grad()
-def _answered(
-    goal: QuantizedNetwork, batches: Iterable[Any] | Tensor, device: torch.device, answers: Answers
-) -> list[_Pair]:
-    pairs: list[_Pair] = []
-    with goal.float_activations():
-        for inputs, _ in batches_of(batches):
-            inputs = to_device(inputs, device)
-            inputs = map_inputs(lambda value: value.clone() if isinstance(value, Tensor) else value, inputs)
-            pairs.append((inputs, [leaf.clone() for leaf in float_leaves(apply(goal, inputs))]))
-            if not all(bool(leaf.isfinite().all()) for leaf in pairs[-1][1]):
-                raise CalibrationError(
-                    f"distill, batch {len(pairs) - 1}: the float network answers NaN or Inf; look for it in this batch, "
-                    "or in the weights"
-                )
-            if answers == "classes" and any(leaf.dim() < 2 or leaf.shape[1] < 2 for leaf in pairs[-1][1]):
-                raise SpecError(
-                    "distill: answers='classes': expected outputs (batch, classes, ...) with two classes at least, got "
-                    f"{[tuple(leaf.shape) for leaf in pairs[-1][1]]}; take answers='values'"
-                )
-    if not pairs:
-        raise CalibrationError(
-            "distill: expected at least one batch, got an empty loader; check the dataset's size against batch_size and "
-            "drop_last (an iterator that was read before is empty, too)"
-        )
-    return pairs
-
-
-def _descend(qann: QuantizedNetwork, pairs: list[_Pair], answers: Answers, steps: int, rate: float, seed: int) -> None:
+def _descend(qann: QuantizedNetwork, pairs: list[Pair], answers: Answers, steps: int, rate: float, seed: int) -> None:
     offsets = _offsets(qann)
     rest = [value for value in qann.parameters() if value.requires_grad and all(value is not one for one in offsets)]
     optimizer = torch.optim.Adam([*offsets, *rest], lr=rate)
-    scale = _scale(pairs, answers) / len(pairs)
+    mean = scale(pairs, answers) / len(pairs)
     order = _endless(len(pairs), seed)
     with torch.enable_grad():
         for index in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * index / steps))
             inputs, wanted = pairs[next(order)]
-            loss = _distance(float_leaves(apply(qann, inputs)), wanted, answers) / scale
+            loss = distance(float_leaves(apply(qann, inputs)), wanted, answers) / mean
             if not bool(loss.isfinite()):
                 raise CalibrationError(
                     f"distill, step {index}: the error became {float(loss.detach())}; lower learning_rate (the network is "
@@ -195,30 +162,6 @@ def _endless(count: int, seed: int) -> Iterator[int]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(count, generator=generator).tolist()
-
-
-@torch.no_grad()
-def _error(qann: QuantizedNetwork, pairs: list[_Pair], answers: Answers) -> float:
-    distance = sum(float(_distance(float_leaves(apply(qann, inputs)), wanted, answers)) for inputs, wanted in pairs)
-    ratio = distance / _scale(pairs, answers)
-    return math.sqrt(ratio) if answers == "values" else ratio
-
-
-def _distance(got: list[Tensor], wanted: list[Tensor], answers: Answers) -> Tensor:
-    """Summed over the samples of a batch (and positions), all outputs together."""
-    pairs = [(a.float(), b.float()) for a, b in zip(got, wanted, strict=True)]
-    if answers == "values":
-        return torch.stack([(a - b).square().sum() for a, b in pairs]).sum()
-    logs = [(functional.log_softmax(a, 1), functional.log_softmax(b, 1)) for a, b in pairs]
-    return torch.stack([functional.kl_div(a, b, reduction="sum", log_target=True) for a, b in logs]).sum()
-
-
-def _scale(pairs: list[_Pair], answers: Answers) -> float:
-    """What a summed distance is a part of: the power of the float answers, or their number."""
-    leaves = [leaf for _, wanted in pairs for leaf in wanted]
-    if answers == "values":
-        return max(sum(float(leaf.double().square().sum()) for leaf in leaves), 1e-30)
-    return float(sum(leaf.numel() // leaf.shape[1] for leaf in leaves))
 
 
 def _check_arguments(qann: object, reference: object, answers: object, steps: object, learning_rate: object) -> None:

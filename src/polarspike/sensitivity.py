@@ -12,20 +12,17 @@ P is the mean of |z|^2 over the images of a batch.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from polarspike.answers import Answers
 from polarspike.errors import SpecError
 from polarspike.inputs import Inputs, float_leaves, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.observation import channel_dim
 from polarspike.quantized import QuantizedNetwork
-
-#: What a network answers: any numbers, or scores of classes in dimension 1 (batch, classes, ...).
-Answers = Literal["values", "classes"]
 
 
 def sensitivities(

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from polarspike.allocation import Allocation, allocate
+from polarspike.answers import Answers
 from polarspike.candidates import Resource
 from polarspike.cli.command import show, tell
 from polarspike.inputs import float_leaves
 from polarspike.modules import evaluating
 from polarspike.quantized import QuantizedNetwork
-from polarspike.sensitivity import Answers
 from polarspike.spiking import SpikingNetwork
 
 
