@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Setting:
     test: Split
     normalization: Normalization
     augmentation: Augmentation
+    device: str = "cpu"
 
     def training(self) -> Any:
         """Shuffled, augmented training batches."""
@@ -52,17 +53,32 @@ class Setting:
         )
 
     def batches(self, split: Split, images: int | None = None) -> Any:
-        """Batches of a part, or of its first ``images``."""
+        """Batches of a part, or of its first ``images``, on the setting's device."""
         chosen = split if images is None else split.subset(torch.arange(images))
-        return data.batches(chosen, 250, normalization=self.normalization)
+        return _Moved(data.batches(chosen, 250, normalization=self.normalization), self.device)
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A loader whose batches are on a device."""
+
+    loader: Any
+    device: str
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for images, labels in self.loader:
+            yield images.to(self.device), labels.to(self.device)
 
 
 @functools.cache
-def setting(name: str) -> Setting:
-    """One of the two settings above."""
+def setting(name: str, device: str = "cpu") -> Setting:
+    """One of the two settings above; its networks and batches are on ``device``."""
     whole = data.load("fashion-mnist")
     if name == "full":
-        return Setting(name, whole.train, None, whole.test, whole.normalization, whole.augmentation)
+        return Setting(name, whole.train, None, whole.test, whole.normalization, whole.augmentation, device)
     if name != "small":
         raise SystemExit(f"expected the setting 'small' or 'full', got {name!r}")
     train, test = (Split(_halved(part.images), part.labels) for part in (whole.train, whole.test))
@@ -73,6 +89,7 @@ def setting(name: str) -> Setting:
         test,
         whole.normalization,
         Augmentation(flip=True, shift=1),
+        device,
     )
 
 
@@ -103,7 +120,7 @@ def fine_tuning(network: str, epochs: int, seed: int, **options: Any) -> TrainSp
 def parent(network: str, seed: int, where: Setting, epochs: int) -> nn.Module:
     """The trained float network of one seed, from ``runs/studies`` or trained now; in evaluation mode."""
     torch.manual_seed(seed)
-    model = NETWORKS[network]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = NETWORKS[network]().to(where.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if network == "vit":
         epochs *= 2  # it learns slowly
     spec = fine_tuning(network, epochs, seed, learning_rate=3e-3 if network == "vit" else 0.2, step_rate=0.0)

@@ -57,11 +57,13 @@ def _listed(row: Row) -> str:
     return ", ".join(f"{key}={as_text(value)}" for key, value in row.items())
 
 
-def options(doc: str | None) -> dict[str, Any]:
-    """The options that every study takes at the command line."""
+def options(doc: str | None, *, device: bool = False) -> dict[str, Any]:
+    """The options that every study takes at the command line; a ``device`` where the study can be done on a GPU."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", dest="only_list", help="what is to do, and what it will cost")
     parser.add_argument("--part", type=int, default=0, help="do every PARTS-th run, from this one on")
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=(), metavar="COLUMN=VALUE", help="the runs with these values")
+    if device:
+        parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     return vars(parser.parse_args())

@@ -1,6 +1,6 @@
 """ANN, QANN and SNN at the first timestep and later, on Fashion-MNIST at full size.
 
-    python benchmarks/studies/first_timestep.py [--list] [--only seed=0]
+    python benchmarks/studies/first_timestep.py [--list] [--only seed=0] [--device cuda]
 
 ResNet-9 of 16 channels, 8 epochs as a float network; then 3 epochs for the quantized network at each number of levels, and
 the same 3 for the float network itself (the control), from the same weights, with the same schedule, augmentation and seed.
@@ -49,9 +49,9 @@ def runs() -> list[Row]:
     ]
 
 
-def run(asked: Row) -> Row:
+def run(asked: Row, device: str) -> Row:
     """Train and measure one row."""
-    where, network, seed, levels = setting("full"), asked["network"], asked["seed"], asked["levels"]
+    where, network, seed, levels = setting("full", device), asked["network"], asked["seed"], asked["levels"]
     before, epochs = EPOCHS[network]
     start = parent(network, seed, where, before)
     found: Row = {"parent": accuracies(start, where)["test"]}
@@ -94,12 +94,14 @@ def _sequences(where: Setting) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     for images, labels in where.batches(where.test, SEQUENCES):
         noise = torch.randn((len(images), max(TIMES), *images.shape[1:]), generator=generator)
-        yield images.unsqueeze(1) + noise, labels
+        yield images.unsqueeze(1) + noise.to(images), labels
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    carry_out("first_timestep", (*ASKED, *FOUND), runs(), run, **options(__doc__))
+    given = options(__doc__, device=True)
+    device = given.pop("device")
+    carry_out("first_timestep", (*ASKED, *FOUND), runs(), lambda asked: run(asked, device), **given)
 
 
 if __name__ == "__main__":
