@@ -104,3 +104,38 @@ def test_refusals() -> None:
     ps.quantize_weights(qann)
     with pytest.raises(SpecError, match="parametrized already"):
         ps.quantize_weights(qann)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 7])
+@pytest.mark.parametrize("output_dim", [0, 1])
+def test_dyadic_weights_are_whole_numbers_of_a_power_of_two(bits: int, output_dim: int) -> None:
+    weight = torch.randn(5, 4, 3, 3)
+    weight.movedim(output_dim, 0)[2] = 0.0
+    weight.movedim(output_dim, 0)[1, 0, 0, 0] = 8 * (2 ** (bits - 1) - 1)  # whose step is 8 already
+    rounding = WeightQuantizer(bits, output_dim, dyadic=True)
+    rows, steps = rounding(weight).movedim(output_dim, 0), rounding.step_of(weight).flatten()
+    for row, exact, step in zip(rows, weight.movedim(output_dim, 0), steps, strict=True):
+        least = (float(exact.abs().max()) or 1.0) / (2 ** (bits - 1) - 1)
+        assert float(torch.frexp(step).mantissa) == 0.5 and least <= float(step) <= 2 * least
+        assert torch.equal((row / step).round(), row / step)
+        assert float((row - exact).abs().max()) <= float(step) / 2
+    assert float(steps[1]) == 8.0
+
+
+def test_biases_of_dyadic_layers_end_on_the_grid_of_their_sums() -> None:
+    qann = quantized("mlp")
+    ps.snap_steps(qann)
+    names = ps.quantize_weights(qann, 6, dyadic=True)
+    before = {name: qann.network.get_submodule(name).bias.detach().clone() for name in names}
+    ps.fix_weights(qann)
+    first, second, head = (qann.network.get_submodule(name) for name in names)
+    assert torch.equal(first.bias, before[names[0]])  # behind the network's input, which has no step
+    for layer, name, site in zip((second, head), names[1:], qann.sites().values(), strict=True):
+        grid = WeightQuantizer(6, dyadic=True).step_of(layer.weight).flatten() * site.step
+        assert torch.equal((layer.bias / grid).round(), layer.bias / grid)
+        assert bool(((layer.bias - before[name]).abs() <= grid / 2).all()) and not torch.equal(layer.bias, before[name])
+
+
+def test_dyadic_weights_of_eight_bits_are_refused() -> None:
+    with pytest.raises(SpecError, match="from 2 to 7 with dyadic=True, got 8"):
+        ps.quantize_weights(quantized("mlp"), dyadic=True)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from polarspike.quantization import inspect, quantize
     from polarspike.quantized import QuantizedNetwork, fold_batch_norm, refine
     from polarspike.reconstruction import reconstruct
-    from polarspike.snapping import snap_gains
+    from polarspike.snapping import snap_gains, snap_steps
     from polarspike.specs import ConvertSpec, QuantSpec, TrainSpec
     from polarspike.spiking import Latency, SpikingNetwork, SpikingState
     from polarspike.through_time import TemporalNetwork, unroll
@@ -93,6 +93,7 @@ __all__ = [
     "refine",
     "save",
     "snap_gains",
+    "snap_steps",
     "unroll",
     "verify",
 ]
@@ -161,7 +162,7 @@ _HOMES = {
         "refine",
     ),
     "reconstruction": ("reconstruct",),
-    "snapping": ("snap_gains",),
+    "snapping": ("snap_gains", "snap_steps"),
     "specs": (
         "ConvertSpec",
         "QuantSpec",

@@ -66,7 +66,9 @@ def _convert_node(network: fx.GraphModule, node: fx.Node, rules: dict[fx.Node, R
     if isinstance(module, PolarityQuantizer):
         neuron = build_neuron(module.spec, module.name, spec).adopt(module)
         network.add_submodule(name, neuron)
-        return f"{name}: quantizer -> neuron, levels {neuron.levels}"
+        return f"{name}: quantizer -> neuron, levels {neuron.levels}" + (
+            ", step a power of two" if neuron.dyadic else ""
+        )
     if node not in rules:
         return ""
     if meaning_of(network, node) is Meaning.DROPOUT:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from polarspike.answers import Answers, Pair, distance, error, float_answers, scale
 from polarspike.errors import CalibrationError, SpecError
@@ -152,7 +152,7 @@ def _descend(qann: QuantizedNetwork, pairs: list[Pair], answers: Answers, steps:
                     offset.copy_(old + (offset - old) * step)
 
 
-def _offsets(qann: QuantizedNetwork) -> dict[nn.Parameter, Tensor]:
+def _offsets(qann: QuantizedNetwork) -> dict[Tensor, Tensor]:
     """The learned offset of every site, and the steps where it starts."""
     sites = [module for module in qann.modules() if isinstance(module, Site)]
     return {site.offset: site.step.detach().clone() for site in sites if site.offset.requires_grad}

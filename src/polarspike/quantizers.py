@@ -60,6 +60,13 @@ class PolarityQuantizer(Site):
         fixed.train(self.training)
         return fixed
 
+    def with_fixed_step(self, step: Tensor) -> PolarityQuantizer:
+        """The quantizer with the same levels and gain and this step, which training leaves alone."""
+        fixed = PolarityQuantizer(dataclasses.replace(self.spec, learned_step=False), self.name).adopt(self)
+        fixed.set_step(step)
+        fixed.train(self.training)
+        return fixed
+
     def refined(self, factor: int) -> PolarityQuantizer:
         """The quantizer with step s / factor and levels (N factor, P factor); the same range on a finer grid."""
         fine = PolarityQuantizer(self.spec.refined(factor), self.name).adopt(self)
@@ -76,8 +83,9 @@ class WeightQuantizer(nn.Module):
 
         L = 2^(b-1) - 1;    s_o = max |w_o| / L;    q = s_o clip(floor(w / s_o + 1/2), -L, L)
 
-    A parametrization of torch: :func:`polarspike.quantize_weights` sets it on the layers of a network. The step follows the
-    weights, so nothing is ever clipped, and every gradient passes.
+    ``dyadic`` takes the next power of two above for s_o, which costs up to one bit and makes products with codes, and
+    their sums, exact in any order. A parametrization of torch: :func:`polarspike.quantize_weights` sets it on the layers
+    of a network. The step follows the weights, so nothing is ever clipped, and every gradient passes.
 
     Shapes: (outputs, ...) to the same. Source: Jacob et al. 2018, arXiv 1712.05877.
 
@@ -85,16 +93,24 @@ class WeightQuantizer(nn.Module):
     [[0.0, -1.0, 1.0]]
     """
 
-    def __init__(self, bits: int, output_dim: int = 0) -> None:
+    def __init__(self, bits: int, output_dim: int = 0, dyadic: bool = False) -> None:
         super().__init__()
-        self.bits, self.output_dim = bits, output_dim
+        self.bits, self.output_dim, self.dyadic = bits, output_dim, dyadic
 
     def forward(self, weight: Tensor) -> Tensor:
+        largest, step = 2 ** (self.bits - 1) - 1, self.step_of(weight)
+        return ops.quantize(weight, step, 1.0, (largest, largest))
+
+    def step_of(self, weight: Tensor) -> Tensor:
+        """s_o of each output channel, to be broadcast against the weights."""
         largest = 2 ** (self.bits - 1) - 1
         others = [d for d in range(weight.dim()) if d != self.output_dim]
         peak = weight.detach().abs().amax(dim=others, keepdim=True)
-        step = torch.where(peak > 0, peak, torch.ones_like(peak)) / largest
-        return ops.quantize(weight, step, 1.0, (largest, largest))
+        step: Tensor = torch.where(peak > 0, peak, torch.ones_like(peak)) / largest
+        if self.dyadic:
+            mantissa, exponent = torch.frexp(step)
+            step = torch.ldexp(torch.ones_like(step), exponent - (mantissa == 0.5).to(exponent.dtype))
+        return step
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """What is kept and trained when a weight is set: itself."""

@@ -17,8 +17,9 @@ class Site(nn.Module):
     """Base of :class:`~polarspike.quantizers.PolarityQuantizer` and :class:`~polarspike.neurons.PolarityNeuron`.
 
     The step is ``s = ops.step_from_offset(start, offset)`` with a buffer ``start`` that calibration sets and a parameter
-    ``offset`` that training moves; the gain is ``ops.bound_gain(raw_gain)``. Both sides of a conversion hold the same
-    three tensors and the same formulas, so their steps agree bit for bit in every floating type.
+    ``offset`` that training moves (a buffer where the spec says that the step is not learned); the gain is
+    ``ops.bound_gain(raw_gain)``. Both sides of a conversion hold the same three tensors and the same formulas, so their
+    steps agree bit for bit in every floating type.
 
     Args:
         spec: levels, gain, granularity, and the float function that the site stands for.
@@ -32,6 +33,7 @@ class Site(nn.Module):
 
     start: Tensor
     bounds: Tensor
+    offset: Tensor
     raw_gain: nn.Parameter | None
 
     def __init__(self, spec: SiteSpec, name: str = "") -> None:
@@ -42,7 +44,10 @@ class Site(nn.Module):
         self.register_buffer("start", torch.full(shape, torch.nan))
         # Travels with the state, so that a state of other levels is refused and not read as these.
         self.register_buffer("bounds", torch.tensor(spec.levels, dtype=torch.int64))
-        self.offset = nn.Parameter(torch.zeros(shape))
+        if spec.learned_step:
+            self.offset = nn.Parameter(torch.zeros(shape))
+        else:  # no optimizer, nor a caller's requires_grad_, reaches a buffer
+            self.register_buffer("offset", torch.zeros(shape))
         self.raw_gain = nn.Parameter(torch.tensor(float(spec.gain))) if spec.learned_gain else None
         self.calibrated = False
 
@@ -60,6 +65,12 @@ class Site(nn.Module):
     def levels(self) -> tuple[int, int]:
         """``(N, P)``."""
         return self.spec.levels
+
+    @property
+    def dyadic(self) -> bool:
+        """Whether every step is a power of two."""
+        mantissa, _ = torch.frexp(self.step.detach())
+        return self.calibrated and bool((mantissa == 0.5).all())
 
     @torch.no_grad()
     def set_step(self, step: Tensor | float) -> None:
@@ -88,7 +99,9 @@ class Site(nn.Module):
         """Copy another site's step and gain, bit for bit, with what was learned; return self."""
         self.start = other.start.detach().clone()
         self.bounds = self.bounds.to(other.start.device)
-        self.offset = nn.Parameter(other.offset.detach().clone(), requires_grad=other.offset.requires_grad)
+        offset = other.offset.detach().clone()
+        learned = self.spec.learned_step
+        self.offset = nn.Parameter(offset, requires_grad=other.offset.requires_grad) if learned else offset
         if other.raw_gain is not None:
             self.raw_gain = nn.Parameter(other.raw_gain.detach().clone(), requires_grad=other.raw_gain.requires_grad)
         self.calibrated = other.calibrated
@@ -134,7 +147,8 @@ class Site(nn.Module):
     def extra_repr(self) -> str:
         gain = "learned" if self.spec.learned_gain else f"{self.spec.gain:g}"
         step = "per channel" if self.spec.channels else f"{float(self.step.detach()):.4g}"
-        return f"levels={self.levels}, gain={gain}, step={step if self.calibrated else 'not calibrated'}"
+        fixed = "" if self.spec.learned_step else ", fixed"
+        return f"levels={self.levels}, gain={gain}, step={step if self.calibrated else 'not calibrated'}{fixed}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         bounds = state_dict.get(f"{prefix}bounds")

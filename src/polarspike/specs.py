@@ -215,6 +215,7 @@ class SiteSpec(Spec):
         positive: P.
         gain: where the polarity gain starts, or what it stays.
         learned_gain: the gain is a parameter.
+        learned_step: training moves the step; else it stays where it is set (:func:`polarspike.snap_steps`).
         slope: of the float function below zero: 0 for ReLU, the slope of LeakyReLU.
         ceiling: of the float function (ReLU6), or None.
         channels: 0 for one step, else the number of channels that have a step each.
@@ -226,6 +227,7 @@ class SiteSpec(Spec):
     positive: int
     gain: float = 1.0
     learned_gain: bool = False
+    learned_step: bool = True
     slope: float = 0.0
     ceiling: float | None = None
     channels: int = 0
@@ -237,6 +239,7 @@ class SiteSpec(Spec):
         self._require("negative", _is_int(self.negative) and self.negative >= 0, "an integer of at least 0")
         self._require("positive", _is_int(self.positive) and self.positive >= 1, "an integer of at least 1")
         self._require("gain", _is_within(self.gain, 0.0, 1.0), "a number in [0, 1]")
+        self._require("learned_step", isinstance(self.learned_step, bool), "True or False")
         self._require("slope", _is_within(self.slope, 0.0, 1.0), "a number in [0, 1] (decoding must stay monotone)")
         self._require("ceiling", self.ceiling is None or _is_positive(self.ceiling), "a positive number or None")
         self._require("channels", _is_int(self.channels) and self.channels >= 0, "an integer of at least 0")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from polarspike import ops
 from polarspike.errors import SpecError
 from polarspike.operator_table import Meaning
 from polarspike.operators import entry_of
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import WeightQuantizer
+from polarspike.sites import Site
+
+#: Up to here float32 has room for the half that rounding adds.
+_MOST_UNITS = 2**23
 
 
-def quantize_weights(qann: QuantizedNetwork, bits: int = 8) -> tuple[str, ...]:
+def quantize_weights(qann: QuantizedNetwork, bits: int = 8, *, dyadic: bool = False) -> tuple[str, ...]:
     """Let every convolution and linear layer compute with weights of ``bits`` bits, in place, while they train.
 
     From now on the layers round their weights (:class:`~polarspike.quantizers.WeightQuantizer`), and training moves the
@@ -22,6 +30,9 @@ def quantize_weights(qann: QuantizedNetwork, bits: int = 8) -> tuple[str, ...]:
     Args:
         qann: calibrated or not; fold its batch norms before, if the weights that run are to be the rounded ones.
         bits: 2 to 8.
+        dyadic: steps of the weights that are powers of two, for networks whose sites have such steps, too
+            (:func:`polarspike.snap_steps`): exported to whole numbers, layers without residual sums then fire the very codes
+            of the spiking network. 2 to 7 bits, because integer kernels hold such weights doubled.
 
     Returns:
         The names of the layers.
@@ -31,8 +42,10 @@ def quantize_weights(qann: QuantizedNetwork, bits: int = 8) -> tuple[str, ...]:
     """
     if not isinstance(qann, QuantizedNetwork):
         raise SpecError(f"quantize_weights: expected what polarspike.quantize returns, got {type(qann).__name__}")
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise SpecError(f"quantize_weights: bits: expected a whole number from 2 to 8, got {bits!r}")
+    most = 7 if dyadic else 8
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= most:
+        with_powers = " with dyadic=True" if dyadic else ""
+        raise SpecError(f"quantize_weights: bits: expected a whole number from 2 to {most}{with_powers}, got {bits!r}")
     names = []
     for name, module in qann.network.named_modules():
         entry = entry_of(module)
@@ -44,7 +57,7 @@ def quantize_weights(qann: QuantizedNetwork, bits: int = 8) -> tuple[str, ...]:
                 "torch.nn.utils.parametrize.remove_parametrizations, first"
             )
         output_dim = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
-        parametrize.register_parametrization(module, "weight", WeightQuantizer(bits, output_dim))
+        parametrize.register_parametrization(module, "weight", WeightQuantizer(bits, output_dim, dyadic))
         names.append(name)
     return tuple(names)
 
@@ -52,22 +65,56 @@ def quantize_weights(qann: QuantizedNetwork, bits: int = 8) -> tuple[str, ...]:
 def fix_weights(network: nn.Module) -> tuple[str, ...]:
     """Keep the rounded weights as plain ones, in place, and end the rounding.
 
+    In a quantized network with dyadic weights whose input has steps that are powers of two, biases move to the grid of
+    their sums, by at most half a unit of it, so that float32 sums are exact: fix the weights before you convert.
+
     Args:
         network: whose weights :func:`quantize_weights` rounds.
 
     Returns:
         The names of the layers.
     """
+    quantized = isinstance(network, QuantizedNetwork)
     network = network.network if isinstance(network, QuantizedNetwork) else network
     names = trained_weights(network)
     for name in names:
         module = network.get_submodule(name)
         weight: Tensor = module.weight  # type: ignore[assignment]
+        if quantized:
+            _fix_bias(network, name, module)
         # By hand: torch removes the property from a class that copies of the module share.
         del module.parametrizations
         module.__class__ = type(module).__mro__[1]
         module.weight = nn.Parameter(weight.detach().clone())
     return names
+
+
+@torch.no_grad()
+def _fix_bias(network: nn.Module, name: str, module: nn.Module) -> None:
+    steps: Any = module.parametrizations["weight"]  # type: ignore[index]
+    rounding, bias = steps[0], module.bias
+    unit = _unit_of_input(network, name) if isinstance(network, fx.GraphModule) else None
+    if not isinstance(rounding, WeightQuantizer) or not rounding.dyadic or not isinstance(bias, Tensor) or unit is None:
+        return
+    grid = rounding.step_of(steps.original).flatten() * unit
+    if grid.shape == bias.shape and bool((bias.abs() < _MOST_UNITS * grid).all()):
+        bias.copy_(ops.quantize(bias[None], grid, 1.0, (_MOST_UNITS, _MOST_UNITS))[0])
+
+
+def _unit_of_input(network: fx.GraphModule, name: str) -> Tensor | None:
+    """The smallest step of the sites that a layer reads; None if one of them is no power of two, or there is none."""
+    found: list[Tensor] = []
+    waiting = [node for node in network.graph.nodes if node.op == "call_module" and node.target == name]
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            site = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            if not isinstance(site, Site):
+                waiting.append(node)
+            elif not site.dyadic:
+                return None
+            else:
+                found.append(site.step.detach().min())
+    return torch.stack(found).min() if found else None
 
 
 def trained_weights(network: nn.Module) -> tuple[str, ...]:

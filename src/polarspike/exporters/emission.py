@@ -60,15 +60,28 @@ class Emitter:
         return Analog(name, shape)
 
     def quantized(
-        self, x: Analog, step: Vector, axis: int, low: int, high: int, name: str, offset: Vector | None = None
+        self,
+        x: Analog,
+        step: Vector,
+        axis: int,
+        low: int,
+        high: int,
+        name: str,
+        offset: Vector | None = None,
+        *,
+        ties_up: bool = False,
     ) -> Codes:
-        """Codes of a float signal, ``clip(rint((x - offset) / step), low, high)``; they stand for ``step k + offset``."""
+        """Codes of a float signal, ``clip(rint((x - offset) / step), low, high)``; they stand for ``step k + offset``.
+
+        ``ties_up`` takes ``floor(x / step + 1/2)`` as the spiking network does: where steps are powers of two, values that
+        lie on the grid of floats meet thresholds.
+        """
         name = self.free(name)
         dims = len(x.shape) + 1
         tensors = {"step": laid(step, axis, dims).astype(np.float32)}
         if offset is not None and offset.any():
             tensors["shift"] = laid(offset, axis, dims).astype(np.float32)
-        self._add("quantize", [x.name], name, {}, tensors, (low, high))
+        self._add("quantize", [x.name], name, {"ties": "up"} if ties_up else {}, tensors, (low, high))
         return Codes(name, step, axis, low, high, x.shape, np.zeros(()) if offset is None else offset)
 
     # Sums that fire

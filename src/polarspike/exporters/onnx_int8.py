@@ -76,6 +76,10 @@ def _quantize(writer: Writer, made: Instruction) -> None:
     step, x = made.tensors["step"], made.inputs[0]
     if "shift" in made.tensors:
         x = writer.node("Sub", [x, writer.constant(made.tensors["shift"])])
+    if made.attributes.get("ties") == "up":  # QuantizeLinear rounds half to even
+        scaled = writer.node("Div", [x, writer.constant(step)])
+        writer.fired(made, writer.node("Floor", [writer.node("Add", [scaled, writer.constant(0.5)])]))
+        return
     if step.ndim == 0:
         writer.fired(made, x, step)
         return

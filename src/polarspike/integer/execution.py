@@ -65,7 +65,8 @@ def _checked(network: IntegerNetwork, inputs: Mapping[str, Array]) -> Values:
 
 def _quantize(made: Instruction, x: Array) -> Array:
     x = x - made.tensors["shift"] if "shift" in made.tensors else x
-    codes = np.rint(x / made.tensors["step"].astype(np.float32))
+    scaled = x / made.tensors["step"].astype(np.float32)
+    codes = np.floor(scaled + np.float32(0.5)) if made.attributes.get("ties") == "up" else np.rint(scaled)
     assert made.range is not None
     return np.clip(codes, *made.range).astype(np.int64)
 

@@ -4,6 +4,7 @@ Values are named. A value is either whole numbers with a known range (codes of a
 Instructions:
 
     quantize          float -> codes       clip(rint((x - shift) / step), low, high); no shift but for pixels
+                                          with ties "up": clip(floor(x / step + 1/2), low, high)
     synapse           codes -> sums        convolution or linear layer with int8 weights and an int32 bias, then an ending
     product           codes, codes -> sums of products (attention), then an ending
     combine           codes, ... -> codes  fire(bias + sum_i factor_i x_i, divisor)

@@ -2,8 +2,9 @@
 
 A layer's weights ``u`` come in steps of its neuron per code of its input. Three ways, for each output channel:
 
-- **dyadic**: u = n / 2^p with |n| <= 63, bias too. Kept exactly, as (2 n) / 2^(p+1) with an odd bias 2 b + 1: the added half
-  of a unit lies below the grid of the sums, so halves go up as the spiking network's do, in any runtime.
+- **dyadic**: u = n / 2^p with |n| <= 63. Kept exactly, as (2 n) / 2^(p+1) with an odd bias 2 floor(2^p b) + 1, and so is any
+  bias b: floor((m + 2^p b) / 2^p + 1/2) = floor((m + floor(2^p b)) / 2^p + 1/2) for whole m and p > 0. The added half of a
+  unit lies below the grid of the sums, so halves go up as the spiking network's do, in any runtime.
 - **on a grid of 127**: u = n g with the largest |n| = 127, as a :class:`~polarspike.quantizers.WeightQuantizer` of 8 bits
   leaves them. The integers are kept, and the divisor is the odd number next to 1 / g.
 - **any other**: the largest odd divisor q with which ``round(q u)`` stays within 127.
@@ -13,6 +14,7 @@ In all of them 2 * sum is never an odd multiple of the divisor, so no sum lies o
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,13 +62,13 @@ def firing(units: Vector, bias: Vector, largest_input: int, most: int, *, wide: 
             break
         limit = max(1, limit // 2)
     counted = np.rint(bias * divisor)
-    for channel, (exact, base, power) in enumerate(_dyadic(units, bias, most)):
-        if exact is None or wide:
-            continue
+    # A power of two divides a sum without error, so all of float32's digits count, and not the fourth part of the margin.
+    for channel, (exact, power) in _dyadic(units, _DYADIC_LIMIT, 16 * most).items():
+        whole, base, units_a_step = 2 * exact, 2 * math.floor(bias[channel] * 2.0**power) + 1, 2 ** (power + 1)
         if power == 0:  # whole numbers already, and none of their sums is a half
-            weight[channel], counted[channel], divisor[channel] = exact, base, 1
-        else:
-            weight[channel], counted[channel], divisor[channel] = 2 * exact, 2 * base + 1, 2 ** (power + 1)
+            whole, base, units_a_step = exact, math.floor(bias[channel] + 0.5), 1
+        if not wide or np.abs(whole).sum() * largest_input + abs(base) <= EXACT_IN_FLOAT32:
+            weight[channel], counted[channel], divisor[channel] = whole, base, units_a_step
     return Rounded(weight.astype(np.int8), counted, divisor)
 
 
@@ -75,6 +77,8 @@ def scaling(units: Vector, largest_input: int, *, wide: bool) -> tuple[NDArray[n
     highest = peaks(units)
     scale = np.where(highest > 0, highest, 1.0) / WEIGHT_LIMIT
     weight = np.rint(per_output(units, 1 / scale))
+    for channel, (exact, power) in _dyadic(units, WEIGHT_LIMIT, 2**_POWERS).items():
+        weight[channel], scale[channel] = exact, 2.0**-power
     bound = largest_sum(weight, largest_input)
     if wide and bound > EXACT_IN_FLOAT32:
         scale = scale * (bound / EXACT_IN_FLOAT32) * 1.01
@@ -112,14 +116,17 @@ def _near_grid(units: Vector, divisor: NDArray[np.int64], most: int) -> NDArray[
     return found
 
 
-def _dyadic(units: Vector, bias: Vector, most: int) -> list[tuple[Vector | None, float, int]]:
-    """For each channel: weights and bias as whole numbers over 2^power, or None."""
-    found: list[tuple[Vector | None, float, int]] = [(None, 0.0, 0)] * len(units)
+def _dyadic(units: Vector, limit: int, most: int) -> dict[int, tuple[Vector, int]]:
+    """The channels whose weights are whole numbers up to ``limit`` over a power of two: those numbers, and the exponent.
+
+    The smallest exponent of each, with 2^(exponent + 1) up to ``most``.
+    """
+    found: dict[int, tuple[Vector, int]] = {}
     for power in reversed(range(_POWERS)):
         if 2 ** (power + 1) > most:
             continue
-        scaled, shifted = units * 2.0**power, bias * 2.0**power
-        whole = (scaled == np.rint(scaled)).reshape(len(units), -1).all(axis=1) & (shifted == np.rint(shifted))
-        for channel in np.flatnonzero(whole & (peaks(scaled) <= _DYADIC_LIMIT)):
-            found[channel] = (scaled[channel], float(shifted[channel]), power)
+        scaled = units * 2.0**power
+        whole = (scaled == np.rint(scaled)).reshape(len(units), -1).all(axis=1)
+        for channel in np.flatnonzero(whole & (peaks(scaled) <= limit)):
+            found[int(channel)] = (scaled[channel], power)
     return found

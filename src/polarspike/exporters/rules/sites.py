@@ -39,7 +39,7 @@ def _site(walk: Lowering, node: fx.Node, given: Arguments) -> Codes:
     if isinstance(signal, Sums) and channels is not None and not _is_scaled_product(signal, step):
         codes = emitter.fired(signal, channels, low, positive, name)
     else:  # steps that no weight of the layer in front can absorb, or a float signal
-        codes = emitter.quantized(emitter.analog(signal), step, axis, low, positive, name)
+        codes = emitter.quantized(emitter.analog(signal), step, axis, low, positive, name, ties_up=neuron.dyadic)
     walk.sites[name] = codes.name
     return codes if factor == 1 else emitter.stretched(codes, factor, codes.step / factor)
 
