@@ -254,3 +254,117 @@ def test_one_damaged_picture_costs_no_other(files: Path, pictures: Path, tmp_pat
     code, out, err = call(files / "net.onnx", "--images", folder, "--output", tmp_path / "out.csv")
     assert code == 1 and len(out.splitlines()) == 2 and "b.png: expected a picture" in err and "1 of 3" in err
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
+
+
+def picture_of(call: Call, model: Path, path: Path) -> str:
+    code, out, err = call(model, "--images", path)
+    assert (code, err) == (0, ""), (path, err)
+    return out.partition("\t")[2]
+
+
+def test_pictures_are_turned_as_their_camera_says(files: Path, tmp_path: Path, call: Call) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "upright.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held so that the picture's top is on the right
+    Image.fromarray(np.rot90(pixels, 1).copy()).save(tmp_path / "turned.png", exif=turned)
+    wanted = picture_of(call, files / "net.integer", tmp_path / "upright.png")
+    assert picture_of(call, files / "net.integer", tmp_path / "turned.png") == wanted
+
+
+@pytest.mark.parametrize("model", ["net.integer", "grey.integer"])
+def test_pictures_of_all_modes(model: str, files: Path, tmp_path: Path, call: Call) -> None:
+    colours = np.random.default_rng(4).integers(0, 256, (6, 3), dtype=np.uint8)
+    plain = Image.fromarray(colours[np.random.default_rng(5).integers(0, 6, (8, 10))])
+    wanted = {}
+    plain.save(tmp_path / "plain.png")
+    wanted["plain.png"] = picture_of(call, files / model, tmp_path / "plain.png")
+    palette = plain.quantize(6)
+    palette.save(tmp_path / "palette.png")
+    palette.save(tmp_path / "hidden.png", transparency=bytes([0, 255, 0, 255, 7, 9]))  # the colours stay
+    plain.convert("RGBA").save(tmp_path / "alpha.png")
+    plain.save(tmp_path / "lossless.bmp")
+    for name in ("palette.png", "hidden.png", "alpha.png", "lossless.bmp"):
+        assert picture_of(call, files / model, tmp_path / name) == wanted["plain.png"], name
+    bits = np.random.default_rng(6).integers(0, 2, (8, 10), dtype=np.uint8) * 255
+    Image.fromarray(bits).save(tmp_path / "grey.png")
+    Image.fromarray(bits).convert("1").save(tmp_path / "bits.png")
+    Image.fromarray(bits.astype(np.int32) * 257).save(tmp_path / "deep.tif")
+    Image.merge("LA", [Image.fromarray(bits)] * 2).save(tmp_path / "grey-alpha.png")
+    grey = picture_of(call, files / model, tmp_path / "grey.png")
+    for name in ("bits.png", "deep.tif", "grey-alpha.png"):
+        assert picture_of(call, files / model, tmp_path / name) == grey, name
+    Image.fromarray(bits.astype(np.float32)).save(tmp_path / "float.tif")
+    refused(call(files / model, "--images", tmp_path / "float.tif"), "pixels of more than 16 bits")
+
+
+def test_names_that_are_no_text_and_files_that_are_hidden(
+    files: Path, pictures: Path, tmp_path: Path, call: Call
+) -> None:
+    folder, content = tmp_path / "named", (pictures / "fits.png").read_bytes()
+    (folder / ".thumbnails").mkdir(parents=True)
+    names = ["фото 図.png", "a\tb.png", "c\nd.png", b"\xff.png".decode(errors="surrogateescape")]
+    for name in [*names, ".hidden.png", ".thumbnails/e.png"]:
+        (folder / name).write_bytes(content)
+    (folder / "._photo.png").write_bytes(b"\0\5\26\7")  # as another system leaves them beside each picture
+    code, out, err = call(files / "net.integer", "--images", folder, "--output", tmp_path / "out.csv")
+    assert (code, err) == (0, f"wrote {tmp_path / 'out.csv'}\n") and len(out.splitlines()) == 4
+    assert {line.split("\t")[0].rpartition("/")[2] for line in out.splitlines()} == {
+        "фото 図.png", r"a\tb.png", r"c\nd.png", r"\udcff.png"
+    }  # fmt: skip
+
+
+def test_a_table_never_takes_the_place_of_what_is_read(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    model = tmp_path / "net.integer"
+    model.write_bytes((files / "net.integer").read_bytes())
+    for place in (model, pictures / "grey.png"):
+        content = place.read_bytes()
+        refused(call(model, "--images", pictures, "--output", place), "this file is read by this very command")
+        assert place.read_bytes() == content
+    refused(call(model, "--images", pictures, "--output", pictures), "expected a file, this is a folder")
+
+
+def test_the_share_that_the_cut_keeps_is_in_the_file(files: Path, tmp_path: Path, call: Call) -> None:
+    snn = ps.load(files / "snn.safetensors")
+    assert isinstance(snn, ps.SpikingNetwork)
+    x = torch.randn(16, 3, 8, 10)
+    ps.export(snn, tmp_path / "all.integer", "integer", x)
+    snn.notes = {**NOTES, "crop": 0.5}
+    ps.export(snn, tmp_path / "net.integer", "integer", x)
+    pixels = np.random.default_rng(7).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.png")
+    Image.fromarray(pixels[4:12, 5:15].copy()).save(tmp_path / "middle.png")
+    middle = picture_of(call, tmp_path / "all.integer", tmp_path / "middle.png")
+    assert picture_of(call, tmp_path / "net.integer", tmp_path / "whole.png") == middle
+    for crop in (0, 1.5, "x"):
+        snn.notes["crop"] = crop
+        ps.export(snn, tmp_path / "odd.integer", "integer", x)
+        refused(call(tmp_path / "odd.integer", "--images", tmp_path / "whole.png"), "notes['crop']")
+
+
+def test_models_that_the_runtime_cannot_run(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    def changed(change: Callable[[Any], None]) -> Path:
+        model = onnx.load(files / "net.onnx")
+        change(model)
+        onnx.save(model, tmp_path / "net.onnx")
+        return tmp_path / "net.onnx"
+
+    def unknown(model: Any) -> None:
+        model.graph.node[3].op_type = "Nope"
+
+    def newer(model: Any) -> None:
+        model.opset_import[0].version = 999
+
+    def fixed(model: Any) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
+
+    def flat(model: Any) -> None:
+        for value in model.graph.input:
+            del value.type.tensor_type.shape.dim[3:]
+
+    for change in (unknown, newer, fixed, flat):
+        refused(call(changed(change), "--images", pictures / "fits.png"), f"{tmp_path / 'net.onnx'}: ")
+
+
+def test_more_threads_than_cores_are_not_started(files: Path, pictures: Path, call: Call) -> None:
+    assert call(files / "net.onnx", "--images", pictures / "fits.png", "--threads", 100_000)[0] == 0

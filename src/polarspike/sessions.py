@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ def open_session(model: bytes | Path, threads: int = 0) -> Any:
 
     Args:
         model: its bytes, or the path of its file.
-        threads: 0 for all cores.
+        threads: 0 for all cores. More than there are would wait for each other, or not be started at all.
 
     Raises:
         MissingExtraError: ONNX Runtime is not installed.
@@ -24,7 +25,7 @@ def open_session(model: bytes | Path, threads: int = 0) -> Any:
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "deploy") from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = min(threads, os.cpu_count() or 1)
     options.log_severity_level = 4  # the error says it
     given = str(model) if isinstance(model, Path) else model
     try:

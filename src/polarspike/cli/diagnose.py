@@ -39,6 +39,8 @@ class Diagnose(NetworkCommand):
             known = self.preprocessing({})
             if known.shape is None and "shape" in qann.notes:
                 known = dataclasses.replace(known, shape=tuple(qann.notes["shape"]))
+            if self.crop is None and "crop" in qann.notes:
+                known = dataclasses.replace(known, crop=qann.notes["crop"])
             if "normalization" in qann.notes:
                 known = dataclasses.replace(known, normalization=Normalization.from_dict(qann.notes["normalization"]))
             batches, _ = self.batches(known)

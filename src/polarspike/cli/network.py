@@ -121,6 +121,8 @@ class NetworkCommand(Command):
             notes["weights"] = {"file": file.name, "sha256": sources.sha256(file)}
         if known.shape is not None:
             notes["shape"] = list(known.shape)
+        if known.crop != 1.0:
+            notes["crop"] = known.crop
         if known.normalization is not None:
             notes["normalization"] = known.normalization.to_dict()
         if self.images is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from polarspike import integer
 from polarspike.cli.command import Command, show, tell
-from polarspike.errors import DataError, ExportError, MissingExtraError, SpecError
+from polarspike.decoding import SUFFIXES, decoded, pictures_in
+from polarspike.errors import DataError, ExportError, SpecError
 from polarspike.files import replacing
 from polarspike.integer.network import DESCRIPTION, DESCRIPTION_FORMAT
 from polarspike.integer.storage import is_integer_network
 from polarspike.sessions import open_session
 
 Array = NDArray[Any]
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Reader:
         classes: their names; none where the network does not say.
         mean: of a full-scale pixel, (C, 1, 1); std: the deviation.
         std: see ``mean``.
+        crop: share of the scaled picture's shorter side that the cut in the middle keeps.
     """
 
     answer: Callable[[Array], Array]
@@ -43,21 +44,23 @@ class Reader:
     classes: list[str]
     mean: Array
     std: Array
+    crop: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Command):
     """Say what is on pictures, with an exported file; torch is not needed.
 
-    One line for each picture: its path, the class, and the class's score. Pictures of another size are scaled so that the
-    shorter side fits, and cut in the middle. What cannot be read is left out and said, and the exit code is 1.
+    One line for each picture: its path, the class, and the class's score. Pictures are turned as their camera says; those
+    of another size are scaled so that the shorter side fits, and cut in the middle. Transparency is dropped. What cannot be
+    read is left out and said, and the exit code is 1.
 
     Args:
         file: an ONNX model, or an integer network.
-        images: a folder of pictures (.png, .jpg), searched with all folders in it, or one picture.
+        images: a folder of pictures (.png, .jpg), searched with all folders in it but hidden ones, or one picture.
         output: also write the lines as CSV to this file.
         batch: how many pictures at a time.
-        threads: of the runtime; all cores if 0.
+        threads: of the runtime, at most one for each core; all cores if 0.
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.onnx")]
@@ -69,16 +72,16 @@ class Run(Command):
     def execute(self) -> int:
         if self.batch < 1 or self.threads < 0:
             raise SpecError(f"--batch {self.batch} --threads {self.threads}: expected at least 1 and at least 0")
-        if self.output is not None and not self.output.parent.is_dir():
-            raise SpecError(f"--output {self.output}: there is no folder {str(self.output.parent)!r}")
         paths = _pictures(self.images)
+        if self.output is not None:
+            _require_place(self.output, [self.file, *paths])
         reader = open_file(self.file, self.threads)
         classes = reader.classes
         lines: list[tuple[str, str, str]] = []
         for path, scores in self._scored(reader, paths):
             best = int(scores.argmax())
             name = classes[best] if best < len(classes) else str(best)
-            lines.append((str(path), name, f"{float(scores[best]):.4f}"))
+            lines.append((_printable(path), name, f"{float(scores[best]):.4f}"))
             show("\t".join(lines[-1]))
         if self.output is not None:
             _write(self.output, lines)
@@ -139,7 +142,16 @@ def open_file(path: Path, threads: int = 0) -> Reader:
             f"{path}: expected one output, and one input of float32, got {', '.join(f'{x.name} {x.type}' for x in given)}"
         )
     name, sizes = given[0].name, given[0].shape[1:]
-    return _reader(path, lambda x: session.run(None, {name: x})[0], sizes, metadata[DESCRIPTION])
+
+    def answer(x: Array) -> Array:
+        try:
+            scores: Array = session.run(None, {name: x})[0]
+        except Exception as error:  # its errors have no common base
+            reason = str(error).strip().partition("\n")[0]
+            raise ExportError(f"{path}: fails on pictures {x.shape}: {reason}; export it again") from error
+        return scores
+
+    return _reader(path, answer, sizes, metadata[DESCRIPTION])
 
 
 def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, description: str) -> Reader:
@@ -152,7 +164,7 @@ def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, descriptio
                 "use the version that wrote it"
             )
         classes = [str(name) for name in notes.get("classes", ())]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ExportError(f"{path}: its description is damaged ({error!r}); export it again") from error
     if len(sizes) != 3 or not all(isinstance(size, int) for size in sizes):
         raise ExportError(
@@ -170,7 +182,11 @@ def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, descriptio
             f"{path}: its notes do not say how pictures are scaled; set snn.notes['normalization'] = "
             "{'mean': [...], 'std': [...]} (in units of a full-scale pixel) before polarspike.export"
         )
-    return Reader(answer, (channels, sizes[1], sizes[2]), classes, mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1))
+    crop = notes.get("crop", 1.0)
+    if not isinstance(crop, int | float) or not 0 < crop <= 1:
+        raise ExportError(f"{path}: notes['crop']: expected a number above 0 and at most 1, got {crop!r}")
+    shape = (channels, sizes[1], sizes[2])
+    return Reader(answer, shape, classes, mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1), float(crop))
 
 
 def picture(path: Path, reader: Reader) -> Array:
@@ -180,24 +196,20 @@ def picture(path: Path, reader: Reader) -> Array:
         DataError: it cannot be read.
         MissingExtraError: Pillow is not installed.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "vision") from error
     channels, height, width = reader.shape
-    try:
-        with Image.open(path) as opened:
-            file: Image.Image = opened
-            if file.mode.startswith("I;16"):  # 16 bits, which convert would cut off
-                file = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
-            image = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: expected a picture, got: {error}") from error
+    image = decoded(path, channels, str(path), upright=True)
     if image.size != (width, height):
-        factor = max(width / image.width, height / image.height)
+        from PIL import Image  # which has decoded the picture
+
+        factor = max(width / image.width, height / image.height) / reader.crop
         scaled = (max(width, round(image.width * factor)), max(height, round(image.height * factor)))
         left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-        image = image.resize(scaled, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+        try:
+            image = image.resize(scaled, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+        except (MemoryError, ValueError) as error:  # of a line of pixels
+            raise DataError(
+                f"{path}: expected a picture, got {image.width} x {image.height} pixels: {error}"
+            ) from error
     pixels = np.asarray(image, dtype=np.float32).reshape(height, width, channels).transpose(2, 0, 1)
     return (pixels / np.float32(255) - reader.mean) / reader.std
 
@@ -217,11 +229,26 @@ def _pictures(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise DataError(f"--images {place}: there is no such folder")
-    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+        raise DataError(f"--images {place}: there is no such folder, and no such picture")
+    found = pictures_in(place)
     if not found:
-        raise DataError(f"--images {place}: expected pictures ({', '.join(_SUFFIXES)}), found none")
+        raise DataError(f"--images {place}: expected pictures ({', '.join(SUFFIXES)}), found none")
     return found
+
+
+def _require_place(output: Path, read: Iterable[Path]) -> None:
+    """Refuse a table that could not be written, or would take the place of what is read, before any work."""
+    if not output.parent.is_dir():
+        raise SpecError(f"--output {output}: there is no folder {str(output.parent)!r}")
+    if output.is_dir():
+        raise SpecError(f"--output {output}: expected a file, this is a folder; give the file's name, too")
+    if output.exists() and any(path.exists() and output.samefile(path) for path in read):
+        raise SpecError(f"--output {output}: this file is read by this very command; give another name")
+
+
+def _printable(path: Path) -> str:
+    """A path on one line of a table: what would break it, or is no text at all, as in a string of Python."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(path))
 
 
 def _write(path: Path, lines: list[tuple[str, str, str]]) -> None:

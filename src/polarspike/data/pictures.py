@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from polarspike.data.reading import bytes_of
-from polarspike.errors import DataError, MissingExtraError
+from polarspike.decoding import decoded
+from polarspike.errors import DataError
 
 #: How the names of pictures end, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -49,16 +49,11 @@ class Pictures(ABC):
             DataError: its file cannot be read, is no picture, or one of too many or too deep pixels.
             MissingExtraError: Pillow is not installed.
         """
-        try:
-            from PIL import Image
-        except ImportError as error:
-            raise MissingExtraError("pillow", "vision") from error
         content, place = self.content(index)
         try:
-            with Image.open(io.BytesIO(content)) as file:
-                return (_of_bytes(file) if file.mode[0] in "IF" else file).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{place}: expected a picture, got: {error}; fetch it again") from error
+            return decoded(io.BytesIO(content), 3, place)
+        except DataError as error:
+            raise DataError(f"{error}; fetch it again") from error
 
 
 class _Subset(Pictures):
@@ -70,16 +65,6 @@ class _Subset(Pictures):
 
     def content(self, index: int) -> tuple[bytes, str]:
         return self.pictures.content(int(self.indices[index]))
-
-
-def _of_bytes(picture: Any) -> Any:
-    """A grey picture of 16 bits a pixel at 8: byte b stands for 257 b. Pillow's own conversion would cut at 255."""
-    from PIL import Image  # which has decoded the picture
-
-    pixels = np.asarray(picture)
-    if pixels.dtype.kind == "f" or pixels.min() < 0 or pixels.max() > 0xFFFF:
-        raise ValueError(f"pixels of more than 16 bits (mode {picture.mode})")
-    return Image.fromarray(((pixels.astype(np.int64) + 128) // 257).astype(np.uint8))
 
 
 class Files(Pictures):

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from polarspike import data
 from polarspike.data import Normalization
-from polarspike.errors import DataError, MissingExtraError, closest
+from polarspike.decoding import SUFFIXES, decoded, pictures_in
+from polarspike.errors import DataError, closest
 from polarspike.sources.preprocessing import Preprocessing, for_channels
 
-_PICTURES = (".png", ".jpg", ".jpeg")
 _TENSORS = (".npy", ".safetensors")
 
 
@@ -100,10 +100,6 @@ def _floats(
 
 def _pictures(folder: Path, preprocessing: Preprocessing, count: int) -> Tensor:
     """Bytes (N, C, H, W) of pictures in a folder, each scaled and cut."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "vision") from error
     if preprocessing.shape is None:
         raise DataError(
             f"{folder}: expected the shape of the network's input, which nothing says: give --shape 3,224,224"
@@ -113,16 +109,12 @@ def _pictures(folder: Path, preprocessing: Preprocessing, count: int) -> Tensor:
         raise DataError(
             f"{folder}: pictures have 1 or 3 channels, the network's input has {channels}; give a tensor file"
         )
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES and path.is_file())
+    found = pictures_in(folder)
     if not found:
-        raise DataError(f"{folder}: expected pictures ({', '.join(_PICTURES)}) in this folder or below, found none")
+        raise DataError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}) in this folder or below, found none")
     pixels = []
     for path in (found[index] for index in _places(len(found), count)):
-        try:
-            with Image.open(path) as picture:
-                raw = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
-        except Exception as error:  # whatever a damaged file makes Pillow raise
-            raise DataError(f"{path}: not a picture that can be read ({type(error).__name__}: {error})") from error
+        raw = np.asarray(decoded(path, channels, str(path), upright=True))
         image = torch.from_numpy(raw.copy()).view(raw.shape[0], raw.shape[1], channels).permute(2, 0, 1)
         pixels.append(_fitted(image[None], preprocessing.shape, preprocessing.crop))
     return torch.cat(pixels)
