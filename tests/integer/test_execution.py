@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polarspike import integer
+from polarspike import integer, ops
 from polarspike.errors import InputError
 from polarspike.integer import Instruction, IntegerNetwork
 from polarspike.integer.execution import FLOAT_OPERATORS
@@ -130,6 +130,29 @@ def test_quantize_rounds_and_keeps_to_its_range() -> None:
     x = np.array([[-9.0, -0.76, -0.25, 0.2, 0.26, 0.6, 9.0]], dtype=np.float32)
     made = Instruction("quantize", ("a",), "y", {}, {"step": np.array(0.5)}, (-2, 3))
     assert integer.run(network(made, {}, (7,)), {"a": x})[0].tolist() == [[-2, -2, 0, 0, 1, 1, 3]]
+
+
+def test_quantize_takes_halves_up_where_it_is_told_to() -> None:
+    x = np.array([[-1.25, -0.75, -0.25, 0.25, 0.75, 1.25, np.nextafter(np.float32(0.25), 0)]], dtype=np.float32)
+    for ties, meant in (
+        (None, [-2, -2, 0, 0, 2, 2, 0]),
+        ("up", ops.encode(torch.from_numpy(x), 0.5, 9, 9)[0].tolist()),
+    ):
+        made = Instruction("quantize", ("a",), "y", {"ties": ties} if ties else {}, {"step": np.array(0.5)}, (-9, 9))
+        assert integer.run(network(made, {}, (7,)), {"a": x})[0].tolist() == [meant]
+
+
+def test_an_average_is_of_rectified_sums() -> None:
+    x, weight = codes(2, 4, 6, 6), codes(3, 4, 3, 3, low=-127, high=127, seed=1).astype(np.int8)
+    bias, divisor = codes(3, low=-900, high=900, seed=2), np.array([36, 801, 4004])
+    options = {"stride": [1, 1], "padding": [[1, 1], [1, 1]], "dilation": [1, 1], "groups": 1}
+    window = {"kernel": [3, 2], "stride": [1, 2], "padding": [[1, 0], [1, 0]]}
+    attributes = {"operator": "convolution", "axis": 1, **options, "window": window}
+    made = whole("averaged", [x], attributes, {"weight": weight, "bias": bias, "divisor": divisor}, (0, 7))
+    parts = [torch.from_numpy(array).double() for array in (x, weight, bias)]
+    mean = functional.avg_pool2d(functional.conv2d(*parts, padding=1).relu(), (3, 2), (1, 2), (1, 0))
+    meant = torch.floor(mean * 6 / torch.from_numpy(divisor).view(-1, 1, 1) + 0.5).clamp(0, 7)
+    assert np.array_equal(made, meant.numpy()) and len(np.unique(made)) > 5
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -18,6 +18,7 @@ from polarspike.integer.storage import KEY
 
 ONE = np.ones((), dtype=np.float32)
 POOL = {"kernel": [2], "stride": [2], "padding": [[0], [0]], "dilation": [1]}
+WINDOW = {"kernel": [1], "stride": [1], "padding": [[0], [0]]}
 CONV = {"operator": "convolution", "axis": 1, "stride": [1], "padding": [[0], [0]], "dilation": [1], "groups": 1}
 CONV_TENSORS: dict[str, Any] = {
     "weight": np.ones((2, 2, 1), np.int8),
@@ -34,7 +35,8 @@ def everything() -> IntegerNetwork:
         Instruction("pad", ("q",), "padded", {"padding": [[1], [1]]}, {}, (-3, 3)),
         Instruction("max_pool", ("padded",), "pooled", POOL, {}, (-3, 3)),
         Instruction("synapse", ("pooled",), "s", CONV, CONV_TENSORS, (-3, 3)),
-        Instruction("stretch", ("s",), "longer", {"factor": 2}, {}, (-3, 6)),
+        Instruction("averaged", ("s",), "a", {**CONV, "window": WINDOW}, CONV_TENSORS, (0, 3)),
+        Instruction("stretch", ("a",), "longer", {"factor": 2}, {}, (0, 6)),
         Instruction("combine", ("longer", "pooled"), "c", {"axis": 1, "dims": 3}, COMBINE_TENSORS, (-3, 3)),
         Instruction("transpose", ("c",), "t", {"permutation": [0, 2, 1]}, {}, (-3, 3)),
         Instruction("product", ("c", "t"), "p", {"factor": 1, "axis": 2}, {"divisor": np.array(3)}, (-3, 3)),

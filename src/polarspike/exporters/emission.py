@@ -8,16 +8,18 @@ from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from polarspike.errors import ExportError
-from polarspike.exporters.signals import Analog, Codes, Constant, Shape, Signal, Sums, Term, Vector, View
+from polarspike.exporters.channels import spread
+from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Shape, Signal, Sums, Term, Vector, View
 from polarspike.integer import rounding
 from polarspike.integer.lattice import largest_divisor, odd_at_most, odd_fraction
 from polarspike.integer.network import Array, Instruction, laid
 
 _BYTE = 255
+#: How many units a step must at least have where sums of a window are whole numbers.
+_LEAST_UNITS = 127
 
 
 class Emitter:
@@ -102,6 +104,36 @@ class Emitter:
             codes = cast(Codes, self.viewed(codes, view))
         return codes
 
+    def averaged(
+        self, sums: Sums, shape: Shape, windows: Mapping[str, Any], step: Vector, positive: int, name: str
+    ) -> Codes | None:
+        """The codes of a neuron behind means of rectified sums; None where whole numbers would be too coarse for them.
+
+        The sum W of a window of K is in units of step / (q K), and the neuron fires floor(W / (q K) + 1/2). One sum beyond
+        K (P + 1) q saturates it by itself, so a runtime may cut sums off there, and everything behind them stays exact in
+        float32: W is at most K^2 (P + 1) q, for which 2^21 leaves a factor of two to a mean that is multiplied by K again.
+        """
+        (term,) = sums.terms
+        count = math.prod(windows["kernel"])
+        most = min(largest_divisor(positive) // count, 2**21 // (count**2 * (positive + 1)))
+        if most < _LEAST_UNITS or term.sources[0].wide:
+            return None
+        units = rounding.per_output(cast(Vector, term.weight), term.scale / step)
+        bias = np.broadcast_to((term.bias + sums.bias) / step, len(units))
+        try:
+            made = rounding.averaging(units, bias, most)
+        except ExportError as error:
+            raise self.refuse(str(error)) from error
+        tensors = {
+            "weight": made.weight,
+            "bias": self._int32(made.bias),
+            "divisor": (count * made.divisor).astype(np.int32),
+        }
+        name = self.free(name)
+        attributes = {"operator": "convolution", "axis": sums.axis, **term.options, "window": dict(windows)}
+        self._add("averaged", [term.sources[0].name], name, attributes, tensors, (0, positive))
+        return Codes(name, step, sums.axis, 0, positive, shape)
+
     def _merged(self, sums: Sums, step: Vector, low: int, high: int, name: str) -> str:
         """Several terms: each synapse on a fine grid of bytes, then one sum of whole numbers.
 
@@ -185,6 +217,8 @@ class Emitter:
             return signal
         if isinstance(signal, Constant):
             raise self.refuse("a constant in the place of a signal")
+        if isinstance(signal, Averaged):
+            raise AssertionError("means of sums are made by the walk, which knows where their sums are")
         if isinstance(signal, Codes):
             return self._decoded(signal, np.ones(()))
         parts = []
@@ -247,6 +281,7 @@ class Emitter:
         kind, how = view
         if isinstance(signal, Sums):
             return replace(signal, views=(*signal.views, view))
+        assert not isinstance(signal, Averaged)  # the walk asks for their float value
         if isinstance(signal, Constant):
             shape = (len(signal.tensor), *how) if kind == "reshape" else how
             return Constant(
@@ -351,27 +386,6 @@ class Emitter:
         span: tuple[int, int] | None = None,
     ) -> None:
         self.instructions.append(Instruction(kind, tuple(inputs), output, attributes, tensors or {}, span))
-
-
-def spread(vector: Vector, axis: int, shape: Shape) -> Tensor:
-    """A vector along an axis as a full tensor with a batch of one."""
-    return torch.from_numpy(np.ascontiguousarray(laid(vector, axis, len(shape) + 1))).expand(1, *shape)
-
-
-def channel_steps(sums: Sums, step: Vector, axis: int) -> Vector | None:
-    """Steps along an axis behind the views of ``sums`` as steps of the channels in front of them; None if they are not."""
-    if step.ndim == 0 or (not sums.views and axis == sums.axis):
-        return step
-    length = sums.shape[sums.axis - 1]
-    index = spread(np.arange(length, dtype=np.float64), sums.axis, sums.shape)
-    for kind, how in sums.views:
-        index = index.reshape(1, *how) if kind == "reshape" else index.permute(*how)
-    full = spread(step, axis, tuple(index.shape[1:])).reshape(-1).numpy()
-    places = index.reshape(-1).long().numpy()
-    lowest, highest = np.full(length, np.inf), np.full(length, -np.inf)
-    np.minimum.at(lowest, places, full)
-    np.maximum.at(highest, places, full)
-    return lowest if (lowest == highest).all() else None
 
 
 def _ends(values: Vector) -> tuple[float, float]:

@@ -17,7 +17,19 @@ from polarspike.exporters.aten import Arguments, arguments_of, leaves_of, place_
 from polarspike.exporters.emission import Emitter
 from polarspike.exporters.observed import Ranges
 from polarspike.exporters.rules import RULES
-from polarspike.exporters.signals import ONE, ZERO, Analog, Codes, Constant, Shape, Sums, Term, Vector, array_of
+from polarspike.exporters.signals import (
+    ONE,
+    ZERO,
+    Analog,
+    Averaged,
+    Codes,
+    Constant,
+    Shape,
+    Sums,
+    Term,
+    Vector,
+    array_of,
+)
 from polarspike.graph import attribute
 from polarspike.neurons import PolarityNeuron
 
@@ -81,6 +93,8 @@ class Lowering:
         self.signals[node] = Analog(name, shape, raw=True)
 
     def _output(self, leaf: fx.Node) -> None:
+        if isinstance(self.signals.get(leaf), Averaged):
+            self.signals[leaf] = self.float(leaf)
         if not isinstance(self.signals.get(leaf), Codes | Analog | Sums):
             raise self.emitter.refuse(f"output {leaf.name!r}, which is no float signal")
         answer = self.emitter.analog(self.signals[leaf], "output")
@@ -125,7 +139,12 @@ class Lowering:
     def float(self, node: fx.Node) -> Analog:
         """The float value of a node, written once."""
         if node not in self._floats:
-            self._floats[node] = self.emitter.analog(self.signals[node])
+            signal = self.signals[node]
+            if isinstance(signal, Averaged):
+                name = self.float(signal.source).name
+                self._floats[node] = self.emitter.floating("AveragePool", [name], signal.shape, **signal.windows)
+            else:
+                self._floats[node] = self.emitter.analog(signal)
         return self._floats[node]
 
     def name(self, operand: Any) -> str:

@@ -160,6 +160,25 @@ def _synapse(writer: Writer, made: Instruction) -> None:
     writer.node("Reshape", [name, shape], made.output)
 
 
+def _averaged(writer: Writer, made: Instruction) -> None:
+    """By ``ConvInteger``, whose sums are exact however large; behind it float32 holds whole numbers below 2^22."""
+    x, options, divisor = made.inputs[0], made.attributes, made.tensors["divisor"]
+    assert made.range is not None
+    count, (_, high) = math.prod(options["window"]["kernel"]), made.range
+    weight, dims = made.tensors["weight"], made.tensors["weight"].ndim
+    given = [x, writer.constant(weight.astype(np.int16) + 128, np.uint8), writer.constant(writer.points[x], np.uint8)]
+    sums = writer.node("ConvInteger", [*given, writer.constant(128, np.uint8)], **_convolution(options))
+    sums = writer.node("Add", [sums, writer.constant(laid(made.tensors["bias"], 1, dims), np.int32)])
+    # What is larger fires the largest code by itself.
+    most = writer.constant(laid(divisor * (high + 1), 1, dims))
+    values = writer.node("Min", [writer.node("Relu", [writer.node("Cast", [sums], to=FLOAT)]), most])
+    mean = writer.node("AveragePool", [values], **_average(options["window"]))
+    whole = writer.node("Round", [writer.node("Mul", [mean, writer.constant(count)])])
+    if not (divisor % 2).all():  # QuantizeLinear rounds half to even; of an odd divisor there are no halves
+        whole = writer.node("Add", [whole, writer.constant(laid(0.5 * (1 - divisor % 2), 1, dims))])
+    writer.fired(made, whole, divisor, 1)
+
+
 def _in_float(writer: Writer, made: Instruction, scale: Array) -> None:
     """By float kernels: whole numbers as float32, exact below 2^24; or scaled weights, where the answer is float."""
     x, options, tensors = made.inputs[0], made.attributes, made.tensors
@@ -303,6 +322,7 @@ def _float(writer: Writer, made: Instruction) -> None:
 _WRITERS: dict[str, Callable[[Writer, Instruction], Any]] = {
     "quantize": _quantize,
     "synapse": _synapse,
+    "averaged": _averaged,
     "product": _product,
     "combine": _combine,
     "window_sum": _window_sum,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 Vector = NDArray[np.float64]
 #: Sizes without the batch.
@@ -155,7 +155,24 @@ class Sums:
         return replace(self, terms=(term,), bias=np.zeros(()))
 
 
-Signal = Codes | Analog | Constant | Sums
+@dataclass(frozen=True)
+class Averaged:
+    """Means over windows of rectified sums of one convolution, not computed yet: the site behind them decides how.
+
+    Args:
+        sums: that are averaged.
+        source: the node that makes them, for who needs the float value.
+        shape: without the batch.
+        windows: kernel, stride, padding.
+    """
+
+    sums: Sums
+    source: fx.Node
+    shape: Shape
+    windows: dict[str, Any]
+
+
+Signal = Codes | Analog | Constant | Sums | Averaged
 
 
 def array_of(tensor: Tensor) -> Vector:

@@ -72,6 +72,16 @@ def _quantize(made: Instruction, x: Array) -> Array:
 
 
 def _synapse(made: Instruction, x: Array) -> Array:
+    return _ended(made, _sums(made, x))
+
+
+def _averaged(made: Instruction, x: Array) -> Array:
+    window = made.attributes["window"]
+    whole = total(np.maximum(_sums(made, x), 0), window["kernel"], window["stride"], window["padding"])
+    return _ended(made, whole)
+
+
+def _sums(made: Instruction, x: Array) -> Array:
     weight, options = made.tensors["weight"].astype(np.float64), made.attributes
     if options["operator"] == "linear":
         sums = x.astype(np.float64) @ weight.T
@@ -84,7 +94,8 @@ def _synapse(made: Instruction, x: Array) -> Array:
             options["dilation"],
             options["groups"],
         )
-    return _ended(made, sums.astype(np.int64) + _along(made, "bias", sums.ndim).astype(np.int64))
+    whole: Array = sums.astype(np.int64) + _along(made, "bias", sums.ndim).astype(np.int64)
+    return whole
 
 
 def _product(made: Instruction, x: Array, y: Array) -> Array:
@@ -192,6 +203,7 @@ def _conv(options: Mapping[str, Any], x: Array, weight: Array, bias: Array) -> A
 _MEANINGS: dict[str, Callable[..., Array]] = {
     "quantize": _quantize,
     "synapse": _synapse,
+    "averaged": _averaged,
     "product": _product,
     "combine": _combine,
     "window_sum": _window_sum,

@@ -6,6 +6,7 @@ Instructions:
     quantize          float -> codes       clip(rint((x - shift) / step), low, high); no shift but for pixels
                                           with ties "up": clip(floor(x / step + 1/2), low, high)
     synapse           codes -> sums        convolution or linear layer with int8 weights and an int32 bias, then an ending
+    averaged          codes -> codes      fire(sums over windows of max(synapse, 0), divisor): ReLU, then the mean
     product           codes, codes -> sums of products (attention), then an ending
     combine           codes, ... -> codes  fire(bias + sum_i factor_i x_i, divisor)
     window_sum        codes -> sums over windows, or over whole dimensions
@@ -34,8 +35,8 @@ Array = NDArray[Any]
 DESCRIPTION = "polarspike"
 DESCRIPTION_FORMAT = 1
 
-KINDS = ("quantize", "synapse", "product", "combine", "window_sum", "stretch", "decode", "max_pool", "reshape", "transpose",
-         "concatenate", "slice", "pad", "float")  # fmt: skip
+KINDS = ("quantize", "synapse", "averaged", "product", "combine", "window_sum", "stretch", "decode", "max_pool", "reshape",
+         "transpose", "concatenate", "slice", "pad", "float")  # fmt: skip
 
 
 def laid(vector: Array, axis: int, dims: int) -> Array:
@@ -92,7 +93,7 @@ class IntegerNetwork:
     @property
     def weights(self) -> Iterator[Array]:
         """The integer weights of the synapses."""
-        return (made.tensors["weight"] for made in self.instructions if made.kind == "synapse")
+        return (made.tensors["weight"] for made in self.instructions if made.kind in ("synapse", "averaged"))
 
     def float_operators(self) -> dict[str, int]:
         """What stays float, by name, and how often."""

@@ -72,6 +72,27 @@ def firing(units: Vector, bias: Vector, largest_input: int, most: int, *, wide: 
     return Rounded(weight.astype(np.int8), counted, divisor)
 
 
+def averaging(units: Vector, bias: Vector, most: int) -> Rounded:
+    """Whole numbers for a layer whose rectified sums are averaged in front of a neuron.
+
+    Halves are possible here, as the number of values in a window may be even; who rounds them to even must add half a unit.
+    So divisors may be even, too, and dyadic weights need no doubling.
+
+    Args:
+        units: as for :func:`firing`.
+        bias: as for :func:`firing`; exact where it lies on the grid of the sums.
+        most: the largest divisor allowed.
+
+    Raises:
+        ExportError: a weight is worth more than 127 steps.
+    """
+    divisor = _near_grid(units, odd_divisors(peaks(units), WEIGHT_LIMIT, most), most)
+    weight = np.rint(per_output(units, divisor.astype(np.float64)))
+    for channel, (exact, power) in _dyadic(units, WEIGHT_LIMIT, 2 * most).items():
+        weight[channel], divisor[channel] = exact, 2**power
+    return Rounded(weight.astype(np.int8), np.rint(bias * divisor), divisor)
+
+
 def scaling(units: Vector, largest_input: int, *, wide: bool) -> tuple[NDArray[np.int8], Vector]:
     """Whole numbers for a layer whose sums become float: weights, and by output channel what one of them is worth."""
     highest = peaks(units)

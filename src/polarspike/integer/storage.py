@@ -123,6 +123,7 @@ def _assembled(header: Mapping[str, Any], tensors: Mapping[str, Array], descript
 _NEEDED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "quantize": (("step",), ()),
     "synapse": (("weight", "bias"), ("operator", "axis")),
+    "averaged": (("weight", "bias", "divisor"), ("operator", "axis", "window")),
     "product": ((), ("axis",)),
     "combine": (("bias", "divisor"), ("axis", "dims")),
     "window_sum": ((), ()),
@@ -136,7 +137,7 @@ _NEEDED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pad": ((), ("padding",)),
     "float": ((), ("operator",)),
 }
-_FIRING = ("quantize", "combine")
+_FIRING = ("quantize", "averaged", "combine")
 _NEEDED_BY_OPERATOR: dict[str, tuple[str, ...]] = {
     "convolution": ("stride", "padding", "dilation", "groups"),
     "Conv": ("stride", "padding", "dilation", "groups"),
@@ -187,7 +188,7 @@ def _require_whole(network: IntegerNetwork) -> None:
         if missing:
             raise ValueError(f"{made.output!r} reads {missing[0]!r}, which nothing makes")
         _require_parts(made)
-        if made.kind == "synapse":
+        if made.kind in ("synapse", "averaged"):
             weight = made.tensors["weight"]
             ending = made.tensors["scale" if made.range is None else "divisor"]
             if weight.dtype != np.int8 or not len(weight) == len(made.tensors["bias"]) == len(ending):

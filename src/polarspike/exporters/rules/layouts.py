@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from polarspike.exporters.aten import Arguments, shape_of
-from polarspike.exporters.signals import Analog, Codes, Constant, Signal, Sums, View
+from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Signal, Sums, View
 
 if TYPE_CHECKING:
     from polarspike.exporters.lowering import Lowering, Rule
@@ -30,7 +30,7 @@ def _looked(walk: Lowering, source: fx.Node, view: View, node: fx.Node) -> Signa
     signal = walk.signals[source]
     if str(node.meta["val"].shape[0]) != str(source.meta["val"].shape[0]):
         raise walk.emitter.refuse("a layout in which the first dimension is no longer the batch")
-    if isinstance(signal, Sums) and not (signal.plain or signal.views):
+    if isinstance(signal, Averaged) or (isinstance(signal, Sums) and not (signal.plain or signal.views)):
         signal = walk.float(source)
     return walk.emitter.viewed(signal, view)
 

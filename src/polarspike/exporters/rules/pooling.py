@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from polarspike.exporters.aten import Arguments, average_windows, even_windows, shape_of, sizes_of
-from polarspike.exporters.signals import Codes, Signal
+from polarspike.exporters.signals import Averaged, Codes, Signal, Sums
 
 if TYPE_CHECKING:
     from polarspike.exporters.lowering import Lowering, Rule
@@ -56,9 +56,15 @@ def _window_mean(
 ) -> Signal:
     signal = walk.signals[source]
     attributes = {"kernel": kernel, "stride": stride, "padding": [padding, padding]}
+    if isinstance(signal, Sums) and signal.rectified and not signal.views and _one_convolution(signal):
+        return Averaged(signal, source, shape_of(node), attributes)
     if not isinstance(signal, Codes):  # its site is behind it
         return walk.emitter.floating("AveragePool", [walk.float(source).name], shape_of(node), **attributes)
     return walk.emitter.summed(signal, shape_of(node), math.prod(kernel), attributes, signal.axis)
+
+
+def _one_convolution(sums: Sums) -> bool:
+    return [term.operator for term in sums.terms] == ["convolution"]
 
 
 def _mean(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from polarspike.exporters.aten import Arguments, shape_of
-from polarspike.exporters.emission import Emitter, channel_steps
-from polarspike.exporters.signals import Codes, Sums, Vector, array_of
+from polarspike.exporters.channels import channel_steps
+from polarspike.exporters.emission import Emitter
+from polarspike.exporters.signals import Averaged, Codes, Sums, Vector, array_of
 
 if TYPE_CHECKING:
     from polarspike.exporters.lowering import Lowering, Rule
@@ -35,6 +36,13 @@ def _site(walk: Lowering, node: fx.Node, given: Arguments) -> Codes:
             f"levels ({-low}, {positive}){f' with a gain of 1/{factor}' if factor > 1 else ''} need more than the "
             f"{_MOST_CODES + 1} codes of a byte; use fewer levels"
         )
+    if isinstance(signal, Averaged) and (step.ndim == 0 or axis == signal.sums.axis):
+        averaged = emitter.averaged(signal.sums, signal.shape, signal.windows, step, positive, name)
+        if averaged is not None:
+            walk.sites[name] = averaged.name
+            return averaged if factor == 1 else emitter.stretched(averaged, factor, averaged.step / factor)
+    if isinstance(signal, Averaged):
+        signal = walk.float(given["x"])
     channels = channel_steps(signal, step, axis) if isinstance(signal, Sums) else None
     if isinstance(signal, Sums) and channels is not None and not _is_scaled_product(signal, step):
         codes = emitter.fired(signal, channels, low, positive, name)
