@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
 
 from polarspike.errors import ExportError, InputError
+from polarspike.exporters.aten import shape_of
 from polarspike.exporters.description import describe
-from polarspike.exporters.lowering import Lowering
+from polarspike.exporters.lowering import Grid, Lowering
 from polarspike.exporters.marking import marked_program
-from polarspike.exporters.observed import Ranges, observe
-from polarspike.exporters.signals import Vector
+from polarspike.exporters.observed import observe
+from polarspike.exporters.signals import Normalized, Vector
 from polarspike.inputs import Inputs, as_call, bind
 from polarspike.integer.network import IntegerNetwork
 from polarspike.quantized import parameters_of
@@ -62,7 +62,13 @@ def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inpu
         raise ExportError(
             "no samples: the batches show nothing of how large signals become; give some that hold samples"
         )
-    lowering = Lowering(program, snn.sites(), ranges, _grids(program, ranges, snn.notes))
+    placeholders = (node for node in program.graph.nodes if node.op == "placeholder")
+    shapes = {str(node.target): shape_of(node) for node in placeholders if isinstance(node.meta["val"], torch.Tensor)}
+
+    def grid_of(input_: Normalized, seen: tuple[float, float]) -> Grid | None:
+        return _grid(input_, seen, shapes[input_.origin], snn.notes)
+
+    lowering = Lowering(program, snn.sites(), ranges, grid_of)
     lowering.run()
     emitter = lowering.emitter
     return IntegerNetwork(
@@ -75,45 +81,41 @@ def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inpu
     )
 
 
-def _grids(
-    program: fx.GraphModule, ranges: Ranges, notes: Mapping[str, Any]
-) -> dict[str, tuple[Vector, Vector, int, int] | None]:
-    """The grid of bytes of each input: step, offset, and its codes.
+def _grid(
+    input_: Normalized, seen: tuple[float, float], shape: tuple[int, ...], notes: Mapping[str, Any]
+) -> Grid | None:
+    """The grid of bytes of an input: step, offset, and its codes.
 
     Images of bytes with a known normalization ``x = (p / 255 - mean) / std`` lie on a grid already: step 1 / (255 std),
-    and an offset below half a step, because 255 mean is no whole number. Where the means of the channels differ, all of
-    them need more than 256 codes together, and the grid is that much coarser. Other inputs: the range on the batches in
+    and an offset below half a step, because 255 mean is no whole number. What the network itself does to them is part of
+    it: ``f x + d`` has the mean ``mean - d std / f`` and the deviation ``std / f``.
+    Where the means of the channels differ, all
+    of them need more than 256 codes together, and the grid is that much coarser. Other inputs: the range on the batches in
     254 steps.
     """
-    grids: dict[str, tuple[Vector, Vector, int, int] | None] = {}
-    for node in program.graph.nodes:
-        if node.op != "placeholder" or node not in ranges:
-            continue
-        value: Tensor = node.meta["val"]
-        known = _scaling(notes.get("normalization"))
-        if known is not None and value.dim() == 4 and value.shape[1] == len(known[0]):
-            mean, std = known
-            coarser = max(1.0, (mean.max() + (1 - mean).max()))
-            if coarser > 1.0:
-                coarser *= (_BYTE + 1) / (_BYTE - 1)  # both ends are rounded
-            step = coarser / (_BYTE * std)
-            first = -mean / std / step  # the code of a black pixel, no whole number
-            offset = np.zeros_like(step) if coarser > 1.0 else (first - np.rint(first)) * step
-            low = int(np.rint(first).min())
-            if len(step) == 1:
-                step, offset = step.reshape(()), offset.reshape(())
-            largest = float(step.max())
-            if (low - 1) * largest <= ranges[node][0] and ranges[node][1] <= (low + _BYTE + 1) * largest:
-                grids[str(node.target)] = (step, offset, low, low + _BYTE)
-                continue  # else the batches are no such images
-        lo, hi = min(ranges[node][0], 0.0), max(ranges[node][1], 0.0)
-        if not np.isfinite([lo, hi]).all() or hi == lo:
-            grids[str(node.target)] = None
-            continue
-        step = np.array((hi - lo) / (_BYTE - 1))
-        low = int(np.rint(lo / step))
-        grids[str(node.target)] = (step, np.zeros(()), low, low + _BYTE)
-    return grids
+    known = _scaling(notes.get("normalization"))
+    if known is not None and len(shape) == 3 and shape[0] == len(known[0]):
+        mean, std = known[0] - input_.shift * known[1] / input_.factor, known[1] / input_.factor
+        coarser = max(1.0, (mean.max() + (1 - mean).max()))
+        if coarser > 1.0:
+            coarser *= (_BYTE + 1) / (_BYTE - 1)  # both ends are rounded
+        step = coarser / (_BYTE * std)
+        first = -mean / std / step  # the code of a black pixel, no whole number
+        offset = np.zeros_like(step) if coarser > 1.0 else (first - np.rint(first)) * step
+        low = int(np.rint(first).min())
+        if len(step) == 1:
+            step, offset = step.reshape(()), offset.reshape(())
+        largest = float(step.max())
+        shows_zero = ((mean >= 0) & (mean <= 1)).all()  # padding must have a code
+        if shows_zero and (low - 1) * largest <= seen[0] and seen[1] <= (low + _BYTE + 1) * largest:
+            return step, offset, low, low + _BYTE
+        # else the batches are no such images
+    lo, hi = min(seen[0], 0.0), max(seen[1], 0.0)
+    if not np.isfinite([lo, hi]).all() or hi == lo:
+        return None
+    step = np.array((hi - lo) / (_BYTE - 1))
+    low = int(np.rint(lo / step))
+    return step, np.zeros(()), low, low + _BYTE
 
 
 def _scaling(known: Any) -> tuple[Vector, Vector] | None:

@@ -24,6 +24,7 @@ from polarspike.exporters.signals import (
     Averaged,
     Codes,
     Constant,
+    Normalized,
     Shape,
     Sums,
     Term,
@@ -33,6 +34,8 @@ from polarspike.exporters.signals import (
 from polarspike.graph import attribute
 from polarspike.neurons import PolarityNeuron
 
+#: Step, offset, the smallest and the largest code.
+Grid = tuple[Vector, Vector, int, int]
 #: What one operator makes of its signals: the walk, the node, and its arguments by name.
 Rule = Callable[["Lowering", fx.Node, Arguments], Any]
 
@@ -44,8 +47,8 @@ class Lowering:
         program: of :func:`~polarspike.exporters.marking.marked_program`.
         neurons: of its sites, by name.
         ranges: of its values on the given batches.
-        pixels: of each input by name: the step and the offset of its grid, one number or one per channel, and its codes;
-            None where the batches do not show one.
+        grid_of: of an input, as the network normalizes it, with this range: the step and the offset of its grid, one number
+            or one per channel, and its codes; None where the batches do not show one.
     """
 
     def __init__(
@@ -53,9 +56,9 @@ class Lowering:
         program: fx.GraphModule,
         neurons: Mapping[str, PolarityNeuron],
         ranges: Ranges,
-        pixels: Mapping[str, tuple[Vector, Vector, int, int] | None],
+        grid_of: Callable[[Normalized, tuple[float, float]], Grid | None],
     ) -> None:
-        self.program, self.neurons, self.ranges, self.pixels = program, neurons, ranges, pixels
+        self.program, self.neurons, self.ranges, self.grid_of = program, neurons, ranges, grid_of
         self.emitter = Emitter()
         self.signals: dict[fx.Node, Any] = {}
         self.sites: dict[str, str] = {}
@@ -168,10 +171,11 @@ class Lowering:
         signal = self.signals[node]
         if isinstance(signal, Codes):
             return signal
-        if not (isinstance(signal, Analog) and signal.raw):
+        if not isinstance(signal, Analog) or not (signal.raw or signal.normalized):
             return None
         if signal.name not in self._grids:
-            grid = self.pixels[self.inputs[0][0] if len(self.inputs) == 1 else _root(node)]
+            known = signal.normalized or Normalized(_root(node), ONE, ZERO)
+            grid = self.grid_of(known, self.ranges[node])
             if grid is None:
                 raise self.emitter.refuse(
                     f"the batches show one value of input {signal.name!r} alone, or none that is finite; give some that vary"

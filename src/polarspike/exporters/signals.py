@@ -60,6 +60,21 @@ class Codes:
 
 
 @dataclass(frozen=True)
+class Normalized:
+    """What a network makes of one of its inputs before its first layer: ``factor x + shift``.
+
+    Args:
+        origin: the input's name.
+        factor: positive; one number, or one per channel (dimension 1).
+        shift: like ``factor``.
+    """
+
+    origin: str
+    factor: Vector
+    shift: Vector
+
+
+@dataclass(frozen=True)
 class Analog:
     """A float32 value.
 
@@ -67,11 +82,13 @@ class Analog:
         name: of the value.
         shape: without the batch.
         raw: it is an input of the network, at most seen in another layout.
+        normalized: it is a normalized input, in the layout of the input.
     """
 
     name: str
     shape: Shape
     raw: bool = False
+    normalized: Normalized | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,19 @@ import numpy as np
 from torch import fx
 
 from polarspike.exporters.aten import Arguments, shape_of
-from polarspike.exporters.signals import Codes, Constant, Signal, Sums, Vector, array_of
+from polarspike.exporters.signals import (
+    ONE,
+    ZERO,
+    Analog,
+    Codes,
+    Constant,
+    Normalized,
+    Shape,
+    Signal,
+    Sums,
+    Vector,
+    array_of,
+)
 
 if TYPE_CHECKING:
     from polarspike.exporters.lowering import Lowering, Rule
@@ -28,7 +40,8 @@ def _batch_norm(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     dims = len(shape_of(node))
     laid = [walk.emitter.constant(part.reshape(-1, *[1] * (dims - 1))) for part in (factor, shift)]
     made = walk.emitter.floating("Mul", [walk.float(given["input"]).name, laid[0]], shape_of(node))
-    return walk.emitter.floating("Add", [made.name, laid[1]], shape_of(node))
+    made = walk.emitter.floating("Add", [made.name, laid[1]], shape_of(node))
+    return _normalized(walk, given["input"], made, factor, shift)
 
 
 def _only_numbers(sums: Sums) -> bool:
@@ -70,7 +83,9 @@ def _add(sign: float) -> Rule:
         if factor not in (1.0, -1.0):
             raise walk.emitter.refuse(f"a sum with the factor {factor}; multiply in an operator of its own")
         kind = "Add" if factor == 1.0 else "Sub"
-        return walk.emitter.floating(kind, [walk.name(left), walk.name(right)], shape_of(node))
+        answer = walk.emitter.floating(kind, [walk.name(left), walk.name(right)], shape_of(node))
+        moved = _along(walk, right, 1, shape_of(node))
+        return answer if moved is None else _normalized(walk, left, answer, ONE, factor * moved)
 
     return rule
 
@@ -92,23 +107,44 @@ def _scaled(kind: str) -> Rule:
             if isinstance(signal, Codes) and (constant > 0).all():  # the same codes, of another step
                 return replace(signal, step=signal.step * constant, offset=signal.offset * constant)
             return sums.times(constant)
-        return walk.emitter.floating(kind, [walk.name(left), walk.name(right)], shape_of(node))
+        answer = walk.emitter.floating(kind, [walk.name(left), walk.name(right)], shape_of(node))
+        scale = _along(walk, right, 1, shape_of(node))
+        if scale is None or not (scale > 0).all():
+            return answer
+        return _normalized(walk, left, answer, scale if kind == "Mul" else 1 / scale, ZERO)
 
     return rule
 
 
+def _normalized(walk: Lowering, source: Any, made: Analog, factor: Vector, shift: Vector) -> Analog:
+    """The float value ``made`` of ``factor x + shift``, known as normalized where x is an input, or normalized already."""
+    signal = walk.signals.get(source) if isinstance(source, fx.Node) else None
+    if not isinstance(signal, Analog) or not (factor > 0).all():
+        return made
+    before = signal.normalized
+    if before is None and signal.name in dict(walk.inputs):
+        before = Normalized(signal.name, ONE, ZERO)
+    if before is None:
+        return made
+    return replace(made, normalized=Normalized(before.origin, before.factor * factor, before.shift * factor + shift))
+
+
 def _along_channels(walk: Lowering, operand: Any, sums: Sums) -> Vector | None:
-    """A constant operand as one number, or one per channel of ``sums``; None if it is neither."""
+    return _along(walk, operand, sums.axis, sums.shape)
+
+
+def _along(walk: Lowering, operand: Any, axis: int, shape: Shape) -> Vector | None:
+    """A constant operand as one number, or one per index of ``axis``; None if it is neither."""
     if isinstance(operand, int | float):
         return np.array(float(operand))
     signal = walk.signals.get(operand)
     if not isinstance(signal, Constant):
         return None
-    value, dims = array_of(signal.tensor), len(sums.shape) + 1
+    value, dims = array_of(signal.tensor), len(shape) + 1
     if value.size == 1 and value.ndim <= dims:
         return value.reshape(())
     laid = value.reshape([1] * (dims - value.ndim) + list(value.shape)) if value.ndim <= dims else value
-    along = [size if d == sums.axis else 1 for d, size in enumerate((1, *sums.shape))]
+    along = [size if d == axis else 1 for d, size in enumerate((1, *shape))]
     return laid.reshape(-1) if list(laid.shape) == along else None
 
 
