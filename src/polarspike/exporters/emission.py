@@ -217,8 +217,7 @@ class Emitter:
             return signal
         if isinstance(signal, Constant):
             raise self.refuse("a constant in the place of a signal")
-        if isinstance(signal, Averaged):
-            raise AssertionError("means of sums are made by the walk, which knows where their sums are")
+        assert not isinstance(signal, Averaged)  # the walk makes them, which knows where their sums are
         if isinstance(signal, Codes):
             return self._decoded(signal, np.ones(()))
         parts = []
