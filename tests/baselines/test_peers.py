@@ -78,7 +78,9 @@ def test_spikingjelly_converts_and_agrees_with_ours(name: str) -> None:
     single = nn.Sequential(*list(model.children())[:3], nn.Flatten(), nn.Linear(6 * 64, 5)).eval()
     ours = prepare("balanced" if name.endswith("balanced") else "rate-max", single, example=x)
     ours.calibrate([x])
-    theirs = convert_with(name, single, [x])
+    # Ours balances in ten passes of pieces of 25 images, so theirs is given its batches like that.
+    settings = {"passes": 10, "images": 25} if name.endswith("balanced") else {}
+    theirs = convert_with(name, single, [x], **settings)
     with torch.no_grad():
         one, two = ours.network()(x, timesteps=8, every_step=True), theirs(x, timesteps=8, every_step=True)
     # The image with the largest potential reaches the threshold exactly, and rounding decides; all others agree.
