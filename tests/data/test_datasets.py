@@ -215,6 +215,20 @@ def test_fashion_mnist_reads_packed_and_plain_files_of_a_root(tmp_path: Path, su
     assert fashion.augmentation == data.Augmentation(flip=True, shift=2)
 
 
+def test_the_small_fashion_mnist_is_the_full_one_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_idx(tmp_path)
+    whole = data.load("fashion-mnist", tmp_path)
+    with pytest.raises(DataError, match="fashion-mnist-14: expected files of at least 30000 training images, got 30"):
+        data.load("fashion-mnist-14", tmp_path)
+    monkeypatch.setattr(fashion_mnist, "_SMALL_TRAINING_IMAGES", 25)
+    small = data.load("fashion-mnist-14", tmp_path)
+    assert (small.train.images.shape, small.test.images.shape) == ((25, 1, 14, 14), (20, 1, 14, 14))
+    corner = whole.train.images[7, 0, :2, :2].double().mean()
+    assert small.train.images[7, 0, 0, 0] == corner.round()
+    assert torch.equal(small.test.labels, whole.test.labels) and small.normalization == whole.normalization
+    assert (small.name, small.validation) == ("fashion-mnist-14", None)
+
+
 def test_fashion_mnist_looks_in_the_stated_order(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = [
         nowhere / "cache" / "polarspike" / "fashion-mnist" / "FashionMNIST" / "raw",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
@@ -14,6 +19,8 @@ from polarspike.data.splits import Split
 from polarspike.errors import DataError, MissingExtraError
 
 NAME = "fashion-mnist"
+SMALL = "fashion-mnist-14"
+_SMALL_TRAINING_IMAGES = 30_000
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOADED = Path("FashionMNIST", "raw")  # where torchvision puts the files below the folder it is given
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -51,6 +58,37 @@ def fashion_mnist(source: Source) -> ImageDataset:
         normalization=Normalization.of(train.images),
         augmentation=Augmentation(flip=True, shift=2),
     )  # fmt: skip
+
+
+@register(SMALL, Shape(1, 14, 14, 10))
+def fashion_mnist_14(source: Source) -> ImageDataset:
+    """Fashion-MNIST averaged to 14x14 pixels: its first 30,000 training and all 10,000 test images, for many short runs.
+
+    Means of 2x2 pixels, rounded to bytes; scaled like the full images. The other training images are left out, so that
+    settings can be chosen on them. Files and errors are those of ``fashion-mnist``.
+
+    Raises:
+        DataError: the files hold fewer training images.
+    """
+    whole = fashion_mnist(source)
+    if len(whole.train) < _SMALL_TRAINING_IMAGES:
+        raise DataError(
+            f"{SMALL}: expected files of at least {_SMALL_TRAINING_IMAGES} training images, got {len(whole.train)}; "
+            "take the original ones"
+        )
+    few = whole.train.subset(torch.arange(_SMALL_TRAINING_IMAGES))
+    return dataclasses.replace(
+        whole,
+        name=SMALL,
+        train=Split(_halved(few.images), few.labels),
+        test=Split(_halved(whole.test.images), whole.test.labels),
+        augmentation=Augmentation(flip=True, shift=1),
+    )
+
+
+def _halved(images: Tensor) -> Tensor:
+    """(N, 1, 28, 28) bytes as (N, 1, 14, 14) of them."""
+    return functional.avg_pool2d(images.float(), 2).round_().to(torch.uint8)
 
 
 def _folders(source: Source) -> list[Path]:
