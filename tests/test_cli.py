@@ -847,7 +847,7 @@ def test_bench_lists_measures_and_goes_on(call: Call, tmp_path: Path) -> None:
     small += ("--float-epochs", "1", "--epochs", "1")
     asked = ("bench", "rivals", "--run", tmp_path, *small, "--methods", "ann", "polarspike", "rate-max")
     code, out, _ = call(*asked, "--list")
-    assert code == 0 and "3 runs to do, 0 done; cost of the rest: known after the first run" in out
+    assert code == 0 and "3 runs to do, 0 done; cost of the rest: about " in out
     code, out, err = call(*asked, "--published")
     assert code == 0, err
     assert "cnn-4: accuracy in % at true latency" in out and "polarspike 4 levels" in out and "true T" in out
@@ -855,6 +855,14 @@ def test_bench_lists_measures_and_goes_on(call: Call, tmp_path: Path) -> None:
     assert code == 0 and "0 runs to do, 3 done" in out
     code, _, err = call(*asked[:2], "--methods", "magic")
     assert code == 2 and "Comparison.methods: expected some of ann, polarspike" in err
+    assert (tmp_path / "rivals.html").read_text().startswith("<!doctype html>")
+    assert "| polarspike 4 levels |" in (tmp_path / "rivals.md").read_text()
+    code, _, err = call(*asked[:2], "--preset", "smal")
+    assert code == 2 and "unknown preset 'smal'; known: small, full" in err and "did you mean 'small'?" in err
+    code, _, err = call(*asked, "--preset", "small")
+    assert code == 2 and "--preset: a preset says all that is compared" in err
+    code, _, err = call(*asked[:2], "--preset", "full", "--parts", "9")
+    assert code == 2 and "--parts: expected numbers from 1 to 4" in err
     code, _, err = call(*asked, "--threads", "0")
     assert code == 2 and "--threads: expected at least 1" in err
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from polarspike.errors import MissingExtraError
+from polarspike.report.claims import Kind, verdict_table, verdicts
+from polarspike.report.pages import as_html, as_markdown
 from polarspike.report.rivals import grouped, mean_of, name_of, plot_rivals, rivals_table
+from polarspike.report.rivals_page import rivals_page
 
 BASE = {"data": "digits", "network": "cnn", "trained_steps": "", "budget": "epochs", "own_epochs": "5", "epochs": "15",
-        "own_seconds": "60", "events": "0.3", "spikes": "0.5", "nj_a": "9", "nj_b": "10", "nj_c": "11", "nj_d": "12",
-        "nj_qann": "20", "nj_ann": "30", "time_ratio": "1.5", "ms_per_image": "0.2", "setting": ""}  # fmt: skip
+        "own_seconds": "60", "events": "0.3", "spikes": "0.5", "spike_bits": "2", "bits": "64", "nj_a": "9", "nj_b": "10",
+        "nj_c": "11", "nj_d": "12", "nj_qann": "20", "nj_ann": "30", "time_ratio": "1.5", "ms_per_image": "0.2",
+        "setting": ""}  # fmt: skip
 ROWS = [
     {**BASE, "method": "ann", "levels": "", "seed": "0", "latency": "1", "accuracy": "94", "events": "", "spikes": ""},
     {**BASE, "method": "ours", "levels": "4", "seed": "0", "latency": "1", "accuracy": "93"},
@@ -46,13 +51,90 @@ def test_groups_and_names() -> None:
     )
 
 
-def test_plots_are_two_files_a_network(tmp_path: Path) -> None:
+def test_plots_are_three_files_a_network(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     written = plot_rivals(ROWS, tmp_path)
-    assert [path.name for path in written] == ["rivals-digits-cnn-latency.svg", "rivals-digits-cnn-spikes.svg"]
+    assert [path.name for path in written] == [
+        f"rivals-digits-cnn-{axis}.svg" for axis in ("latency", "spikes", "bits")
+    ]
     first = written[0].read_text()
     assert "ours 4 levels" in first
     assert plot_rivals(ROWS, tmp_path)[0].read_text() == first
+
+
+KINDS = {
+    "ours": Kind("conversion", "multi"),
+    "polarspike": Kind("conversion", "multi"),
+    "lsq": Kind("quantization", "multi"),
+    "group": Kind("conversion", "multi"),
+    "qcfs": Kind("conversion", "binary"),
+    "lif": Kind("direct", "binary"),
+}
+
+
+def row(method: str, latency: int, accuracy: float, **other: str) -> dict[str, str]:
+    levels = {"levels": "" if method == "lif" else "4"}
+    return {
+        **BASE,
+        "method": method,
+        "seed": "0",
+        "latency": str(latency),
+        "accuracy": str(accuracy),
+        **levels,
+        **other,
+    }
+
+
+def test_verdicts_are_held_against_the_best_rival_of_their_kind() -> None:
+    rows = [
+        row("polarspike", 1, 90, spikes="0.5"), row("polarspike", 2, 90.5), row("polarspike", 4, 91),
+        row("lsq", 1, 89.5, spikes="0.4"), row("group", 1, 88), row("group", 1, 95, levels="16"), row("group", 4, 99),
+        row("qcfs", 8, 90.2), row("qcfs", 16, 93),
+        row("lif", 1, 80, trained_steps="1"), row("lif", 4, 91.0, trained_steps="4"), row("lif", 2, 99, trained_steps="4"),
+        row("ann", 1, 99),
+    ]  # fmt: skip
+    found = {one.claim: one for one in verdicts(rows, KINDS)}
+    first = found["first at T = 1"]
+    # The more accurate, but with more spikes than the best rival; one of more levels, or of a later answer, is no rival.
+    assert (first.ours, first.rival, first.best, first.holds) == (90, 89.5, "lsq 4 levels at 1", False)
+    assert first.spikes == (0.5, 0.4)
+    binary = found["ours at T = 1 above every binary rival up to 8"]
+    assert (binary.best, binary.rival, binary.holds) == ("lif T=4 at 2", 99, False)
+    assert found["above direct training at T = 1"].holds and found["above direct training at T = 4"].holds
+    assert "above direct training at T = 2" not in found
+    fewer = [*rows[1:], row("polarspike", 1, 90, spikes="0.4")]
+    assert next(one for one in verdicts(fewer, KINDS) if one.claim == "first at T = 1").holds
+    assert verdict_table([first])[1] == [
+        "digits, cnn, 4 levels", "first at T = 1", "90.00", "lsq 4 levels at 1", "89.50", "0.500, 0.400", "1", "no",
+    ]  # fmt: skip
+    assert verdicts([], KINDS) == [] and verdicts([row("lsq", 1, 90)], KINDS) == []
+
+
+def test_a_page_tells_measured_and_published_apart(tmp_path: Path) -> None:
+    columns = ["method", "venue", "dataset", "architecture", "ann_top1", "snn_top1", "timesteps", "latency", "evidence"]
+    published = [{**dict.fromkeys(columns, ""), "method": "SRP | 4", "timesteps": "1", "latency": "5"}]
+    figure = tmp_path / "figures" / "rivals-digits-cnn-latency.svg"
+    other = figure.with_name("rivals-digits-cnn-4-frames-latency.svg")
+    figure.parent.mkdir()
+    for path in (figure, other):
+        path.write_text("<svg/>")
+    sections = rivals_page(ROWS, KINDS, published, [figure, other])
+    titles = [section.title for section in sections]
+    assert titles == [
+        "digits, cnn: accuracy", "digits, cnn: costs", "digits, cnn: not applicable", "Published by others",
+    ]  # fmt: skip
+    assert sections[0].figures == (figure,)
+    text = as_markdown(sections, tmp_path / "docs", 3)
+    assert "### digits, cnn: accuracy" in text and "(../figures/rivals-digits-cnn-latency.svg)" in text
+    assert "| SRP \\| 4 | - | - | - | - | - | 1 | 5 | - |" in text
+    lines = [line for line in text.splitlines() if line.startswith("| ours 4 levels |")]
+    assert len(lines) == 3 and "93.50+-0.50" in lines[0]  # the accuracies, and the cost of two answers
+    short = as_markdown(rivals_page(ROWS, KINDS, published, every=False), tmp_path)
+    assert len([line for line in short.splitlines() if line.startswith("| ours 4 levels |")]) == 2
+    page = as_html("a < b", sections)
+    assert "<title>a &lt; b</title>" in page and "data:image/svg+xml;base64,PHN2Zy8+" in page
+    assert page.count("<table>") == 3 and page.count("</tr>") == len(re.findall("<tr>", page))
+    assert rivals_page([], KINDS, published)[0].text == ("Nothing has been measured yet.",)
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from polarspike import data
+from polarspike import data, training
+from polarspike.baselines import METHODS
+from polarspike.baselines import contest as contest_module
 from polarspike.baselines.comparison import Comparison
 from polarspike.baselines.contest import Contest
+from polarspike.baselines.cost import announcement
 from polarspike.baselines.published import published, published_table
 from polarspike.baselines.scene import MeanFrame, OverFrames, Scene
-from polarspike.errors import SpecError
+from polarspike.baselines.stages import steps_read
+from polarspike.errors import MissingExtraError, SpecError
+from polarspike.runs import RunDirectory
+from polarspike.specs import TrainSpec
+from polarspike.training import History
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +60,11 @@ def test_the_list_of_runs_is_known_before() -> None:
     ]
     assert {run["network"] for run in runs} == {"cnn-4"}
     assert len(dataclasses.replace(SMALL, seeds=(0, 1), levels=(3, 4)).runs()) == 2 * (len(runs) + 4)
+    fewer = dataclasses.replace(SMALL, budgets=("time",), trained_steps=(1, 2))
+    assert [(run["trained_steps"], run["budget"]) for run in fewer.runs()[-2:]] == [(1, "epochs"), (2, "time")]
+    assert fewer.setup == SMALL.setup  # they choose runs, and change none
+    built = dataclasses.replace(SMALL, model="resnet20", options={"blocks": 1})
+    assert built.network == "resnet20-4-blocks1" and built.training != SMALL.training
 
 
 def test_every_run_is_done_at_the_latencies_that_it_has(finished: Contest) -> None:
@@ -72,25 +85,31 @@ def test_every_run_is_done_at_the_latencies_that_it_has(finished: Contest) -> No
     assert epochs["lif", "epochs"] == ("2", "2") and epochs["lif", "time"] == ("1", "1")
     assert epochs["rate-max", "epochs"] == ("0", "2") and epochs["qcfs", "epochs"] == ("1", "2")
     bits = {(row["method"], row["latency"]): int(row["spike_bits"]) for row in rows if row["spike_bits"]}
-    assert bits["qcfs", "1"] == bits["lif", "6"] == 1 and bits["polarspike", "1"] == 2 <= bits["polarspike", "6"]
+    for row in rows:
+        assert int(row["bits"]) == 32 * int(row["latency"]) * int(row["spike_bits"])
+    assert (
+        bits["ann", "1"] == 32
+        and bits["qcfs", "1"] == bits["lif", "6"] == 1
+        and bits["polarspike", "1"] == 2 <= bits["polarspike", "6"]
+    )
 
 
 def test_what_is_done_is_not_done_again(finished: Contest) -> None:
     assert finished.missing() == []
-    assert "0 runs to do, 8 done" in finished.announcement()
+    assert "0 runs to do, 8 done" in announcement([finished])
     more = Contest(dataclasses.replace(SMALL, levels=(4, 3)), finished.place)
-    assert len(more.missing()) == 4 and "4 runs to do" in more.announcement()
+    assert len(more.missing()) == 4 and "4 runs to do" in announcement([more])
 
 
 @pytest.mark.parametrize(
     "other",
     [{"float_epochs": 2}, {"epochs": 2}, {"rates": (0.1,)}, {"distillation": 0.5}, {"rehearsal": 2}, {"pooling": "steps"},
-     {"limit": 300}, {"latencies": (1, 2)}, {"data": "digits"}, {"frames": 2}],
+     {"limit": 300}, {"latencies": (1, 2)}, {"data": "digits"}, {"frames": 2}, {"averaging": 0.9}, {"activity": 0.01}],
 )  # fmt: skip
 def test_other_settings_are_other_runs(finished: Contest, other: dict[str, object]) -> None:
     asked = dataclasses.replace(SMALL, **other)  # type: ignore[arg-type]
     assert len(Contest(asked, finished.place).missing()) == len(asked.runs())
-    trains = set(other) & {"float_epochs", "epochs", "distillation", "limit", "data", "frames"}
+    trains = set(other) & {"float_epochs", "epochs", "distillation", "limit", "data", "frames", "averaging", "activity"}
     assert (asked.training != SMALL.training) == bool(trains)
 
 
@@ -111,11 +130,53 @@ def test_validation_images_choose_the_rate_and_one_that_diverges_is_none(tmp_pat
     assert contest.scene.dataset.validation is not None
 
 
-def test_every_method_that_trains_has_the_teacher(tmp_path: Path) -> None:
-    asked = dataclasses.replace(SMALL, methods=("polarspike", "lif"), distillation=0.5, latencies=(1,))
+def test_every_method_that_trains_has_the_whole_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, TrainSpec] = {}
+
+    def fit(model: torch.nn.Module, loader: Any, spec: TrainSpec, *, run: RunDirectory, **options: Any) -> History:
+        seen[run.path.name] = spec
+        return training.fit(model, loader, spec, run=run, **options)
+
+    monkeypatch.setattr(contest_module, "fit", fit)
+    asked = dataclasses.replace(
+        SMALL,
+        data="digits",
+        methods=("polarspike", "qcfs", "lsq+", "pact", "lif", "ternary"),
+        distillation=0.5,
+        averaging=0.9,
+        activity=0.01,
+        trained_steps=(1,),
+        latencies=(1,),
+    )
     contest = Contest(asked, tmp_path)
     contest.carry_out()
-    assert {row["method"] for row in contest.rows()} == {"polarspike", "lif"}
+    assert all(row["accuracy"] for row in contest.rows()) and len(contest.rows()) == 6
+    assert {spec.averaging for spec in seen.values()} == {0.9}
+    assert {name for name, spec in seen.items() if not spec.distillation} == {"float-0"}  # the teacher
+    without = {name for name, spec in seen.items() if not spec.activity}
+    assert without == {name for name in seen if name.split("-")[0] in ("float", "control", "lif", "ternary")}
+
+
+def test_a_tool_that_is_missing_is_left_for_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(package: str) -> str:
+        raise MissingExtraError(package, "baselines")
+
+    monkeypatch.setattr(contest_module, "version", nowhere)
+    said: list[str] = []
+    asked = dataclasses.replace(SMALL, data="digits", methods=("sinabs", "ann"))
+    contest = Contest(asked, tmp_path, say=said.append)
+    contest.carry_out()
+    assert [run["method"] for run in contest.missing()] == ["sinabs"]
+    assert "1 runs to do, 1 done; cost of the rest: about " in announcement([contest])
+    assert any("left out here" in line and "polarspike[baselines]" in line for line in said)
+
+
+def test_direct_training_is_read_up_to_four_times_its_timesteps() -> None:
+    asked = dataclasses.replace(SMALL, latencies=(1, 2, 4, 8, 16, 32))
+    assert list(steps_read(asked, METHODS["lif"], 2)) == [1, 2, 4, 8]
+    assert steps_read(asked, METHODS["cos"]) == {8: 4, 16: 12, 32: 28}
+    assert steps_read(asked, METHODS["lsq"]) == {1: 1}
+    assert list(steps_read(dataclasses.replace(asked, frames=6), METHODS["qcfs"])) == [1, 2, 4]
 
 
 def test_frames_tell_more_than_one(tmp_path: Path) -> None:
@@ -203,6 +264,10 @@ def test_a_network_over_frames_reads_the_first_ones() -> None:
         ({"methods": ()}, "at least one value"),
         ({"frames": -1}, "at least 0"),
         ({"rates": (0.1, 0.2)}, "2 rates, as many trials"),
+        ({"averaging": 1.0}, r"a number in \[0, 1\)"),
+        ({"activity": -1.0}, "at least 0"),
+        ({"budgets": ("money",)}, "some of epochs, time"),
+        ({"budgets": ()}, "at least one value"),
         ({"pooling": "mean"}, "one of 'sums', 'steps'"),
     ],
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from polarspike.baselines.methods import METHODS
@@ -16,8 +16,12 @@ from polarspike.specs import Spec
 
 #: What identifies a run; ``setup`` is a digest of every other setting that its result depends on.
 ASKED = ("data", "network", "method", "levels", "trained_steps", "budget", "seed", "setup")
-_CHOOSING = ("methods", "levels", "trained_steps", "seeds")  # they say which runs, not what a run is
-_TRAINING = ("data", "model", "width", "float_epochs", "epochs", "rates", "distillation", "frames", "limit")
+_CHOOSING = ("methods", "levels", "trained_steps", "budgets", "seeds")  # they say which runs, not what a run is
+_TRAINING = (
+    "data", "model", "width", "options", "float_epochs", "epochs", "rates", "distillation", "averaging", "activity",
+    "frames", "limit",
+)  # fmt: skip
+BUDGETS = ("epochs", "time")
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,21 @@ class Comparison(Spec):
         data: a dataset of :mod:`polarspike.data`.
         model: a network of :mod:`polarspike.models`.
         width: of its first layer; None for its own default.
+        options: further whole numbers that the network is built with, by name.
         methods: of :data:`METHODS` and :data:`PEERS`; ``"ann"`` is the float network.
         levels: codes of quantizers, each a run.
         trained_steps: T of direct training, each a run.
-        latencies: true latencies at which answers are read.
+        budgets: of direct training at T > 1, each a run: ``"epochs"``, as many as the others have had in all, and
+            ``"time"``, that number over T.
+        latencies: true latencies at which answers are read; of direct training up to four times its T.
         seeds: each with its own float network.
         float_epochs: of the float network.
         epochs: of fine-tuning; the float network continues as long.
         rates: learning rates of fine-tuning; of several, validation images choose.
         direct_rates: of direct training, which starts from fresh weights; as many as there are of fine-tuning.
         distillation: weight of the float network as a teacher, for everything that trains.
+        averaging: decay of a running average of the weights, for everything that trains; 0 for none.
+        activity: weight of the spikes in the loss, for everything that trains as a quantized network.
         rehearsal: steps of SRP and COS before those that count.
         pooling: of rivals over time.
         frames: sequences of so many noisy frames in place of images; 0 for images.
@@ -50,9 +59,11 @@ class Comparison(Spec):
     data: str = "fashion-mnist"
     model: str = "resnet9"
     width: int | None = None
+    options: Mapping[str, int] = field(default_factory=dict)
     methods: tuple[str, ...] = ("ann", *METHODS)
     levels: tuple[int, ...] = (4,)
     trained_steps: tuple[int, ...] = (1, 2, 4)
+    budgets: tuple[str, ...] = BUDGETS
     latencies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     seeds: tuple[int, ...] = (0,)
     float_epochs: int = 10
@@ -60,6 +71,8 @@ class Comparison(Spec):
     rates: tuple[float, ...] = (0.05,)
     direct_rates: tuple[float, ...] = (0.2,)
     distillation: float = 0.0
+    averaging: float = 0.0
+    activity: float = 0.0
     rehearsal: int = 4
     pooling: Pooling = "sums"
     frames: int = 0
@@ -67,9 +80,13 @@ class Comparison(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "options", dict(self.options))  # later changes of the caller's are not ours
         known = ("ann", *METHODS, *PEERS)
         for method in self.methods:
             self._require("methods", method in known, f"some of {', '.join(known)}")
+        for budget in self.budgets:
+            self._require("budgets", budget in BUDGETS, f"some of {', '.join(BUDGETS)}")
+        self._require("budgets", 0 < len(self.budgets) == len(set(self.budgets)), "at least one value, each once")
         for name, least in (("methods", ""), ("levels", 2), ("trained_steps", 1), ("latencies", 1), ("seeds", 0)):
             values = getattr(self, name)
             self._require(name, bool(values) and len(set(values)) == len(values), "at least one value, each once")
@@ -85,6 +102,8 @@ class Comparison(Spec):
             "direct_rates", len(self.direct_rates) == trials, f"{trials} rates, as many trials as the others have"
         )
         self._require("distillation", 0 <= self.distillation <= 1, "a number in [0, 1]")
+        self._require("averaging", 0 <= self.averaging < 1, "a number in [0, 1)")
+        self._require("activity", self.activity >= 0, "a number of at least 0")
         self._require("rehearsal", self.rehearsal >= 1, "an integer of at least 1")
         self._require("frames", self.frames >= 0, "an integer of at least 0")
         self._require("limit", self.limit is None or self.limit >= 1, "a positive integer or None")
@@ -92,8 +111,9 @@ class Comparison(Spec):
     @property
     def network(self) -> str:
         """The network and its input in one word."""
-        width = "" if self.width is None else f"-{self.width}"
-        return f"{self.model}{width}{f'-{self.frames}-frames' if self.frames else ''}"
+        parts = [self.model, "" if self.width is None else str(self.width)]
+        parts += [f"{name}{value}" for name, value in sorted(self.options.items())]
+        return "-".join(part for part in (*parts, f"{self.frames}-frames" if self.frames else "") if part)
 
     @property
     def setup(self) -> str:
@@ -124,9 +144,8 @@ class Comparison(Spec):
             yield from ((level, None, "epochs") for level in levels)
             return
         for level, steps in itertools.product(levels, self.trained_steps):
-            yield level, steps, "epochs"
-            if steps > 1:
-                yield level, steps, "time"
+            for budget in self.budgets if steps > 1 else ("epochs",):  # at T = 1 both are the same
+                yield level, steps, budget
 
 
 def _digest(values: dict[str, Any]) -> str:

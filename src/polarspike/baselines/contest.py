@@ -10,9 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from torch import nn
 
 from polarspike import data
 from polarspike.baselines.comparison import ASKED, Comparison
-from polarspike.baselines.measurement import MEASURED, measured
+from polarspike.baselines.measurement import FLOAT_BITS, MEASURED, measured, with_bits
 from polarspike.baselines.methods import Method, describe
 from polarspike.baselines.peers import PEERS, convert_with, version
 from polarspike.baselines.rival import Rival, RivalSpec, prepare
 from polarspike.baselines.scene import MeanFrame, OverFrames, Scene
-from polarspike.errors import InputError, OperatorError, RunError, SpecError
+from polarspike.baselines.stages import Stage, control_stage, float_stage, own_stage, steps_read
+from polarspike.errors import InputError, MissingExtraError, OperatorError, RunError, SpecError
 from polarspike.evaluation import evaluate
 from polarspike.ledger import Ledger, as_text
 from polarspike.locks import locked
@@ -42,8 +42,9 @@ class Contest:
 
     Args:
         comparison: what is asked.
-        place: a directory: the table ``rivals.csv``, and what was trained.
-        root: of the dataset's files, where it is not the usual one.
+        place: a directory for what is trained.
+        table: the CSV file of the rows; ``rivals.csv`` in ``place`` if not given.
+        dataset: that of the comparison, where it is loaded already.
         say: told what begins.
 
     Raises:
@@ -56,14 +57,15 @@ class Contest:
         comparison: Comparison,
         place: Path,
         *,
-        root: Path | None = None,
+        table: Path | None = None,
+        dataset: data.AnyDataset | None = None,
         say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.asked = comparison
         self.place = place
         self.say = say
-        self.ledger = Ledger(place / "rivals.csv", (*ASKED, *MEASURED, *_COST))
-        dataset = data.load(comparison.data, root=root)
+        self.ledger = Ledger(table or place / "rivals.csv", (*ASKED, *MEASURED, *_COST))
+        dataset = dataset or data.load(comparison.data)
         if not isinstance(dataset, data.ImageDataset):
             raise SpecError(f"Comparison.data: expected a data set in memory, {comparison.data!r} is not; give another")
         self.scene = Scene(dataset, comparison.frames, len(comparison.rates) > 1, comparison.limit)
@@ -77,40 +79,39 @@ class Contest:
         wanted = {tuple(map(as_text, run.values())) for run in self.asked.runs()}
         return [row for row in self.ledger.rows() if tuple(row[key] for key in ASKED) in wanted]
 
-    def announcement(self) -> str:
-        """The runs that are missing, and what they will cost by the mean of those that are done."""
-        missing = self.missing()
-        done = {tuple(row[key] for key in ASKED): float(row["seconds"]) for row in self.rows()}
-        lines = [_described(run) for run in missing]
-        cost = (
-            f"about {len(missing) * statistics.fmean(done.values()) / 60:.0f} minutes"
-            if done
-            else "known after the first run"
-        )
-        return "\n".join([*lines, f"{len(missing)} runs to do, {len(done)} done; cost of the rest: {cost}"])
-
     def carry_out(self) -> None:
-        """Do what is missing, one run after the other; what another process is doing is left to it."""
+        """Do what is missing, one run after the other; what another process is doing is left to it.
+
+        A run that needs a tool which is not installed is left out, for the same command where that is.
+        """
         for run in self.missing():
             with locked(self.place / "locks" / f"{'-'.join(map(str, run.values()))}.lock", wait=False) as held:
                 if not held or not self.ledger.missing([run]):
                     continue
-                self.say(_described(run))
+                self.say(described(run))
                 started = time.perf_counter()
                 try:
                     rows = self._run(run)
                 except OperatorError as error:
                     rows = [{"setting": f"not applicable: {error}"}]
                     self.say(f"  not applicable: {error}")
+                except MissingExtraError as error:
+                    self.say(f"  left out here: {error}")
+                    continue
                 self.ledger.add(*({**run, **row} for row in rows), started=started)
 
     def _run(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         name, seed = run["method"], run["seed"]
+        if name in PEERS:  # what stands in its way is said before anything is trained
+            if self.scene.frames:
+                raise OperatorError(f"{name}: other tools are driven on images")
+            version(PEERS[name].package)
         ann, accuracy = self._control(seed)
         cost = {"ann_accuracy": accuracy, "epochs": self.asked.float_epochs + self.asked.epochs}
         if name == "ann":
             latency = self.asked.frames or 1  # it sees the mean of all frames
-            return [{**cost, "latency": latency, "timesteps": latency, "accuracy": accuracy, "own_epochs": 0}]
+            row = {"latency": latency, "timesteps": latency, "accuracy": accuracy, "spike_bits": FLOAT_BITS}
+            return [{**cost, **row, **with_bits(row), "own_epochs": 0}]
         if name in PEERS:
             return [{**cost, **row} for row in self._peer(name, ann)]
         method = describe(name)
@@ -132,9 +133,15 @@ class Contest:
         _, rival, own = best
         return [{**cost, **own, **row} for row in self._measured(rival, ann)]
 
+    def model(self, seed: int) -> nn.Module:
+        """A fresh float network."""
+        width = {} if self.asked.width is None else {"width": self.asked.width}
+        return self.scene.model(self.asked.model, seed, **width, **self.asked.options)
+
     def _parent(self, seed: int) -> nn.Module:
-        model = self.scene.model(self.asked.model, seed, **self._options())
-        self._fit(model, f"float-{seed}", self._spec(seed, self.asked.float_epochs, self._float_rate()))
+        model = self.model(seed)
+        stage = float_stage(self.asked, seed)
+        self._fit(model, stage, self._spec(seed, stage, self._float_rate()))
         return model
 
     def _control(self, seed: int) -> tuple[nn.Module, float]:
@@ -142,9 +149,10 @@ class Contest:
         found: list[tuple[float, nn.Module]] = []
         for rate in self.asked.rates:
             model = self._parent(seed)
-            spec = self._spec(seed, self.asked.epochs, self._scaled(rate), self.asked.distillation)
+            stage = control_stage(self.asked, seed, rate)
+            spec = self._spec(seed, stage, self._scaled(rate), self.asked.distillation)
             try:
-                self._fit(model, f"control-{seed}-{rate:g}", spec, copy.deepcopy(model))
+                self._fit(model, stage, spec, copy.deepcopy(model))
                 score = _accuracy(self._whole(model), self.scene.validation()) if len(self.asked.rates) > 1 else 0.0
             except (RunError, InputError):
                 score = -math.inf
@@ -163,21 +171,15 @@ class Contest:
         example, _ = self.scene.calibration(8)[0]
         direct = method.family == "direct"
         parent = self._parent(seed)
+        start = parent if method.trains else ann
         if direct:
-            start = self.scene.model(self.asked.model, seed, **self._options())
-            epochs = self.asked.float_epochs + self.asked.epochs
-            if run["budget"] == "time":
-                epochs = max(1, -(-epochs // steps))
-        else:
-            start, epochs = (parent if method.trains else ann), self.asked.epochs
+            start = self.model(seed)
         rival = prepare(method.name, start, spec, example=example[:2])
         rival.calibrate(self.scene.calibration())
         if not method.trains:
             return rival, {"own_epochs": 0, "own_seconds": 0.0}
-        # Those that share a start share what is trained: QCFS, SRP, COS and group neurons.
-        what = f"{method.name}-{steps}-{run['budget']}" if direct else _quantizer_of(method)
-        stage = f"{what}-{run['levels'] or 0}-{seed}-{rate:g}".replace("+", "plus")
-        train = self._spec(seed, epochs, self._scaled(rate), self.asked.distillation)
+        stage = own_stage(self.asked, run, method, rate)
+        train = self._spec(seed, stage, self._scaled(rate), self.asked.distillation)
         trained: nn.Module = rival.trained
         teacher: nn.Module = copy.deepcopy(parent)
         if direct:
@@ -186,13 +188,11 @@ class Contest:
             if self.scene.frames:
                 trained, teacher = OverFrames(trained), MeanFrame(teacher)
         seconds = self._fit(trained, stage, train, teacher, sequences=steps if direct else 0)
-        own = {"own_epochs": epochs, "own_seconds": seconds, "setting": f"rate {rate:g}"}
-        return rival, {**own, "epochs": epochs} if direct else own
+        own = {"own_epochs": stage.epochs, "own_seconds": seconds, "setting": f"rate {rate:g}"}
+        return rival, {**own, "epochs": stage.epochs} if direct else own
 
     def _peer(self, name: str, ann: nn.Module) -> list[dict[str, Any]]:
         """The best setting at each latency, chosen on training images."""
-        if self.scene.frames:
-            raise OperatorError(f"{name}: other tools are driven on images")
         calibration = self.scene.calibration()
         tried, failed = [], []
         for setting in PEERS[name].settings:
@@ -203,17 +203,21 @@ class Contest:
                 failed.append(f"{setting}: {type(error).__name__}: {error}")
         if not tried:
             raise OperatorError(f"{name}: no setting converts this network: {failed[0]}")
-        rows = []
+        chosen = {}
         for latency in self.asked.latencies:
-            setting, network, _ = max(tried, key=lambda trial: trial[2][latency])
-            (row,) = measured(network, ann, self.scene.test(), {latency: latency}, counted=False)
+            scores = [accuracy[latency] for *_, accuracy in tried]
+            chosen[latency] = scores.index(max(scores))
+        rows = []
+        for index in sorted(set(chosen.values())):
+            setting, network, _ = tried[index]
+            steps = {latency: latency for latency in self.asked.latencies if chosen[latency] == index}
             package = PEERS[name].package
-            rows.append({**row, "own_epochs": 0, "setting": f"{package} {version(package)}, {setting}"})
+            for row in measured(network, ann, self.scene.test(), steps, counted=False):
+                rows.append({**row, "own_epochs": 0, "setting": f"{package} {version(package)}, {setting}"})
         return rows
 
     def _measured(self, rival: Rival, ann: nn.Module) -> list[dict[str, Any]]:
-        steps = {latency: rival.timesteps(latency) for latency in self.asked.latencies}
-        wanted = {latency: T for latency, T in steps.items() if T is not None and (self.scene.frames or T) >= T}
+        wanted = steps_read(self.asked, rival.method, rival.spec.timesteps)
         if not wanted:
             raise OperatorError(f"{rival.method.name}: no latency of {self.asked.latencies} leaves a step that counts")
         network: nn.Module = rival.network()
@@ -230,10 +234,10 @@ class Contest:
         return MeanFrame(ann) if self.scene.frames else ann
 
     def _fit(
-        self, model: nn.Module, stage: str, spec: TrainSpec, teacher: nn.Module | None = None, *, sequences: int = 0
+        self, model: nn.Module, stage: Stage, spec: TrainSpec, teacher: nn.Module | None = None, *, sequences: int = 0
     ) -> float:
         """Train, or load what was trained before; the seconds of training. One process at a time trains a stage."""
-        name = stage.replace(".", "_")
+        name = stage.name.replace(".", "_")
         path = self.place / f"{self.asked.network}-{self.asked.training}" / name
         with locked(self.place / "locks" / f"{path.parent.name}-{name}.lock"):
             run = RunDirectory(path, resume=path.exists())
@@ -248,16 +252,18 @@ class Contest:
             )
         return sum(epoch.seconds for epoch in history.epochs)
 
-    def _spec(self, seed: int, epochs: int, rate: float, distillation: float = 0.0) -> TrainSpec:
+    def _spec(self, seed: int, stage: Stage, rate: float, distillation: float = 0.0) -> TrainSpec:
         transformer = self.asked.model == "vit"
         return TrainSpec(
-            epochs=epochs,
+            epochs=stage.epochs,
             seed=seed,
-            warmup_epochs=min(1.0, epochs / 4),
+            warmup_epochs=min(1.0, stage.epochs / 4),
             optimizer="adamw" if transformer else "sgd",
             learning_rate=rate,
             weight_decay=0.02 if transformer else 5e-4,
             distillation=distillation,
+            averaging=self.asked.averaging,
+            activity=self.asked.activity if stage.kind == "quantized" else 0.0,
         )
 
     def _float_rate(self) -> float:
@@ -267,16 +273,19 @@ class Contest:
         """A Transformer's usual rate under AdamW is 50 times below that of a network with batch norm under SGD."""
         return rate / 50 if self.asked.model == "vit" else rate
 
-    def _options(self) -> dict[str, Any]:
-        return {} if self.asked.width is None else {"width": self.asked.width}
+
+def rows_of(contests: Iterable[Contest]) -> list[dict[str, str]]:
+    """The rows of several contests that share a table, each once."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for contest in contests:
+        for row in contest.rows():
+            rows.setdefault((*(row[key] for key in ASKED), row["latency"]), row)
+    return list(rows.values())
 
 
-def _described(run: dict[str, Any]) -> str:
+def described(run: dict[str, Any]) -> str:
+    """A run as a line."""
     return ", ".join(f"{key} {value}" for key, value in run.items() if value is not None and key != "setup")
-
-
-def _quantizer_of(method: Method) -> str:
-    return method.name if method.name in ("lsq+", "pact") else f"quantized-{method.start}"
 
 
 def _accuracy(network: nn.Module, batches: Any, timesteps: int = 1) -> float:

@@ -18,9 +18,10 @@ from polarspike.evaluation import evaluate
 PRICED: tuple[System, ...] = ("ann", "qann", "a", "b", "c", "d")
 #: The columns that this page fills.
 MEASURED = (
-    "latency", "timesteps", "accuracy", "events", "spikes", "negative_spikes", "spike_bits",
+    "latency", "timesteps", "accuracy", "events", "spikes", "negative_spikes", "spike_bits", "weight_bits", "bits",
     *(f"nj_{system}" for system in PRICED), "nj_input_again", "time_ratio", "ms_per_image",
 )  # fmt: skip
+FLOAT_BITS = 32  # of weights, which no method of the comparison rounds, and of the float network's activations
 COUNTED = 16  # images whose operations are counted
 TIMED = 64  # images of a timing
 _ROUNDS = 5
@@ -77,8 +78,14 @@ def measured(
         }
         ratio, seconds = _timed(network, ann, inputs[:TIMED], timesteps)
         row |= {"time_ratio": ratio, "ms_per_image": 1e3 * seconds / len(inputs[:TIMED])}
+        row |= with_bits(row)
         rows.append(row | (_prices(network, inputs[:COUNTED], timesteps) if counted else {}))
     return rows
+
+
+def with_bits(row: Mapping[str, Any]) -> dict[str, int]:
+    """Bits of weights, and those that one synapse multiplies in all: weight bits x bits of a spike x true latency."""
+    return {"weight_bits": FLOAT_BITS, "bits": FLOAT_BITS * int(row["spike_bits"]) * int(row["latency"])}
 
 
 def _prices(network: nn.Module, inputs: Tensor, timesteps: int) -> dict[str, float]:

@@ -62,6 +62,11 @@ class Method:
         """Whether the number of levels is free."""
         return self.threshold is None and (self.family != "direct" or self.spikes == "multi")
 
+    def timesteps(self, latency: int, rehearsal: int) -> int | None:
+        """T whose true latency this is behind so many steps of rehearsal; None where there is none."""
+        steps = latency - (rehearsal if self.rehearses else 0)
+        return None if steps < 1 or (self.family == "quantization" and steps > 1) else steps
+
     @property
     def trains(self) -> bool:
         """Whether the method has a training of its own; one without converts the float network as it is."""

@@ -150,10 +150,7 @@ class Rival:
 
     def timesteps(self, latency: int) -> int | None:
         """T whose true latency this is; None where a rehearsal leaves none, or the method has one timestep alone."""
-        steps = latency - self.latency(0)
-        if steps < 1 or (self.method.family == "quantization" and steps > 1):
-            return None
-        return steps
+        return self.method.timesteps(latency, self.spec.rehearsal)
 
     def count(self, batch: Any, timesteps: int = 1) -> OperationCounts:
         """Operations of a batch, a rehearsal's among them."""

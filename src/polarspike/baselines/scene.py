@@ -37,6 +37,10 @@ class Scene:
         self.frames = frames
         self.limit = limit
 
+    def images(self) -> dict[str, int]:
+        """How many images there are, by part."""
+        return {name: len(self._first(part)) for name, part in self.dataset.parts().items()}
+
     def model(self, name: str, seed: int, **options: Any) -> nn.Module:
         """A fresh float network with weights of this seed."""
         if models.describe(name).needs_image_size:

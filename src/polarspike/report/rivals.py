@@ -16,10 +16,16 @@ Row = Mapping[str, str]
 _KEYS = ("data", "network", "method", "levels", "trained_steps", "budget")
 _WIDTH = 200
 _MARKS = "os^vD*Phx+<>p"
-#: Columns of the first answer: heading, column, digits.
-_COSTS = (("events", "events", 3), ("spikes", "spikes", 3), ("nJ a", "nj_a", 1), ("nJ b", "nj_b", 1), ("nJ c", "nj_c", 1),
-          ("nJ d", "nj_d", 1), ("nJ qann", "nj_qann", 1), ("nJ ann", "nj_ann", 1), ("x time", "time_ratio", 2),
-          ("ms", "ms_per_image", 2))  # fmt: skip
+#: What an answer costs: heading, column, digits.
+_COSTS = (("events", "events", 3), ("spikes", "spikes", 3), ("spike bits", "spike_bits", 0), ("bits", "bits", 0),
+          ("nJ a", "nj_a", 1), ("nJ b", "nj_b", 1), ("nJ c", "nj_c", 1), ("nJ d", "nj_d", 1), ("nJ qann", "nj_qann", 1),
+          ("nJ ann", "nj_ann", 1), ("x time", "time_ratio", 2), ("ms", "ms_per_image", 2))  # fmt: skip
+#: What accuracy is drawn against: column -> label, base of the logarithmic scale.
+_AXES = {
+    "latency": ("true latency, timesteps", 2),
+    "spikes": ("spikes per neuron and image", 10),
+    "bits": ("weight bits x bits of a spike x true latency", 2),
+}
 
 
 def grouped(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[int, list[Row]]]:
@@ -46,43 +52,65 @@ def mean_of(rows: Sequence[Row], column: str) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def rivals_table(rows: Sequence[Row]) -> str:
-    """Accuracy at every true latency, with its spread, and what the smallest one costs.
+def networks_of(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """Data and network of everything that was measured, in order."""
+    return list(dict.fromkeys((row["data"], row["network"]) for row in rows if row["accuracy"]))
+
+
+def accuracy_table(rows: Iterable[Row], place: tuple[str, str]) -> list[list[str]]:
+    """Accuracy on one network at every true latency, with its spread, as cells; a heading first.
 
     ``+-`` is half of the difference between the best and the worst seed, and (n) says where fewer seeds than in the first
-    column were measured. Epochs: the method's own / with those of the float network that it starts from. Spikes are per
-    neuron and image; energy is of int8 arithmetic in nJ per image under the conventions a to d, of the dense quantized
-    network and of the dense float network; time is that of the float network times so much.
+    column were measured. Epochs: the method's own / with those of the float network that it starts from.
     """
-    groups = grouped(rows)
-    if not groups:
-        return "nothing has been measured yet"
+    groups = {key: found for key, found in grouped(rows).items() if key[:2] == place}
     latencies = sorted({latency for found in groups.values() for latency in found})
+    table = [["method", "seeds", "epochs", "s own", *map(str, latencies)]]
+    for key, found in groups.items():
+        seeds, first = max(map(len, found.values())), found[min(found)]
+        epochs = f"{first[0]['own_epochs'] or '-'}/{first[0]['epochs'] or '-'}"
+        cells = [_accuracy(found.get(latency, ()), seeds) for latency in latencies]
+        table.append([name_of(key), str(seeds), epochs, _number(mean_of(first, "own_seconds"), 0), *cells])
+    return table
+
+
+def cost_table(rows: Iterable[Row], place: tuple[str, str], *, every: bool = False) -> list[list[str]]:
+    """What answers cost on one network, as cells, a heading first: the first answer of each method, or every one.
+
+    Spikes are per neuron and image; ``bits`` are those of a weight times those of a spike times the true latency; energy is
+    of int8 arithmetic in nJ per image under the conventions a to d, of the dense quantized network and of the dense float
+    network; time is that of the float network times so much.
+    """
+    groups = {key: found for key, found in grouped(rows).items() if key[:2] == place}
+    table = [["method", "at", "accuracy", *(heading for heading, _, _ in _COSTS)]]
+    for key, found in groups.items():
+        for latency in sorted(found) if every else [min(found)]:
+            at = found[latency]
+            costs = [_number(mean_of(at, column), digits) for _, column, digits in _COSTS]
+            table.append([name_of(key), str(latency), _number(mean_of(at, "accuracy"), 2), *costs])
+    return table
+
+
+def left_out(rows: Iterable[Row]) -> list[str]:
+    """Methods that do not apply, with the reason, each once."""
+    return list(dict.fromkeys(f"{row['method']}: {row['setting']}" for row in rows if not row["accuracy"]))
+
+
+def rivals_table(rows: Sequence[Row]) -> str:
+    """:func:`accuracy_table` of every network as text, with what the first answer costs beside it."""
+    if not networks_of(rows):
+        return "nothing has been measured yet"
     lines: list[str] = []
-    for data, network in dict.fromkeys(key[:2] for key in groups):
-        headings = (heading for heading, _, _ in _COSTS)
-        table = [["method", "seeds", "epochs", "s own", *map(str, latencies), "at", *headings]]
-        for key, found in groups.items():
-            if key[:2] != (data, network):
-                continue
-            seeds, least = max(map(len, found.values())), min(found)
-            first = found[least]
-            cells = [_accuracy(found.get(latency, ()), seeds) for latency in latencies]
-            costs = [_number(mean_of(first, column), digits) for _, column, digits in _COSTS]
-            epochs = f"{first[0]['own_epochs'] or '-'}/{first[0]['epochs'] or '-'}"
-            own = _number(mean_of(first, "own_seconds"), 0)
-            table.append([name_of(key), str(seeds), epochs, own, *cells, str(least), *costs])
-        lines += [
-            f"{data}, {network}: accuracy in % at true latency; the cost of the first answer",
-            *aligned(table, _WIDTH),
-        ]
-        lines.append("")
-    left_out = {f"{row['method']}: {row['setting']}": None for row in rows if not row["accuracy"]}
-    return "\n".join([*lines, *left_out]).rstrip()
+    for place in networks_of(rows):
+        right = [[cost[1], *cost[3:]] for cost in cost_table(rows, place)]
+        table = [[*left, *cost] for left, cost in zip(accuracy_table(rows, place), right, strict=True)]
+        lines += [f"{', '.join(place)}: accuracy in % at true latency; the cost of the first answer"]
+        lines += [*aligned(table, _WIDTH), ""]
+    return "\n".join([*lines, *left_out(rows)]).rstrip()
 
 
 def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
-    """Two SVG files for each network: accuracy against true latency, and against spikes; none where nothing was measured.
+    """Three SVG files for each network: accuracy against true latency, against spikes, and against bits.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -90,23 +118,23 @@ def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
     plt = _pyplot()
     written = []
     groups = grouped(rows)
-    for data, network in dict.fromkeys(key[:2] for key in groups):
+    for data, network in networks_of(rows):
         mine = {key: found for key, found in groups.items() if key[:2] == (data, network)}
-        for axis in ("latency", "spikes"):
+        for axis, (label, base) in _AXES.items():
             figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
             for index, (key, found) in enumerate(mine.items()):
                 if key[2] == "ann":
                     axes.axhline(mean_of(next(iter(found.values())), "accuracy"), color="black", ls=":", label="ann")
                     continue
                 places = [
-                    (latency if axis == "latency" else mean_of(found[latency], "spikes"), found[latency])
+                    (latency if axis == "latency" else mean_of(found[latency], axis), found[latency])
                     for latency in sorted(found)
                 ]
                 drawn = [(x, mean_of(at, "accuracy")) for x, at in places if x]
                 if drawn:
                     axes.plot(*zip(*drawn, strict=True), marker=_MARKS[index % len(_MARKS)], label=name_of(key), lw=1)
-            axes.set_xscale("log", base=2 if axis == "latency" else 10)
-            axes.set_xlabel("true latency, timesteps" if axis == "latency" else "spikes per neuron and image")
+            axes.set_xscale("log", base=base)
+            axes.set_xlabel(label)
             axes.set_ylabel("accuracy, %")
             axes.set_title(f"{data}, {network}")
             axes.legend(fontsize=7, loc="lower right")

@@ -1,0 +1,92 @@
+"""The lists of runs that make the tables of docs/rivals.md, written down before the first of them.
+
+    small   Fashion-MNIST at 14x14 pixels on a residual network, a plain one, a Transformer and sequences of noisy frames:
+            every method once (two and a half hours of one slow core), then other tools, and the rows that matter with
+            two more seeds
+    full    Fashion-MNIST at 28x28 pixels on a residual network and a VGG: the rows that matter, for a longer stay
+
+Parts of one network share their settings, so that they share what is trained. Learning rates are those that the studies
+(fine-tuning) and trials on validation images (direct training) chose, one trial for everybody; distillation and averaging
+are off, because neither helped in the studies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from polarspike.baselines.comparison import Comparison
+from polarspike.baselines.methods import METHODS
+from polarspike.baselines.peers import PEERS
+from polarspike.errors import SpecError, closest
+
+
+@dataclass(frozen=True)
+class Part:
+    """One comparison of a list, with its title."""
+
+    title: str
+    comparison: Comparison
+
+
+_EVERY = ("ann", *METHODS)
+_FEWER = tuple(name for name in _EVERY if name not in ("plif", "ternary"))
+_NOT_DIRECT = tuple(name for name in _EVERY if name == "ann" or METHODS[name].family != "direct")
+#: The best of each family, and our closest relatives.
+_NAMED = (
+    "ann", "polarspike", "scale-and-fire", "st-bif", "qcfs", "lsq", "lsq+", "lif", "integer-lif",
+)  # fmt: skip
+
+_SMALL = Comparison(
+    data="fashion-mnist-14", methods=_EVERY, trained_steps=(1, 4), budgets=("time",), float_epochs=5, epochs=3
+)
+_RESNET = dataclasses.replace(_SMALL, model="resnet20", width=16, options={"blocks": 1})
+_PLAIN = dataclasses.replace(_SMALL, model="cnn", width=16)
+_VIT = dataclasses.replace(
+    _SMALL, model="vit", width=48, options={"patch": 2}, float_epochs=6, epochs=3, trained_steps=(1,)
+)
+_FRAMES = dataclasses.replace(_PLAIN, frames=8, latencies=(1, 2, 4, 8))
+
+_FULL = Comparison(methods=_NAMED, trained_steps=(1, 4), budgets=("time",))
+_FULL_RESNET = dataclasses.replace(_FULL, model="resnet9", width=16)
+_FULL_VGG = dataclasses.replace(_FULL, model="vgg16", width=8)
+
+PRESETS: dict[str, tuple[Part, ...]] = {
+    "small": (
+        Part("residual network, every method", _RESNET),
+        Part("plain network, all but two variants of LIF", dataclasses.replace(_PLAIN, methods=_FEWER)),
+        Part(
+            "Transformer, every method that takes it", dataclasses.replace(_VIT, methods=(*_NOT_DIRECT, "integer-lif"))
+        ),
+        Part("eight noisy frames, all but two variants of LIF", dataclasses.replace(_FRAMES, methods=_FEWER)),
+        Part("residual network, other tools", dataclasses.replace(_RESNET, methods=tuple(PEERS))),
+        Part("plain network, other tools", dataclasses.replace(_PLAIN, methods=tuple(PEERS))),
+        Part(
+            "residual network, direct training at T = 2",
+            dataclasses.replace(_RESNET, methods=("lif", "integer-lif"), trained_steps=(2,)),
+        ),
+        Part("residual network, two more seeds", dataclasses.replace(_RESNET, methods=_NAMED, seeds=(1, 2))),
+        Part("plain network, two more seeds", dataclasses.replace(_PLAIN, methods=_NAMED, seeds=(1, 2))),
+        Part(
+            "Transformer, two more seeds",
+            dataclasses.replace(_VIT, methods=("ann", "polarspike", "st-bif", "lsq", "lsq+"), seeds=(1, 2)),
+        ),
+    ),
+    "full": (
+        Part("residual network", _FULL_RESNET),
+        Part("VGG", _FULL_VGG),
+        Part("residual network, two more seeds", dataclasses.replace(_FULL_RESNET, seeds=(1, 2))),
+        Part("VGG, two more seeds", dataclasses.replace(_FULL_VGG, seeds=(1, 2))),
+    ),
+}
+
+
+def preset(name: str) -> tuple[Part, ...]:
+    """The list of this name.
+
+    Raises:
+        SpecError: there is none; the message lists them.
+    """
+    if name not in PRESETS:
+        raise SpecError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}{closest(name, PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,42 @@
+"""The files that a comparison's table becomes: figures, a Markdown page and an HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from polarspike.baselines.methods import METHODS
+from polarspike.baselines.published import published
+from polarspike.cli.command import tell
+from polarspike.errors import MissingExtraError
+from polarspike.files import replacing
+from polarspike.report.claims import Kind
+from polarspike.report.pages import as_html, as_markdown
+from polarspike.report.rivals import plot_rivals
+from polarspike.report.rivals_page import rivals_page
+
+TITLE = "Methods on the same network, images and counts, at true latency"
+
+
+def kinds() -> dict[str, Kind]:
+    """What of each method decides which claim it is held against."""
+    return {name: Kind(method.family, method.spikes) for name, method in METHODS.items()}
+
+
+def written_pages(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:
+    """Write the figures, ``rivals.md`` and ``rivals.html`` of these rows; where matplotlib is missing, without figures."""
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        figures = plot_rivals(rows, place)
+    except MissingExtraError as error:
+        tell(f"no plots: {error}")
+        figures = []
+    sections = rivals_page(rows, kinds(), published(), figures)
+    pages = {
+        place / "rivals.md": f"# {TITLE}\n\n{as_markdown(sections, place)}",
+        place / "rivals.html": as_html(TITLE, sections),
+    }
+    for target, text in pages.items():
+        with replacing(target) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return [*figures, *pages]

@@ -1,0 +1,140 @@
+"""What a comparison was made to show, and whether its rows show it, network by network.
+
+first at T = 1     ours at one timestep, against every method with several spikes a step: accuracy, and spikes no more
+binary rivals      ours at one timestep, against every binary method at true latencies up to 8
+direct training    ours at T = 1, 2 and 4, against every network that was trained through T timesteps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from polarspike.report.rivals import Row, grouped, mean_of, name_of
+
+OURS = "polarspike"
+_BINARY_REACH = 8
+_Found = dict[int, list[Row]]
+_Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What of a method decides which claim it is held against.
+
+    Attributes:
+        family: ``"conversion"``, ``"quantization"`` or ``"direct"``.
+        spikes: ``"binary"``, ``"signed"`` or ``"multi"``.
+    """
+
+    family: str
+    spikes: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim on one network.
+
+    Attributes:
+        network: data and network.
+        claim: in words.
+        ours, rival: accuracy in % (mean over seeds), with the name and the latency of the best rival.
+        best: that rival.
+        holds: ours is at least as accurate, and where spikes belong to the claim, fires no more.
+        seeds: of ours and of the rival, the smaller number: a difference of one seed is not yet a finding.
+        spikes: of ours and of the rival, per neuron and image, where they belong to the claim.
+    """
+
+    network: str
+    claim: str
+    ours: float
+    rival: float
+    best: str
+    holds: bool
+    seeds: int
+    spikes: tuple[float, float] | None = None
+
+
+def verdicts(rows: Iterable[Row], kinds: Mapping[str, Kind]) -> list[Verdict]:
+    """Every claim for which there are rows.
+
+    Args:
+        rows: of a comparison.
+        kinds: of the methods by name; others (the float network, other tools) are held against no claim but the second:
+            tools convert to binary spikes.
+    """
+    groups = grouped(rows)
+    found: list[Verdict] = []
+    for place in dict.fromkeys(key[:2] for key in groups):
+        here = {key: latencies for key, latencies in groups.items() if key[:2] == place}
+        for key, mine in here.items():
+            if key[2] == OURS:
+                found += _of_one(f"{', '.join(place)}, {key[3]} levels", mine, here, key[3], kinds)
+    return found
+
+
+def _of_one(
+    network: str, mine: _Found, here: Mapping[_Key, _Found], levels: str, kinds: Mapping[str, Kind]
+) -> Iterator[Verdict]:
+    rivals = {
+        key: found
+        for key, found in here.items()
+        if key[2] in kinds and key[2] != OURS and key[3] in ("", levels)  # at equal levels, where a method has them
+    }
+    if 1 not in mine:
+        return
+    several = {key: found for key, found in rivals.items() if kinds[key[2]].spikes == "multi"}
+    yield from _against(network, "first at T = 1", mine[1], _answers(several, (1,)), with_spikes=True)
+    binary = {key: found for key, found in rivals.items() if kinds[key[2]].spikes == "binary"}
+    yield from _against(
+        network,
+        f"ours at T = 1 above every binary rival up to {_BINARY_REACH}",
+        mine[1],
+        _answers(binary, range(1, _BINARY_REACH + 1)),
+    )
+    for steps in (1, 2, 4):
+        direct = {
+            key: found for key, found in rivals.items() if kinds[key[2]].family == "direct" and key[4] == str(steps)
+        }
+        if steps in mine:
+            yield from _against(
+                network, f"above direct training at T = {steps}", mine[steps], _answers(direct, (steps,))
+            )
+
+
+def _answers(rivals: Mapping[_Key, _Found], latencies: Iterable[int]) -> list[tuple[str, list[Row]]]:
+    return [
+        (f"{name_of(key)} at {latency}", found[latency])
+        for latency in latencies
+        for key, found in rivals.items()
+        if latency in found
+    ]
+
+
+def _against(
+    network: str, claim: str, mine: Sequence[Row], answers: list[tuple[str, list[Row]]], *, with_spikes: bool = False
+) -> Iterator[Verdict]:
+    if not answers:
+        return
+    best, theirs = max(answers, key=lambda answer: _mean(answer[1], "accuracy"))
+    ours, rival = _mean(mine, "accuracy"), _mean(theirs, "accuracy")
+    spikes = (_mean(mine, "spikes"), _mean(theirs, "spikes")) if with_spikes else None
+    holds = ours >= rival and (spikes is None or spikes[0] <= spikes[1])
+    yield Verdict(network, claim, ours, rival, best, holds, min(len(mine), len(theirs)), spikes)
+
+
+def _mean(rows: Sequence[Row], column: str) -> float:
+    value = mean_of(rows, column)
+    return 0.0 if value is None else value
+
+
+def verdict_table(found: Sequence[Verdict]) -> list[list[str]]:
+    """The verdicts as cells, a heading first."""
+    table = [["network", "claim", "ours", "best rival", "its", "spikes", "seeds", "holds"]]
+    for one in found:
+        spikes = "" if one.spikes is None else f"{one.spikes[0]:.3f}, {one.spikes[1]:.3f}"
+        holds = "yes" if one.holds else "no"
+        table.append(
+            [one.network, one.claim, f"{one.ours:.2f}", one.best, f"{one.rival:.2f}", spikes, str(one.seeds), holds]
+        )
+    return table

@@ -1,0 +1,65 @@
+"""A comparison as a page: verdicts, accuracy at true latency, costs, figures, and what others have published beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from polarspike.report.claims import Kind, verdict_table, verdicts
+from polarspike.report.pages import Section
+from polarspike.report.rivals import Row, accuracy_table, cost_table, left_out, networks_of
+
+_PUBLISHED = ("method", "venue", "dataset", "architecture", "ann_top1", "snn_top1", "timesteps", "latency", "evidence")
+_ACCURACY = (
+    "Test accuracy in % at true latency: the mean over seeds, +- half of the difference between the best and the worst. "
+    "Epochs: the method's own / with those of the float network that it starts from; s own: seconds of its own training, "
+    "on one thread of a machine that did other work."
+)
+_COST = (
+    "Events and spikes per neuron and image; bits: 32 of a float weight x those of a spike x true latency; nJ per image of "
+    "int8 arithmetic (45 nm) under the four conventions, of the dense quantized network and of the dense float network; "
+    "x time: CPU time over that of the float network. {which}; the CSV file has every column."
+)
+
+
+def rivals_page(
+    rows: Sequence[Row],
+    kinds: Mapping[str, Kind],
+    published: Iterable[Mapping[str, str]],
+    figures: Sequence[Path] = (),
+    *,
+    every: bool = True,
+) -> list[Section]:
+    """The sections of a comparison's page.
+
+    Args:
+        rows: of the comparison.
+        kinds: of the methods, for :func:`~polarspike.report.claims.verdicts`.
+        published: figures of others; they stand in a section of their own.
+        figures: of :func:`~polarspike.report.rivals.plot_rivals`.
+        every: costs at every latency, not those of the first answer alone.
+    """
+    sections: list[Section] = []
+    if not networks_of(rows):
+        return [Section("Results", ("Nothing has been measured yet.",))]
+    found = verdicts(rows, kinds)
+    if found:
+        text = "Percent right, means over seeds, at equal levels; with one seed a difference below 0.4 is no finding."
+        sections.append(Section("What was to be shown", (text,), verdict_table(found)))
+    for place in networks_of(rows):
+        title = ", ".join(place)
+        drawn = tuple(path for path in figures if path.name.startswith(f"rivals-{'-'.join(place)}-"))
+        # A name may begin with another network's: the rest of the file's is the axis alone.
+        drawn = tuple(path for path in drawn if path.stem.removeprefix(f"rivals-{'-'.join(place)}-").isalpha())
+        which = "At every latency" if every else "At the first answer"
+        sections.append(Section(f"{title}: accuracy", (_ACCURACY,), accuracy_table(rows, place), drawn))
+        sections.append(Section(f"{title}: costs", (_COST.format(which=which),), cost_table(rows, place, every=every)))
+        missing = left_out(row for row in rows if (row["data"], row["network"]) == place)
+        if missing:
+            sections.append(Section(f"{title}: not applicable", tuple(missing)))
+    heading = ["method", "venue", "data", "network", "ANN", "SNN", "T", "true T", "evidence"]
+    table = [heading, *([row[column] or "-" for column in _PUBLISHED] for row in published)]
+    text = (
+        "Not measured here, on other data and networks; T as published, true T with the rehearsal that it leaves out."
+    )
+    return [*sections, Section("Published by others", (text,), table)]
