@@ -19,7 +19,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -171,12 +171,14 @@ class Peer:
         title: for tables.
         convert: its function of this module.
         settings: what was searched for its best setting.
+        spikes: of one step: ``"binary"``, or ``"multi"`` for more than one.
     """
 
     package: str
     title: str
     convert: Callable[..., PeerNetwork]
     settings: tuple[dict[str, Any], ...] = ({},)
+    spikes: Literal["binary", "multi"] = "binary"
 
 
 PEERS: dict[str, Peer] = {
@@ -204,6 +206,7 @@ PEERS: dict[str, Peer] = {
         "Sinabs",
         sinabs,
         tuple({"percentile": p} for p in (99.0, 99.9, 100.0)) + tuple({"scale": s} for s in (1.0, 2.0, 4.0, 16.0)),
+        spikes="multi",
     ),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from polarspike.baselines.methods import METHODS
+from polarspike.baselines.peers import PEERS
 from polarspike.baselines.published import published
 from polarspike.cli.command import tell
 from polarspike.errors import MissingExtraError
@@ -19,8 +20,9 @@ TITLE = "Methods on the same network, images and counts, at true latency"
 
 
 def kinds() -> dict[str, Kind]:
-    """What of each method decides which claim it is held against."""
-    return {name: Kind(method.family, method.spikes) for name, method in METHODS.items()}
+    """What of each method, and of each other tool, decides which claim it is held against."""
+    methods = {name: Kind(method.family, method.spikes) for name, method in METHODS.items()}
+    return methods | {name: Kind("conversion", peer.spikes) for name, peer in PEERS.items()}
 
 
 def written_pages(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:

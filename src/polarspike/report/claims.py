@@ -60,8 +60,7 @@ def verdicts(rows: Iterable[Row], kinds: Mapping[str, Kind]) -> list[Verdict]:
 
     Args:
         rows: of a comparison.
-        kinds: of the methods by name; others (the float network, other tools) are held against no claim but the second:
-            tools convert to binary spikes.
+        kinds: of the rivals by name; what is not there (the float network) is no rival.
     """
     groups = grouped(rows)
     found: list[Verdict] = []

@@ -1,0 +1,90 @@
+"""Other tools' converters on the networks on which they were first measured, beside what was seen then.
+
+    python benchmarks/train_peers.py         # once: the weights
+    python benchmarks/peers.py               # in an environment that has SpikingJelly: pip install 'polarspike[baselines]'
+    python benchmarks/peers.py --images 200  # a look
+
+Fashion-MNIST, brief training (one epoch), calibration on the first 1,024 training images in 8 batches, as then; the weights
+are others, so agreement is to be expected in shape, and within the noise of a training (some points where it is high).
+About 15 minutes of one core; results in ``benchmarks/results/peers.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from typing import Any
+
+import torch
+from _common import conditions, keep
+from peer_networks import TRAININGS, load
+from torch import nn
+
+import polarspike as ps
+from polarspike import data
+from polarspike.baselines.peers import PEERS, convert_with, version
+
+TIMES = (1, 2, 4, 8, 16, 32, 64)
+#: (network, images then): (peer, settings) -> percent right at these timesteps, seen on 2026-11-23 with SpikingJelly 2.0.
+SEEN: dict[tuple[str, int], list[tuple[str, dict[str, Any], tuple[float, ...]]]] = {
+    ("max-pool", 2000): [
+        ("spikingjelly-rate", {"mode": "Max"}, (10.0, 10.0, 12.0, 18.2, 68.1, 66.0, 54.7)),
+        ("spikingjelly-rate", {"mode": "99.9%"}, (10.0, 12.0, 12.7, 53.5, 73.8, 61.2, 53.6)),
+        ("spikingjelly-rate", {"mode": "99%"}, (9.8, 14.5, 49.0, 78.0, 74.1, 61.9, 56.3)),
+        ("spikingjelly-rate", {"mode": "Max", "channel_wise": True, "half_threshold": True},
+         (48.6, 60.4, 65.4, 65.8, 63.4, 59.4, 57.1)),
+        ("spikingjelly-rate",
+         {"mode": "99.9%", "channel_wise": True, "half_threshold": True, "pre_spike_maxpool": True},
+         (64.1, 60.2, 62.7, 62.0, 61.5, 61.0, 61.3)),
+        ("spikingjelly-balanced", {}, (41.6, 69.8, 78.1, 79.1, 78.7, 77.9, 77.4)),
+    ],
+    ("avg-pool", 1000): [
+        ("spikingjelly-rate", {"mode": "Max"}, (9.7, 9.7, 17.0, 23.8, 30.7, 65.2, 81.8)),
+        ("spikingjelly-rate", {"mode": "99.9%"}, (9.7, 16.1, 22.2, 29.1, 64.0, 81.0, 83.9)),
+        ("spikingjelly-rate", {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
+         (37.4, 54.3, 71.3, 80.3, 83.6, 84.5, 84.8)),
+        ("spikingjelly-balanced", {}, (60.8, 45.2, 61.5, 66.2, 66.6, 65.9, 66.7)),
+    ],
+}  # fmt: skip
+
+
+def measured(ann: nn.Module, images: int, peer: str, settings: dict[str, Any]) -> list[float]:
+    """Percent right after T timesteps of a network that the peer converts."""
+    fashion = data.load("fashion-mnist")
+    calibration = list(itertools.islice(fashion.evaluation(128, "train"), 8))
+    snn = convert_with(peer, ann, calibration, **settings)
+    accuracy = ps.evaluate(snn, fashion.evaluation(250, images=images), TIMES).accuracy
+    return [100 * accuracy[time] for time in TIMES]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, help="test images; as many as then if not given")
+    parser.add_argument("--networks", nargs="+", default=[network for network, _ in SEEN])
+    parser.add_argument("--training", choices=TRAININGS, default="brief", help="of the weights; then it was brief")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for (network, usual), settings in SEEN.items():
+        if network not in given.networks:
+            continue
+        images = given.images or usual
+        ann = load(network, given.training, given.seed)
+        right = 100 * ps.evaluate(ann, data.load("fashion-mnist").evaluation(250, images=images)).accuracy[1]
+        print(f"{network}: float network {right:.2f} %; T = {', '.join(map(str, TIMES))}")
+        for peer, options, seen in settings:
+            found = measured(ann, images, peer, options)
+            print(f"  {peer} {options}")
+            print(f"    seen  {' '.join(f'{value:6.1f}' for value in seen)}")
+            print(f"    here  {' '.join(f'{value:6.1f}' for value in found)}", flush=True)
+            rows.append(
+                {"network": network, "peer": peer, "settings": options, "ann": right, "seen": seen, "here": found}
+            )
+    if vars(given) == vars(parser.parse_args([])):  # all of it
+        versions = {peer.package: version(peer.package) for peer in PEERS.values() if peer.package == "spikingjelly"}
+        keep("peers", {**conditions(0), "versions": versions, "timesteps": TIMES, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
