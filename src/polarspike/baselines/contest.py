@@ -33,8 +33,9 @@ from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
 from polarspike.training import fit
 
-#: Own: of the method; in all: with those of the float network that it started from.
-_COST = ("ann_accuracy", "own_epochs", "epochs", "own_seconds", "setting")
+#: Own: of the method; in all: with those of the float network that it started from. CPU seconds are of the run, and do not
+#: count what else the machine did.
+_COST = ("ann_accuracy", "own_epochs", "epochs", "own_seconds", "setting", "cpu_seconds")
 
 
 class Contest:
@@ -89,7 +90,7 @@ class Contest:
                 if not held or not self.ledger.missing([run]):
                     continue
                 self.say(described(run))
-                started = time.perf_counter()
+                started, cpu = time.perf_counter(), time.process_time()
                 try:
                     rows = self._run(run)
                 except OperatorError as error:
@@ -98,7 +99,8 @@ class Contest:
                 except MissingExtraError as error:
                     self.say(f"  left out here: {error}")
                     continue
-                self.ledger.add(*({**run, **row} for row in rows), started=started)
+                spent = {"cpu_seconds": time.process_time() - cpu}
+                self.ledger.add(*({**run, **row, **spent} for row in rows), started=started)
 
     def _run(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         name, seed = run["method"], run["seed"]

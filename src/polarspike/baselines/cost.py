@@ -1,9 +1,9 @@
 """What the runs of comparisons will cost, before the first of them.
 
-    seconds = sum over trainings (epochs x images x T x ms of a training step per image) + test images x T x ms of a step
+    CPU seconds = sum over trainings (epochs x images x T x ms of a training step per image) + test images x T x ms of a step
 
 A training that several runs share is counted with the first of them. The milliseconds are measured here, on a few batches
-of each network; once runs are done, the sum is corrected by what those took.
+of each network; once runs are done, the sum is corrected by the CPU time that those took.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def announcement(contests: Sequence[Contest], titles: Sequence[str] = ()) -> str
     spent, expected, finished = 0.0, 0.0, 0
     for index, contest in enumerate(contests):
         name = f"{contest.asked.data} {contest.asked.network}"
-        done = {tuple(row[key] for key in ASKED): float(row["seconds"]) for row in contest.rows()}
+        done = {tuple(row[key] for key in ASKED): float(row["cpu_seconds"]) for row in contest.rows()}
         waiting = [tuple(map(as_text, run.values())) for run in contest.missing()]
         if not waiting:  # its pace is nobody's concern, what it has trained is
             finished += len(done)
