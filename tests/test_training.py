@@ -116,6 +116,10 @@ def test_the_loss_mixes_labels_and_teacher() -> None:
     labels = -logits.softmax(1).log()[torch.arange(5), target].mean()
     torch.testing.assert_close(training_loss(logits, target, spec, teacher), 0.7 * labels + 0.3 * 4 * divergence)
     assert training_loss(logits.bfloat16(), target, spec).dtype == torch.float32
+    shares = torch.rand(5, 4).softmax(1)  # as mixtures have them; smoothing takes from every share
+    mixed = -(logits.log_softmax(1) * (0.9 * shares + 0.1 / 4)).sum(1).mean()
+    smooth = dataclasses.replace(spec, label_smoothing=0.1)
+    torch.testing.assert_close(training_loss(logits, shares, smooth, teacher), 0.7 * mixed + 0.3 * 4 * divergence)
 
 
 def test_the_teacher_guides_and_stays_as_it_is() -> None:

@@ -12,8 +12,8 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,21 +23,16 @@ from polarspike import data, distributed, models
 from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
 from polarspike.conversion import convert
-from polarspike.counting import OperationCounts, count_operations
-from polarspike.data import AnyDataset, Split
+from polarspike.data import AnyDataset, Augmentation, Split
+from polarspike.data.events import FrameSpec
 from polarspike.data.streamed import StreamedDataset
-from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
-from polarspike.equivalence import verify
 from polarspike.errors import RunError, SpecError
-from polarspike.evaluation import Evaluation, evaluate
 from polarspike.files import replacing
-from polarspike.modules import device_of
-from polarspike.proof import Proof
+from polarspike.outcome import Outcome, examine
 from polarspike.quantization import quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.runs import RunDirectory
 from polarspike.specs import QuantSpec, Spec, TrainSpec
-from polarspike.spiking import SpikingNetwork
 from polarspike.training import fit
 
 _TEST_BATCH = 256
@@ -58,7 +53,9 @@ class Recipe(Spec):
         quant: which codes the sites get.
         qann: how the quantized network is fine-tuned; the control continues with the same.
         timesteps: the T that are evaluated; each is verified, too.
-        augment: the dataset's usual augmentation in training.
+        augment: the dataset's usual random changes in training.
+        augmentation: further ones (RandAugment, erasing, MixUp, CutMix), or other values in place of the usual.
+        frames: how the recordings of an event dataset become frames.
         calibration_images: training images, without augmentation, that choose the steps.
         proof_images: test images on which codes are compared.
         seed: of the initial weights.
@@ -75,6 +72,8 @@ class Recipe(Spec):
     qann: TrainSpec = field(default_factory=TrainSpec)
     timesteps: tuple[int, ...] = (1, 2, 4, 8)
     augment: bool = True
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    frames: FrameSpec = field(default_factory=FrameSpec)
     calibration_images: int = 2048
     proof_images: int = 256
     seed: int = 0
@@ -101,75 +100,21 @@ class Recipe(Spec):
             "ann": TrainSpec.from_dict,
             "qann": TrainSpec.from_dict,
             "quant": QuantSpec.from_dict,
+            "augmentation": Augmentation.from_dict,
+            "frames": FrameSpec.from_dict,
             "timesteps": tuple,
         }
         return kinds[name](value) if name in kinds else value
 
+    @property
+    def asked_frames(self) -> FrameSpec | None:
+        """``frames``, or None where they say nothing of images that are none."""
+        plain = self.data in data.names() and not data.describe(self.data).events
+        return None if plain and self.frames == FrameSpec() else self.frames
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an experiment found; ``str(outcome)`` is the table that the command line prints."""
-
-    ann: Evaluation
-    qann: Evaluation
-    snn: Evaluation
-    proofs: tuple[Proof, ...]
-    counts: OperationCounts
-    energy: EnergyEstimate
-    network: SpikingNetwork
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for ``results.json``."""
-        return {
-            "ann": self.ann.to_dict(),
-            "qann": self.qann.to_dict(),
-            "snn": self.snn.to_dict(),
-            "proofs": [
-                {
-                    "timesteps": proof.timesteps,
-                    "exact": proof.exact,
-                    "conclusive": proof.conclusive,
-                    "output_difference": proof.output_difference,
-                    "scope": dict(proof.scope),
-                    "sites": {name: asdict(site) for name, site in proof.sites.items()},
-                }
-                for proof in self.proofs
-            ],
-            "counts": self.counts.to_dict(),
-            "energy": self.energy.to_dict(),
-        }
-
-    def __str__(self) -> str:
-        header = f"{'network':<10} {'T':>3} {'accuracy':>9} {'codes compared':>15} {'different':>10} {'events':>8} " + (
-            f"{'spikes':>8} {'positive':>9} {'negative':>9}"
-        )
-        lines = [
-            header,
-            f"{'ANN':<10} {'':>3} {self.ann.accuracy[1]:>9.2%}",
-            f"{'QANN':<10} {'':>3} {self.qann.accuracy[1]:>9.2%}",
-        ]
-        firing = self.snn.firing or {}
-        for proof in self.proofs:
-            t = proof.timesteps
-            shown = firing[t]
-            lines.append(
-                f"{'SNN':<10} {t:>3} {self.snn.accuracy[t]:>9.2%} {proof.compared:>15} {proof.different:>10} "
-                f"{shown.events_per_neuron:>8.3f} {shown.spikes_per_neuron:>8.3f} "
-                f"{shown.positive_spikes_per_neuron:>9.3f} {shown.negative_spikes_per_neuron:>9.3f}"
-            )
-        lines.append(f"({self.snn.total} test images; events and spikes per neuron and image, up to T)")
-        for proof in self.proofs:
-            if proof.different:
-                lines.append(
-                    f"T={proof.timesteps}: each difference lies within {proof.worst_margin:.1e} steps of a boundary "
-                    f"(float32 sums); {proof.diverged} codes differ when both networks run freely"
-                )
-            if proof.void:
-                lines.append(
-                    f"T={proof.timesteps}: VOID at {', '.join(proof.void)}: too few different codes, or events"
-                )
-        lines += [f"T=1, one network under other conditions: {line}" for line in self.proofs[0].scope_lines()]
-        return "\n".join([*lines, "", str(self.energy)])
+    def changes(self, usual: Augmentation) -> Augmentation:
+        """All random changes in training, from those that are usual for the dataset."""
+        return self.augmentation.over(usual) if self.augment else self.augmentation
 
 
 @dataclass(frozen=True)
@@ -192,13 +137,15 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
         device: where to train and evaluate.
 
     Raises:
-        SpecError: an unknown model, option or device, or a batch that is larger than the dataset.
+        SpecError: an unknown model, option or device, a batch that is larger than the dataset, or frames of images.
         DataError: the dataset is unknown, missing or damaged.
+        InputError: random changes that images of this shape cannot have.
+        MissingExtraError: they need torchvision, which is not installed.
     """
     with distributed.together():
         require_device(device)
         models.describe(recipe.model)
-    dataset = load_dataset(recipe.data, root, download=download)
+    dataset = load_dataset(recipe.data, root, download=download, frames=recipe.asked_frames)
     with distributed.together():
         if recipe.batch_size > dataset.count("train"):
             raise SpecError(
@@ -208,11 +155,15 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
             raise SpecError(
                 f"proof_images: expected at most {dataset.count('test')} ({dataset.name}), got {recipe.proof_images}"
             )
+        dataset = dataclasses.replace(dataset, augmentation=recipe.changes(dataset.augmentation))
+        dataset.augmentation.require(dataset.in_channels, *dataset.image_size)
         torch.manual_seed(recipe.seed)
         return Prepared(recipe, dataset, build_model(dataset, recipe), device)
 
 
-def load_dataset(name: str, root: str | None = None, *, download: bool = False) -> AnyDataset:
+def load_dataset(
+    name: str, root: str | None = None, *, download: bool = False, frames: FrameSpec | None = None
+) -> AnyDataset:
     """A data set, read by the main process first: what it fetches or keeps, the others find.
 
     Raises:
@@ -221,7 +172,7 @@ def load_dataset(name: str, root: str | None = None, *, download: bool = False) 
     for turn in (True, False):
         with distributed.together():
             if distributed.is_main() == turn:
-                dataset = data.load(name, root, download=download)
+                dataset = data.load(name, root, download=download, frames=frames)
     return dataset
 
 
@@ -303,30 +254,11 @@ def quantize_for(recipe: Recipe, dataset: AnyDataset, ann: nn.Module, calibratio
         "normalization": dataset.normalization.to_dict(),
         "classes": list(dataset.classes),
         "model": recipe.model,
+        "augmentation": recipe.changes(dataset.augmentation).to_dict(),
     }
+    if (frames := recipe.asked_frames) is not None:
+        qann.notes["frames"] = frames.to_dict()
     return qann
-
-
-def examine(
-    ann: nn.Module,
-    qann: QuantizedNetwork,
-    snn: SpikingNetwork,
-    test: Iterable[Any],
-    proof_batches: Sequence[Any],
-    timesteps: Sequence[int],
-) -> Outcome:
-    """Evaluate the three networks on the whole test set, verify the conversion, count and price the first proof batch."""
-    images, _ = proof_batches[0]
-    counts = count_operations(snn, images.to(device_of(snn)))
-    return Outcome(
-        ann=evaluate(ann, test, progress=True),
-        qann=evaluate(qann, test, progress=True),
-        snn=evaluate(snn, test, timesteps, progress=True),
-        proofs=tuple(verify(qann, snn, proof_batches, timesteps=t) for t in timesteps),
-        counts=counts,
-        energy=estimate_energy(counts, CostTable.cmos45()),
-        network=snn,
-    )
 
 
 def build_model(dataset: AnyDataset, recipe: Recipe) -> nn.Module:
@@ -369,7 +301,7 @@ def _loaders(dataset: AnyDataset, recipe: Recipe) -> tuple[Any, Any, Any]:
     # Images in memory have nothing to decode: workers would only copy them.
     ahead: dict[str, Any] = {"workers": recipe.workers} if isinstance(dataset, StreamedDataset) else {}
     return (
-        dataset.training(recipe.batch_size, augmented=recipe.augment, workers=recipe.workers),
+        dataset.training(recipe.batch_size, workers=recipe.workers),
         dataset.evaluation(_TEST_BATCH, **ahead),
         dataset.evaluation(_TEST_BATCH, "train", images=recipe.calibration_images, seed=recipe.seed, **ahead),
     )

@@ -7,6 +7,7 @@ defaults. Experiments that need a GPU are recipes with nothing to expect yet: ea
 
 from typing import Any
 
+from polarspike.data import Augmentation
 from polarspike.experiment import Recipe
 from polarspike.specs import QuantSpec, TrainSpec
 
@@ -49,14 +50,25 @@ def _convolutional(
 
 
 def _transformer(data: str, *, width: int, heads: int, patch: int, batch: int, epochs: int, fine: int) -> Recipe:
-    """AdamW; sites that are signed by nature get levels (7, 8), attention probabilities (0, 8)."""
+    """AdamW; sites that are signed by nature get levels (7, 8), attention probabilities (0, 8).
+
+    Changes of images and smoothing: those of DeiT (Touvron et al. 2021, arXiv 2012.12877), without its repetitions.
+    """
     return Recipe(
         data=data,
         model="vit",
         width=width,
         options={"depth": 12, "heads": heads, "ratio": 4, "patch": patch},
         batch_size=batch,
-        ann=TrainSpec(epochs=epochs, optimizer="adamw", learning_rate=1e-3, weight_decay=0.05, warmup_epochs=10.0),
+        ann=TrainSpec(
+            epochs=epochs,
+            optimizer="adamw",
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            warmup_epochs=10.0,
+            label_smoothing=0.1,
+        ),
+        augmentation=Augmentation(randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0),
         quant=QuantSpec(negative=7, positive=8),
         qann=TrainSpec(
             epochs=fine, optimizer="adamw", learning_rate=1e-4, weight_decay=0.05, distillation=0.9, temperature=2.0

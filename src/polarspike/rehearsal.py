@@ -10,6 +10,7 @@ whole network (two patches a side of a Transformer), so that a minute is enough.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Callable
@@ -50,6 +51,7 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     torch.manual_seed(recipe.seed)
     ann = build_model(dataset, recipe)
     batches = list(dataset.evaluation(IMAGES, "train"))
+    _change(ann, dataset, recipe, say)
     _learn("the float network", ann, dataset, recipe.ann, say)
     qann = quantize_for(recipe, dataset, ann, batches)
     _learn("the quantized network", qann, dataset, recipe.qann, say)
@@ -78,7 +80,7 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
 
 def random_images(recipe: Recipe) -> ImageDataset:
     """64 random images of the shape and the classes of the recipe's dataset, the same for training and test."""
-    shape = data.shape_of(recipe.data)
+    shape = data.shape_of(recipe.data, recipe.asked_frames)
     entry = models.describe(recipe.model)
     side = 2 * int(recipe.options["patch"]) if "patch" in recipe.options else entry.image_size
     if recipe.options.get("stem") == "imagenet":
@@ -97,6 +99,19 @@ def random_images(recipe: Recipe) -> ImageDataset:
         normalization=Normalization.of(images),
         augmentation=Augmentation(),
     )
+
+
+def _change(model: nn.Module, dataset: ImageDataset, recipe: Recipe, say: Callable[[str], None]) -> None:
+    """One step of a copy of the network on images that are changed as the recipe says."""
+    shape = data.shape_of(recipe.data, recipe.asked_frames)
+    recipe.augmentation.require(shape.channels, shape.height, shape.width)
+    if recipe.augmentation.is_identity:
+        return
+    # A shift is of images of the full size.
+    changed = dataclasses.replace(dataset, augmentation=dataclasses.replace(recipe.augmentation, shift=0))
+    one = dataclasses.replace(recipe.ann, epochs=1, warmup_epochs=0.0)
+    history = fit(copy.deepcopy(model), changed.training(IMAGES), one, progress=False)
+    say(f"one step on changed images ({recipe.augmentation}): loss {history.last.loss:.3g}")
 
 
 def _learn(what: str, model: nn.Module, dataset: ImageDataset, spec: TrainSpec, say: Callable[[str], None]) -> None:

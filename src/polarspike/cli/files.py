@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from polarspike import data
 from polarspike.checkpoint import load
 from polarspike.cli.command import tell
 from polarspike.data import AnyDataset, Normalization
+from polarspike.data.events import FrameSpec
 from polarspike.errors import CheckpointError, DataError, SpecError
 from polarspike.experiment import require_device
 from polarspike.quantized import QuantizedNetwork
@@ -123,9 +125,8 @@ def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: S
         raise DataError(
             f"{path}: made for {made_for!r}, which is no dataset here; give --data, one of: {', '.join(data.names())}"
         )
-    dataset = data.load(
-        source.data or made_for, None if source.root is None else str(source.root), download=source.download
-    )
+    name, root = source.data or made_for, None if source.root is None else str(source.root)
+    dataset = data.load(name, root, download=source.download, frames=_frames(path, notes, name))
     wanted, got = (len(normalization.mean), classes), (dataset.in_channels, dataset.num_classes)
     if wanted != got:
         raise DataError(
@@ -138,3 +139,15 @@ def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: S
         first, _ = next(iter(dataset.evaluation(1, images=1, normalization=normalization)))
         network(first)  # a network for one image size says so here
     return Images(dataset, normalization)
+
+
+def _frames(path: Path, notes: Mapping[str, Any], name: str) -> FrameSpec | None:
+    """How a file's network wants the recordings of an event data set as frames; None for images, or if it does not say."""
+    if "frames" not in notes or name not in data.events.names():
+        return None
+    try:
+        return FrameSpec.from_dict(notes["frames"])
+    except (SpecError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: expected the note 'frames' as FrameSpec.to_dict writes it, got: {error}"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,36 @@ class Augmentation(Spec):
         """Whether no image can change."""
         return self == Augmentation()
 
+    def over(self, usual: Augmentation) -> Augmentation:
+        """These changes, and the usual ones where these ask for none.
+
+        >>> Augmentation(shift=4, erasing=0.25).over(Augmentation(flip=True, shift=2))
+        Augmentation(flip=True, shift=4, cutout=0, randaugment=0, erasing=0.25, mixup=0.0, cutmix=0.0)
+        """
+        asked = {one.name: value for one in dataclasses.fields(self) if (value := getattr(self, one.name))}
+        return dataclasses.replace(usual, **asked)
+
+    def require(self, channels: int, height: int, width: int) -> None:
+        """Refuse what cannot be done with images of this shape, or on this machine, before any is changed.
+
+        Raises:
+            InputError: the images are not larger than the shift, or have neither 1 nor 3 channels where RandAugment is asked
+                for.
+            MissingExtraError: an operation of torchvision is asked for, and it is not installed.
+        """
+        if self.shift >= min(height, width):
+            raise InputError(
+                f"Augmentation.shift: expected fewer pixels than the image has, got {self.shift} for {height}x{width}; "
+                "give a smaller shift"
+            )
+        if self.randaugment and channels not in (1, 3):
+            raise InputError(
+                f"Augmentation.randaugment: expected images of 1 or 3 channels, got {channels}; it knows grey and colour "
+                "only, give randaugment=0"
+            )
+        if self.randaugment or self.erasing or self.mixes:
+            _torchvision()
+
     @property
     def mixes(self) -> bool:
         """Whether images and labels of a batch are mixed."""
@@ -77,16 +108,7 @@ class Augmentation(Spec):
         """
         if images.dim() != 4:
             raise InputError(f"Augmentation: expected images (N, C, H, W), got the shape {tuple(images.shape)}")
-        if self.shift >= min(images.shape[-2:]):
-            raise InputError(
-                f"Augmentation.shift: expected fewer pixels than the image has, got {self.shift} "
-                f"for {images.shape[-2]}x{images.shape[-1]}; give a smaller shift"
-            )
-        if self.randaugment and images.shape[1] not in (1, 3):
-            raise InputError(
-                f"Augmentation.randaugment: expected images of 1 or 3 channels, got {images.shape[1]}; it knows "
-                "grey and colour only, give randaugment=0"
-            )
+        self.require(*images.shape[1:])
         if self.flip:
             images = random_flip(images, generator)
         if self.shift:

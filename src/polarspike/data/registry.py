@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.streamed import StreamedDataset
-from polarspike.errors import DataError, closest
+from polarspike.errors import DataError, SpecError, closest
+
+if TYPE_CHECKING:  # it comes with the readers of event data, which register themselves here
+    from polarspike.data.events.frames import FrameSpec
 
 FOLDER_VARIABLE = "POLARSPIKE_DATA"
 
@@ -23,10 +26,12 @@ class Source:
     Args:
         root: the folder that the user named; then no other is looked at.
         download: whether files that are not found may be fetched from the network.
+        frames: how the recordings of an event data set become frames; None for the usual way.
     """
 
     root: Path | None = None
     download: bool = False
+    frames: FrameSpec | None = None
 
     def folders(self, name: str, *usual: Path) -> list[Path]:
         """Folders to look into, best first: ``root`` alone, else ``$POLARSPIKE_DATA/name``, then the usual ones."""
@@ -69,24 +74,27 @@ class DatasetEntry:
         summary: what it holds, in one line.
         shape: of its images.
         read: finds and reads its files.
+        events: its images are frames of events, made as :class:`~polarspike.data.events.FrameSpec` says.
     """
 
     name: str
     summary: str
     shape: Shape
     read: Reader
+    events: bool = False
 
 
 _entries: dict[str, DatasetEntry] = {}
 
 
-def register(name: str, shape: Shape, summary: str = "") -> Callable[[AnyReader], AnyReader]:
+def register(name: str, shape: Shape, summary: str = "", *, events: bool = False) -> Callable[[AnyReader], AnyReader]:
     """Add a reader to the registry.
 
     Args:
         name: what :func:`load` takes.
         shape: of its images.
         summary: in one line; the first of the reader's docstring if not given.
+        events: see :class:`DatasetEntry`.
 
     Raises:
         DataError: the name is taken, or nothing says what the data set holds.
@@ -98,7 +106,7 @@ def register(name: str, shape: Shape, summary: str = "") -> Callable[[AnyReader]
         line = summary or (inspect.getdoc(reader) or "").partition("\n")[0]
         if not line:
             raise DataError(f"the reader of {name!r} needs a docstring; its first line is the data set's summary")
-        _entries[name] = DatasetEntry(name, line, shape, reader)
+        _entries[name] = DatasetEntry(name, line, shape, reader, events)
         return reader
 
     return add
@@ -120,15 +128,23 @@ def describe(name: str) -> DatasetEntry:
     raise DataError(f"unknown data set {name!r}; known: {', '.join(names())}{closest(name, _entries)}")
 
 
-def load(name: str, root: str | os.PathLike[str] | None = None, *, download: bool = False) -> AnyDataset:
+def load(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = False,
+    frames: FrameSpec | None = None,
+) -> AnyDataset:
     """A data set; the same name gives the same images in the same order and parts everywhere.
 
     Args:
         name: one of :func:`names`.
         root: the folder of its files. Without it: ``$POLARSPIKE_DATA/<name>``, then where a package puts them.
         download: allow fetching what is not found; nothing is ever fetched otherwise.
+        frames: of an event data set: how its recordings become frames, whose bins are then side by side as channels.
 
     Raises:
+        SpecError: frames of a data set that holds no events.
         DataError: the name is unknown, or files are missing or damaged; the message says what was expected where and
             how to get it.
         MissingExtraError: the data set comes inside a package that is not installed.
@@ -136,13 +152,34 @@ def load(name: str, root: str | os.PathLike[str] | None = None, *, download: boo
     entry = describe(name)
     if root is not None and not Path(root).is_dir():
         raise DataError(f"{name}: expected root to be a folder, got {str(root)!r}, which is none")
-    return entry.read(Source(None if root is None else Path(root), download))
+    require_events(entry, frames)
+    return entry.read(Source(None if root is None else Path(root), download, frames))
 
 
-def shape_of(name: str) -> Shape:
-    """What the images of a data set look like.
+def require_events(entry: DatasetEntry, frames: FrameSpec | None) -> None:
+    """Refuse frames of a data set that holds no events.
 
     Raises:
+        SpecError: it holds none.
+    """
+    if frames is not None and not entry.events:
+        raise SpecError(
+            f"frames: expected an event data set, got {entry.name!r}, whose images need none; leave frames out, or take "
+            f"one of: {', '.join(name for name in names() if _entries[name].events)}"
+        )
+
+
+def shape_of(name: str, frames: FrameSpec | None = None) -> Shape:
+    """What the images of a data set look like; of an event data set, as ``frames`` says if it is given.
+
+    Raises:
+        SpecError: frames of a data set that holds no events.
         DataError: the name is unknown.
     """
-    return describe(name).shape
+    entry = describe(name)
+    require_events(entry, frames)
+    if frames is None:
+        return entry.shape
+    usual = entry.shape
+    bins, signs, height, width = frames.shape((usual.height, usual.width))
+    return Shape(bins * signs, height, width, usual.classes)

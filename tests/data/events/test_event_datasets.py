@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import polarspike as ps
-from polarspike import data
+from polarspike import cli, data
 from polarspike.data import cifar, events
 from polarspike.data.events import FrameSpec, load_events, published, simulated
 from polarspike.data.events.streams import EventStream
@@ -351,3 +352,29 @@ def test_parts_by_name(tmp_path: Path) -> None:
     assert cut.channels().count("validation") == 10
     with pytest.raises(DataError, match="was already cut"):
         cut.split_validation(0.3)
+
+
+def test_a_recipe_says_how_frames_are_made_and_its_file_remembers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    n_mnist(tmp_path / "n-mnist")
+    run = tmp_path / "run"
+    flags = "--data n-mnist --model mlp --width 8 --batch-size 10 --ann.epochs 1 --qann.epochs 1 --timesteps 1"
+    frames = "--frames.bins 3 --frames.by count --frames.height 17 --calibration-images 10 --proof-images 10"
+    given = ["--root", str(tmp_path / "n-mnist"), "--run", str(run)]
+    assert cli.main(["train", *flags.split(), *frames.split(), *given]) in (0, 1)  # ten samples prove little
+    network = ps.load(run / "snn.safetensors")
+    assert FrameSpec.from_dict(network.notes["frames"]) == FrameSpec(3, "count", height=17)  # type: ignore[union-attr]
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run / "snn.safetensors"), "--timesteps", "1", *given[:2]]) == 0
+    right = ps.evaluate(network, load_events("n-mnist", tmp_path / "n-mnist", FrameSpec(3, "count", height=17))  # type: ignore[arg-type]
+                        .channels().evaluation(10)).correct[1]  # fmt: skip
+    assert f"{right}/10" in capsys.readouterr().out
+
+
+def test_sequences_are_mixed_too(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    found = load_events("n-mnist", n_mnist(tmp_path), SPEC)
+    mixed = dataclasses.replace(found, augmentation=data.Augmentation(mixup=1.0))
+    frames, shares = next(iter(mixed.sequences("train", 10, shuffle=True, augmented=True)))
+    assert frames.shape == (10, 2, 2, 34, 34) and shares.shape == (10, 10)

@@ -105,9 +105,9 @@ def register_events(source: EventSource) -> None:
     what = "simulated events" if source.simulated else "event recordings"
     summary = f"{what}, {FrameSpec().bins} bins of both signs as channels"
 
-    @register(source.name, Shape(2 * FrameSpec().bins, height, width, source.classes), summary)
+    @register(source.name, Shape(2 * FrameSpec().bins, height, width, source.classes), summary, events=True)
     def as_images(place: Source) -> ImageDataset:
-        return load_events(source.name, place.root).channels()
+        return load_events(source.name, place.root, place.frames).channels()
 
 
 def names() -> list[str]:
@@ -189,6 +189,7 @@ class EventDataset(Parted[Split]):
             shuffle=shuffle,
             augment=self.augmentation if augmented else None,
             drop_last=augmented,
+            classes=len(self.classes),
         )
         return _Sequences(merged, self.spec.bins)
 

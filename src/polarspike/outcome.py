@@ -1,0 +1,106 @@
+"""What an experiment found: accuracy, proofs, operations and energy of a network before and after its conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from polarspike.counting import OperationCounts, count_operations
+from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
+from polarspike.equivalence import verify
+from polarspike.evaluation import Evaluation, evaluate
+from polarspike.modules import device_of
+from polarspike.proof import Proof
+from polarspike.quantized import QuantizedNetwork
+from polarspike.spiking import SpikingNetwork
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment found; ``str(outcome)`` is the table that the command line prints."""
+
+    ann: Evaluation
+    qann: Evaluation
+    snn: Evaluation
+    proofs: tuple[Proof, ...]
+    counts: OperationCounts
+    energy: EnergyEstimate
+    network: SpikingNetwork
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``results.json``."""
+        return {
+            "ann": self.ann.to_dict(),
+            "qann": self.qann.to_dict(),
+            "snn": self.snn.to_dict(),
+            "proofs": [
+                {
+                    "timesteps": proof.timesteps,
+                    "exact": proof.exact,
+                    "conclusive": proof.conclusive,
+                    "output_difference": proof.output_difference,
+                    "scope": dict(proof.scope),
+                    "sites": {name: asdict(site) for name, site in proof.sites.items()},
+                }
+                for proof in self.proofs
+            ],
+            "counts": self.counts.to_dict(),
+            "energy": self.energy.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        header = f"{'network':<10} {'T':>3} {'accuracy':>9} {'codes compared':>15} {'different':>10} {'events':>8} " + (
+            f"{'spikes':>8} {'positive':>9} {'negative':>9}"
+        )
+        lines = [
+            header,
+            f"{'ANN':<10} {'':>3} {self.ann.accuracy[1]:>9.2%}",
+            f"{'QANN':<10} {'':>3} {self.qann.accuracy[1]:>9.2%}",
+        ]
+        firing = self.snn.firing or {}
+        for proof in self.proofs:
+            t = proof.timesteps
+            shown = firing[t]
+            lines.append(
+                f"{'SNN':<10} {t:>3} {self.snn.accuracy[t]:>9.2%} {proof.compared:>15} {proof.different:>10} "
+                f"{shown.events_per_neuron:>8.3f} {shown.spikes_per_neuron:>8.3f} "
+                f"{shown.positive_spikes_per_neuron:>9.3f} {shown.negative_spikes_per_neuron:>9.3f}"
+            )
+        lines.append(f"({self.snn.total} test images; events and spikes per neuron and image, up to T)")
+        for proof in self.proofs:
+            if proof.different:
+                lines.append(
+                    f"T={proof.timesteps}: each difference lies within {proof.worst_margin:.1e} steps of a boundary "
+                    f"(float32 sums); {proof.diverged} codes differ when both networks run freely"
+                )
+            if proof.void:
+                lines.append(
+                    f"T={proof.timesteps}: VOID at {', '.join(proof.void)}: too few different codes, or events"
+                )
+        lines += [f"T=1, one network under other conditions: {line}" for line in self.proofs[0].scope_lines()]
+        return "\n".join([*lines, "", str(self.energy)])
+
+
+def examine(
+    ann: nn.Module,
+    qann: QuantizedNetwork,
+    snn: SpikingNetwork,
+    test: Iterable[Any],
+    proof_batches: Sequence[Any],
+    timesteps: Sequence[int],
+) -> Outcome:
+    """Evaluate the three networks on the whole test set, verify the conversion, count and price the first proof batch."""
+    images, _ = proof_batches[0]
+    counts = count_operations(snn, images.to(device_of(snn)))
+    return Outcome(
+        ann=evaluate(ann, test, progress=True),
+        qann=evaluate(qann, test, progress=True),
+        snn=evaluate(snn, test, timesteps, progress=True),
+        proofs=tuple(verify(qann, snn, proof_batches, timesteps=t) for t in timesteps),
+        counts=counts,
+        energy=estimate_energy(counts, CostTable.cmos45()),
+        network=snn,
+    )

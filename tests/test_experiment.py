@@ -1,0 +1,107 @@
+"""What a recipe says of its data: random changes and frames, refused where they cannot be, and kept with the network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import polarspike as ps
+from polarspike import cli, data, experiment
+from polarspike.cli.experiments import Train
+from polarspike.data import Augmentation
+from polarspike.data.events import FrameSpec
+from polarspike.errors import InputError, MissingExtraError, SpecError
+from polarspike.experiment import Recipe, carry_out, prepare
+from polarspike.rehearsal import rehearse
+from polarspike.runs import RunDirectory
+from polarspike.specs import QuantSpec, TrainSpec
+
+MIXED = Augmentation(erasing=0.5, mixup=0.8, cutmix=1.0)
+SMALL = Recipe(
+    data="digits",
+    model="mlp",
+    width=16,
+    batch_size=256,
+    ann=TrainSpec(epochs=1, warmup_epochs=0.0, label_smoothing=0.1),
+    quant=QuantSpec(0, 3),
+    qann=TrainSpec(epochs=1, learning_rate=0.02, warmup_epochs=0.0, distillation=0.5),
+    timesteps=(1,),
+    augmentation=MIXED,
+    calibration_images=64,
+    proof_images=32,
+)
+
+
+def test_flags_name_changes_and_frames() -> None:
+    flags = shlex.split(
+        "--data n-mnist --augmentation.randaugment 9 --augmentation.mixup 0.8 --frames.bins 4 --frames.by count"
+    )
+    parsed = cli.app.parse(["train", *flags])
+    assert isinstance(parsed, Train)
+    assert parsed.values.augmentation == Augmentation(randaugment=9, mixup=0.8)
+    assert parsed.values.frames == FrameSpec(bins=4, by="count") == parsed.values.asked_frames
+    assert Recipe.from_dict(json.loads(json.dumps(parsed.values.to_dict()))) == parsed.values
+    older = {key: value for key, value in parsed.values.to_dict().items() if key not in ("augmentation", "frames")}
+    assert Recipe.from_dict(older).augmentation == Augmentation()  # a run of an older release goes on
+
+
+def test_further_changes_are_added_to_the_usual_ones_or_replace_them() -> None:
+    usual = data.load("digits").augmentation
+    assert usual == Augmentation(shift=1)
+    assert prepare(SMALL).dataset.augmentation == dataclasses.replace(MIXED, shift=1)
+    assert prepare(dataclasses.replace(SMALL, augment=False)).dataset.augmentation == MIXED
+    other = dataclasses.replace(SMALL, augmentation=Augmentation(shift=2))
+    assert prepare(other).dataset.augmentation == Augmentation(shift=2)
+
+
+def test_mixed_labels_reach_both_networks_their_teacher_and_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    prepared = prepare(SMALL)
+    train, test, _ = experiment._loaders(prepared.dataset, SMALL)
+    _, shares = next(iter(train))
+    assert shares.shape == (256, 10) and ((shares > 0).sum(1) == 2).any() and next(iter(test))[1].ndim == 1
+    outcome = carry_out(prepared, RunDirectory(tmp_path / "run"))
+    assert outcome.proofs[0].exact
+    notes = ps.load(tmp_path / "run" / "qann.safetensors").notes  # type: ignore[union-attr]
+    assert Augmentation.from_dict(notes["augmentation"]) == dataclasses.replace(MIXED, shift=1)
+    assert "frames" not in notes
+    asked = json.loads((tmp_path / "run" / "config.json").read_text())["specs"]["recipe"]
+    assert asked["augmentation"]["cutmix"] == 1.0
+
+
+def test_what_cannot_apply_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    framed = dataclasses.replace(SMALL, frames=FrameSpec(bins=3))
+    for start in (prepare, rehearse):
+        with pytest.raises(
+            SpecError, match=r"frames: expected an event data set, got 'digits'.* one of: cifar10-dvs, "
+        ):
+            start(framed)
+    with pytest.raises(InputError, match=r"Augmentation\.shift: expected fewer pixels .* got 8 for 8x8"):
+        prepare(dataclasses.replace(SMALL, augmentation=Augmentation(shift=8)))
+    events = dataclasses.replace(SMALL, data="n-mnist", augmentation=Augmentation(randaugment=9))
+    with pytest.raises(InputError, match="randaugment: expected images of 1 or 3 channels, got 20"):
+        rehearse(events)
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    for start in (prepare, rehearse):
+        with pytest.raises(MissingExtraError, match=r"polarspike\[vision\]"):
+            start(SMALL)
+
+
+def test_the_shape_of_events_follows_their_frames() -> None:
+    assert data.shape_of("n-mnist", FrameSpec(bins=3, width=17)) == data.Shape(6, 34, 17, 10)
+    assert data.shape_of("n-mnist") == data.Shape(20, 34, 34, 10)
+
+
+def test_a_rehearsal_steps_on_changed_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    said: list[str] = []
+    monkeypatch.setattr("polarspike.rehearsal._learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # before the long part
+        rehearse(SMALL, say=said.append)
+    assert "one step on changed images" in said[-1] and torch.isfinite(torch.tensor(float(said[-1].split()[-1])))
