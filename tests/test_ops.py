@@ -427,15 +427,17 @@ class TestBoundGain:
             (0.5, -2.0, -2.0),
             (-0.3, 2.0, 0.0),  # descent would lead further out
             (-0.3, -2.0, -2.0),  # descent leads back inside
-            (0.0, 2.0, 0.0),
+            (0.0, 2.0, 2.0),  # a part of a sum that may lead inside
             (0.0, -2.0, -2.0),
             (1.4, -2.0, 0.0),
             (1.4, 2.0, 2.0),
-            (1.0, -2.0, 0.0),
+            (1.0, -2.0, -2.0),
             (1.0, 2.0, 2.0),
         ],
     )
-    def test_the_gradient_never_points_further_out(self, raw: float, upstream: float, expected: float) -> None:
+    def test_the_gradient_beyond_a_bound_never_points_further_out(
+        self, raw: float, upstream: float, expected: float
+    ) -> None:
         leaf = torch.tensor(raw, requires_grad=True)
         ops.bound_gain(leaf).backward(torch.tensor(upstream))
         assert leaf.grad is not None

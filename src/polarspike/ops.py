@@ -341,9 +341,11 @@ def step_from_offset(start: Tensor, offset: Tensor) -> Tensor:
 
 
 def bound_gain(raw: Tensor) -> Tensor:
-    """The gain ``clip(raw, 0, 1)``, whose gradient also passes at a bound where it leads back inside.
+    """The gain ``clip(raw, 0, 1)``, whose gradient also passes beyond a bound where it leads back inside.
 
-    0 <= g <= 1 keeps decoding monotone, without which max pooling and encoding stop commuting.
+    0 <= g <= 1 keeps decoding monotone, without which max pooling and encoding stop commuting. *At* a bound the whole
+    gradient passes: what each process or piece of a batch computes is a part of a sum, and only the sum has a direction
+    (:class:`polarspike.optimization.StepAdam` then holds the gain inside).
 
     >>> bound_gain(torch.tensor([-0.2, 0.3, 1.7]))
     tensor([0.0000, 0.3000, 1.0000])
@@ -363,7 +365,7 @@ class _BoundGain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (raw,) = ctx.saved_tensors
         # Descent moves against the gradient: at the lower bound a positive gradient would lead further out.
-        outward = ((raw <= 0) & (grad > 0)) | ((raw >= 1) & (grad < 0))
+        outward = ((raw < 0) & (grad > 0)) | ((raw > 1) & (grad < 0))
         return grad.masked_fill(outward, 0.0)
 
 

@@ -97,6 +97,10 @@ class StepAdam(torch.optim.Adam):
         for site, _, scale in former:
             if site.offset.grad is not None:
                 site.offset.grad.mul_(scale)  # dL / d ln s
+        for gain in self._gains:
+            if gain.grad is not None:  # what would lead out of the range must not gather in the moments
+                outward = ((gain <= 0) & (gain.grad > 0)) | ((gain >= 1) & (gain.grad < 0))
+                gain.grad.masked_fill_(outward, 0.0)
         loss = super().step(closure)
         for site, offset, scale in former:
             site.offset.copy_(offset + (site.offset - offset) * scale)
