@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import polarspike as ps
-from polarspike import cli, data, distributed, processes
+from polarspike import cli, data, distributed, models, processes, sharding
 from polarspike.cli.command import ending_together
+from polarspike.course import Course
 from polarspike.data.events import EventDataset, FrameSpec
 from polarspike.errors import InputError, MissingExtraError, PolarspikeError, RunError, SpecError
 from polarspike.observation import observe
@@ -178,6 +180,90 @@ def one_fails() -> None:
         ps.fit(nn.Linear(4, 3), [batch, wrong], spec(1), progress=False)
 
 
+def transformer(norm: type[nn.Module] = nn.LayerNorm, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    made = models.create("vit", num_classes=10, in_channels=1, width=16, depth=2, heads=2, patch=4, image_size=8)
+    return nn.Sequential(made, nn.Dropout(dropout)) if dropout else made
+
+
+def adam(epochs: int, **values: Any) -> TrainSpec:
+    return TrainSpec(epochs=epochs, optimizer="adamw", learning_rate=2e-3, warmup_epochs=0.5, **values)
+
+
+def shards(place: Path, epochs: int, resume: bool) -> dict[str, Any]:
+    """Train Transformers whose weights are dealt out, and one whose weights are not."""
+    digits = data.load("digits")
+    digits = dataclasses.replace(digits, train=digits.train.subset(torch.arange(250)))
+    loader = digits.training(50, augmented=False)
+    floating, plain = transformer(), transformer()
+    first = next(iter(floating.parameters()))
+    curve = ps.fit(floating, loader, adam(2, sharded=True), validate=digits.evaluation(37), progress=False)
+    straight = ps.fit(plain, loader, adam(2), progress=False)
+    example, _ = next(iter(digits.evaluation(100, "train")))
+    qann = ps.quantize(transformer(), ps.QuantSpec(7, 8, gain="learned", signed="all"), example=example)
+    ps.calibrate(qann, digits.evaluation(100, "train"))
+    spec = adam(epochs, sharded=True, averaging=0.9, accumulation=2)
+    run = RunDirectory(place, resume=resume and place.exists())
+    history = ps.fit(qann, loader, spec, teacher=plain, run=run, resume=resume, progress=False)
+    parts = sharding._LEAST
+    sharding._LEAST = 0  # every layer in a message of its own
+    few = [batch for batch, _ in zip(digits.evaluation(20, "train"), range(4), strict=False)]
+    apart = copy.deepcopy(qann)
+    one_by_one = ps.fit(apart, few, adam(1, sharded=True), progress=False)
+    together = ps.fit(copy.deepcopy(qann), few, adam(1), progress=False)
+    sharding._LEAST = parts
+    course = Course(transformer(), adam(1, sharded=True))
+    held = [distributed.local(parameter).numel() for parameter in course.trained.parameters()]
+    tensors, _ = run.read_checkpoint()
+    return {
+        "float losses": [epoch.loss for epoch in curve.epochs],
+        "validation": [epoch.validation_accuracy for epoch in curve.epochs],
+        "apart": max(
+            float((a - b).detach().abs().max()) for a, b in zip(floating.parameters(), plain.parameters(), strict=True)
+        ),
+        "straight": [epoch.loss for epoch in straight.epochs],
+        "identity": first is next(iter(floating.parameters())) and type(floating) is type(transformer()),
+        "losses": [epoch.loss for epoch in history.epochs],
+        "part losses": [one_by_one.last.loss, together.last.loss],
+        "gains": [float(site.gain) for site in qann.sites().values()],
+        "held": sum(held),
+        "all": sum(parameter.numel() for parameter in course.model.parameters()),
+        "checkpoint": {name: list(value.shape) for name, value in tensors.items()},
+        "total": ps.evaluate(ps.convert(qann), digits.evaluation(37)).total,
+        "weights": [parameter.flatten().tolist() for parameter in qann.parameters()],
+    }
+
+
+class Masks(nn.Module):
+    """A linear network with dropout that keeps its masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.seen = nn.Linear(4, 3), list[list[float]]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.functional.dropout(torch.ones(4), 0.5, self.training)
+        self.seen.append(mask.tolist())
+        answer: Tensor = self.linear(x * mask)
+        return answer
+
+
+def masks(place: Path) -> dict[str, Any]:
+    """What dropout leaves out in each process, twice, and what the loader draws beside it."""
+    found: dict[str, Any] = {"masks": [], "samples": []}
+    table = TensorDataset(torch.arange(24.0).view(24, 1).expand(24, 4), torch.arange(24) % 3)
+    for _ in range(2):
+        model = Masks()
+        drawn: list[float] = []
+        handle = model.register_forward_pre_hook(lambda _, inputs, drawn=drawn: drawn.extend(inputs[0][:, 0].tolist()))
+        ps.fit(model, DataLoader(table, 6, shuffle=True), spec(2), progress=False)
+        handle.remove()
+        found["masks"].append(distributed.gathered(model.seen))
+        found["samples"].append(sorted(itertools.chain(*distributed.gathered(drawn))))
+    return found
+
+
 def main(task: str, place: str, out: str, *rest: str) -> None:
     torch.set_num_threads(1)
     processes.join()
@@ -187,7 +273,9 @@ def main(task: str, place: str, out: str, *rest: str) -> None:
         except PolarspikeError as error:
             Path(out).with_suffix(f".{distributed.rank()}").write_text(str(error))
             raise SystemExit(2) from None
-    found = train(Path(place), int(rest[0]), rest[1] == "resume") if task == "train" else loaders(Path(place))
+    long = {"train": train, "shards": shards}
+    short = {"loaders": loaders, "masks": masks}
+    found = long[task](Path(place), int(rest[0]), rest[1] == "resume") if task in long else short[task](Path(place))
     if distributed.is_main():
         Path(out).write_text(json.dumps(found))
 
@@ -303,6 +391,61 @@ def test_a_kill_of_either_process_loses_nothing(tmp_path: Path, victim: int, who
     assert resumed["weights"] == whole["weights"] and resumed["losses"] == whole["losses"]
 
 
+@pytest.fixture(scope="module")
+def dealt_out(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What one process and two find with weights in shares."""
+    place = tmp_path_factory.mktemp("shards")
+    outs = {count: place / f"{count}.json" for count in (1, 2)}
+    return {
+        count: result(count, "shards", place / f"run{count}", out, 3, "fresh", out=out) for count, out in outs.items()
+    }
+
+
+def test_weights_in_shares_train_as_whole_ones_do(dealt_out: dict[int, dict[str, Any]]) -> None:
+    one, two = dealt_out[1], dealt_out[2]
+    assert two["held"] < 0.6 * two["all"] and one["held"] == one["all"]  # it is shared out indeed
+    assert two["float losses"] == pytest.approx(one["float losses"], abs=1e-4)
+    assert two["validation"] == pytest.approx(one["validation"], abs=0.006)  # of 359 images
+    assert two["apart"] < 1e-4 and two["straight"] == pytest.approx(two["float losses"], abs=1e-5)
+    assert two["identity"]  # the model itself is what is trained in the end
+    # Codes at a boundary move by rounding, and training goes on from there.
+    assert two["losses"] == pytest.approx(one["losses"], abs=0.01)
+    assert two["part losses"][0] == pytest.approx(two["part losses"][1], abs=1e-3)
+    assert two["gains"] == pytest.approx(one["gains"], abs=0.02)
+    assert two["total"] == 359
+
+
+def test_the_checkpoint_of_shares_is_that_of_one_process(dealt_out: dict[int, dict[str, Any]]) -> None:
+    assert dealt_out[2]["checkpoint"] == dealt_out[1]["checkpoint"]
+    assert any(name.startswith("optimizer.exp_avg.") for name in dealt_out[2]["checkpoint"])
+
+
+def test_a_kill_loses_nothing_of_weights_in_shares(tmp_path: Path, dealt_out: dict[int, dict[str, Any]]) -> None:
+    out = tmp_path / "killed.json"
+    started = launch(2, "shards", tmp_path / "killed", out, 3, "fresh")
+    log = tmp_path / "killed" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in started:
+        process.kill()
+        process.wait()
+    assert not out.exists()
+    resumed = result(2, "shards", tmp_path / "killed", out, 3, "resume", out=out)
+    assert resumed["weights"] == dealt_out[2]["weights"] and resumed["losses"] == dealt_out[2]["losses"]
+
+
+def test_dropout_is_each_processs_own_and_the_order_of_samples_is_common(tmp_path: Path) -> None:
+    out = tmp_path / "masks.json"
+    found = result(2, "masks", tmp_path, out, out=out)
+    first, second = found["masks"]
+    assert first == second  # it follows from the seed
+    mine, other = first
+    assert len(mine) == len(other) == 8 and sum(a != b for a, b in zip(mine, other, strict=True)) >= 4
+    every = sorted([float(number) for number in range(24)] * 2)
+    assert found["samples"] == [every, every]
+
+
 def test_the_command_line_under_a_launcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = "--data digits --model cnn --width 4 --batch-size 64 --ann.epochs 2 --qann.epochs 1 --timesteps 1".split()  # noqa: SIM905
     place = tmp_path / "run"
@@ -330,6 +473,10 @@ def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(1, 1)
     assert processes.wrapped(model) is model
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SpecError, match=r"--use_fsdp: expected a launch without it.*TrainSpec\(sharded=True\)"):
+        processes.join("cpu")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     with pytest.raises(SpecError, match="each takes its own"):
         processes.join("cuda:0")
     monkeypatch.setitem(sys.modules, "accelerate", None)

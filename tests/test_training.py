@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import polarspike as ps
 from polarspike import training
+from polarspike.course import Course
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.optimization import learning_rate
 from polarspike.randomness import epoch_seed
@@ -376,7 +377,7 @@ def test_average_and_optimizer_of_steps_continue_too(tmp_path: Path, images: int
 def test_weights_that_wait_gather_no_momentum() -> None:
     qann = ps.quantize(network().eval(), ps.QuantSpec(0, 3), example=X)
     ps.calibrate(qann, [X])
-    course = training._Course(qann, TrainSpec(step_rate=0.1))
+    course = Course(qann, TrainSpec(step_rate=0.1))
     weights, steps = course.optimizers
     weights.param_groups[0]["lr"] = weights.param_groups[1]["lr"] = 0.0
     qann(X).square().sum().backward()  # type: ignore[no-untyped-call]

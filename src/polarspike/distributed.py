@@ -9,7 +9,7 @@ share of every batch:
 
 The loss is then that of one process, to rounding, with three exceptions: batch norms know only the rows of their own
 process; where pictures are decoded while batches are made (ImageNet), each process draws the changes of its own rows
-and mixes these alone; and dropout draws in each process.
+and mixes these alone; and what a network draws itself (dropout) each process draws for its own rows.
 
 The process of rank 0 alone writes and prints.
 """
@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch import distributed as group
-from torch import nn
 
 from polarspike.errors import InputError, RunError, SpecError
 
@@ -271,3 +271,54 @@ def share_buffers(model: nn.Module) -> None:
             buffer.div_(world_size())
         else:
             group.broadcast(buffer, src=0)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; of one that is sharded, every process must ask at the same time."""
+    gather = getattr(tensor, "full_tensor", None)  # torch.distributed.tensor.DTensor, whose import takes its time
+    return tensor if gather is None else gather()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, or its share of one that is sharded."""
+    share = getattr(tensor, "to_local", None)
+    return tensor if share is None else share()
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, value: Tensor) -> None:
+    """Copy a whole value into a tensor, or this process's share of it into one that is sharded; nobody waits for others."""
+    if local(tensor) is not tensor:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(tensor, DTensor)
+        value = value.to(tensor.device, tensor.dtype)
+        value = distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(value)
+
+
+@torch.no_grad()
+def share_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their means over the processes; what no process has a gradient of keeps none.
+
+    One without a gradient where another process has one counts as zero.
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    if world_size() < 2 or not parameters:
+        return
+    first = parameters[0]
+    there = torch.tensor([float(one.grad is not None) for one in parameters], device=first.device)
+    group.all_reduce(there)
+    found = [one for one, count in zip(parameters, there.tolist(), strict=True) if count]
+    if not found:
+        return
+    for one in found:
+        if one.grad is None:
+            one.grad = torch.zeros_like(one)
+    # In float64, which holds every floating type: one message for all.
+    flat = torch.cat([one.grad.double().flatten() for one in found if one.grad is not None])
+    group.all_reduce(flat)
+    flat.div_(world_size())
+    for one, mean in zip(found, torch.split(flat, [one.numel() for one in found]), strict=True):
+        assert one.grad is not None
+        one.grad.copy_(mean.view_as(one))

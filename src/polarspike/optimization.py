@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from polarspike.distributed import fill, local, whole
 from polarspike.errors import SpecError
 from polarspike.sites import Site
 from polarspike.specs import TrainSpec
@@ -119,9 +120,15 @@ def build_optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Opti
     apart = {id(p) for site in sites for p in (site.offset, site.raw_gain) if p is not None}
     decayed = decayed_parameters(model)
     rest = {name: p for name, p in trainable(model).items() if id(p) not in apart}
+    # An update of many tensors at once takes none that are sharded beside others that are not.
+    kinds = sorted({local(p) is p for p in rest.values()}, reverse=True) or [True]
     groups = [
-        {"params": [p for name, p in rest.items() if (name in decayed) == decays], "weight_decay": decay}
-        for decays, decay in ((True, spec.weight_decay), (False, 0.0))
+        {
+            "params": [p for name, p in rest.items() if (name in decayed) == decays and (local(p) is p) == alone],
+            "weight_decay": spec.weight_decay if decays else 0.0,
+        }
+        for alone in kinds
+        for decays in (True, False)
     ]
     if rest and spec.optimizer == "adamw":
         found.append(torch.optim.AdamW(groups, lr=spec.learning_rate))
@@ -160,13 +167,13 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         # Half precision would not move at all: a change by one part in a thousand is below its last digit.
-        self.values = {name: _wide(value.detach().clone()) for name, value in _state(model).items()}
+        self.values = {name: _wide(value.detach().clone()) for name, value in tensors_of(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, index: int) -> None:
         """Take in the model after optimizer step ``index`` (from 1)."""
         decay = min(self.decay, (1 + index) / (10 + index))
-        for name, value in _state(model).items():
+        for name, value in tensors_of(model).items():
             wide = _wide(value)
             if name not in self.values:
                 self.values[name] = wide.clone()
@@ -183,7 +190,7 @@ class Average:
     @contextlib.contextmanager
     def shown(self, model: nn.Module) -> Iterator[None]:
         """Within this context the model holds the average."""
-        kept = {name: value.detach().clone() for name, value in _state(model).items()}
+        kept = {name: value.detach().clone() for name, value in tensors_of(model).items()}
         self.give(model)
         try:
             yield
@@ -201,10 +208,10 @@ def _wide(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _copy(values: dict[str, Tensor], model: nn.Module) -> None:
-    for name, value in _state(model).items():
-        value.copy_(values[name])
+    for name, value in tensors_of(model).items():
+        fill(value, whole(values[name]))
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    # Parameters and buffers, also those that a state_dict leaves out: they move in training, too.
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, also those that a state_dict leaves out: they move in training, too."""
     return cast(dict[str, Tensor], {**dict(model.named_parameters()), **dict(model.named_buffers())})

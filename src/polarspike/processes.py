@@ -17,6 +17,7 @@ from torch import nn
 
 from polarspike.distributed import world_size
 from polarspike.errors import MissingExtraError, SpecError
+from polarspike.sharding import refuse_launcher
 
 
 def join(device: str = "cpu") -> str:
@@ -33,6 +34,7 @@ def join(device: str = "cpu") -> str:
         return device
     if ":" in device:
         raise SpecError(f"device: expected 'cuda' or 'cpu' for several processes, got {device!r}; each takes its own")
+    refuse_launcher()
     try:
         from accelerate import PartialState
     except ImportError as error:

@@ -11,9 +11,13 @@ import numpy as np
 import torch
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The seed of epoch ``epoch`` (from 1): the first 63 bits of SHA-256 of the text ``polarspike/<seed>/<epoch>``."""
-    digest = hashlib.sha256(f"polarspike/{seed}/{epoch}".encode()).digest()
+def epoch_seed(seed: int, epoch: int, rank: int | None = None) -> int:
+    """The seed of epoch ``epoch`` (from 1): the first 63 bits of SHA-256 of the text ``polarspike/<seed>/<epoch>``.
+
+    With a rank, ``/<rank>`` follows: what one process draws for itself.
+    """
+    text = f"polarspike/{seed}/{epoch}" + ("" if rank is None else f"/{rank}")
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -56,3 +60,38 @@ def randomness_kept(loader: object) -> Iterator[None]:
             generator.set_state(state)
         if devices:
             torch.cuda.set_rng_state_all(devices)
+
+
+class Stream:
+    """What a network draws in one process, apart from what all processes draw alike (the order and changes of samples).
+
+    Args:
+        seed: where it starts.
+        device: of the network, whose generator is meant beside the CPU's.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        before = self._states()
+        torch.manual_seed(seed)
+        self._own = self._states()
+        self._set(before)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Within this context torch's global generators go on from where this stream was left."""
+        common = self._states()
+        self._set(self._own)
+        try:
+            yield
+        finally:
+            self._own = self._states()
+            self._set(common)
+
+    def _states(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return torch.get_rng_state(), None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
+
+    def _set(self, states: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        torch.set_rng_state(states[0])
+        if self._cuda is not None and states[1] is not None:
+            torch.cuda.set_rng_state(states[1], self._cuda)

@@ -320,6 +320,8 @@ class TrainSpec(Spec):
             a piece at a time.
         precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast; with the last, the loss is scaled while
             gradients stay finite, and a step whose gradients do not is left out.
+        sharded: each of several processes keeps a share of the weights, their gradients and the optimizer's states (FSDP),
+            for networks that are too large otherwise. The same training, to rounding.
         seed: of the order of the data, the augmentation and dropout; epoch e draws from (seed, e) alone.
 
     Raises:
@@ -340,6 +342,7 @@ class TrainSpec(Spec):
     activity: float = 0.0
     accumulation: int = 1
     precision: Precision = "fp32"
+    sharded: bool = False
     seed: int = 0
 
     def distilling(self, teacher: bool) -> TrainSpec:
@@ -368,6 +371,12 @@ class TrainSpec(Spec):
         self._require("averaging", _is_within(self.averaging, 0.0, 1.0) and self.averaging < 1.0, "a number in [0, 1)")
         self._require("activity", _is_within(self.activity, 0.0, sys.float_info.max), "a number of at least 0")
         self._require("accumulation", _is_int(self.accumulation) and self.accumulation >= 1, "an integer of at least 1")
+        self._require("sharded", isinstance(self.sharded, bool), "True or False")
+        if self.sharded and self.precision == "fp16":
+            raise SpecError(
+                "TrainSpec: sharded=True needs precision 'fp32' or 'bf16', because each process would scale the loss by "
+                "what its own share overflows; give precision='bf16'"
+            )
         self._require("seed", _is_int(self.seed) and 0 <= self.seed < 2**31, "an integer in 0..2^31-1")
 
 

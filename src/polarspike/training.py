@@ -29,19 +29,14 @@ from tqdm import tqdm
 
 from polarspike import distributed
 from polarspike.activity import Activity, counted
+from polarspike.course import Course
 from polarspike.distributed import Share
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
 from polarspike.inputs import Inputs, map_inputs, tensors_of
 from polarspike.modules import apply, device_of, evaluating
-from polarspike.optimization import (
-    Average,
-    build_optimizers,
-    set_rates,
-    trainable,
-)
-from polarspike.processes import wrapped
-from polarspike.randomness import epoch_seed, randomness_kept, seed_everything
+from polarspike.optimization import set_rates, trainable
+from polarspike.randomness import Stream, epoch_seed, randomness_kept, seed_everything
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
 from polarspike.spiking import SpikingNetwork
@@ -49,8 +44,6 @@ from polarspike.training_state import bring_back, keep, table_of
 
 FORMAT = "polarspike-training"
 VERSION = 1
-# Below it, what is infinite is so by itself, and no scale would repair it.
-_LEAST_SCALE = 2.0**-8
 _REPAIR = "lower TrainSpec.learning_rate, or lengthen warmup_epochs; the last checkpoint, if any, is intact"
 
 
@@ -108,7 +101,8 @@ def fit(
         train_loader: batches ``(inputs, target)`` as :func:`polarspike.evaluate` reads them; it knows its length. What
             is random in it comes from torch's, NumPy's or Python's global generator, or from a ``generator`` of the
             loader or of its sampler: all are seeded at the start of every epoch, and put back at the end. In several
-            processes each takes its rows of every batch; of a loader with a ``DistributedSampler``, whole batches.
+            processes each takes its rows of every batch; of a loader with a ``DistributedSampler``, whole batches. What
+            the model draws (dropout) each process draws from a stream of its own.
         spec: how; ``TrainSpec()`` if not given.
         validate: batches to evaluate after every epoch, in float32.
         teacher: the network to distil from, with weight 0.5 unless ``spec.distillation`` says otherwise. Not changed.
@@ -134,7 +128,7 @@ def fit(
             f"fit: expected as many batches in every process, got {sorted(every)}; give each the same loader"
         )
     _check_arguments(model, spec, teacher, run, resume)
-    course = _Course(model, spec)
+    course = Course(model, spec)
     history: list[Epoch] = []
     identity: dict[str, Any] = {}
     if run is not None:
@@ -147,7 +141,7 @@ def fit(
         identity |= {"processes": distributed.world_size(), "model": table_of(model)}
         if resume and run.checkpoint_path.exists():
             with distributed.together():
-                records = bring_back(run, model, course.optimizers, course.average, course.scaler, identity)
+                records = bring_back(run, course, identity)
             history = epochs_of(records, run)
         run.configure(train=spec)
         done = len(history)
@@ -156,11 +150,12 @@ def fit(
         with (
             randomness_kept(train_loader),
             evaluating(*([] if teacher is None else [teacher])),
-            counted(model) if spec.activity else contextlib.nullcontext() as activity,
+            counted(course.trained) if spec.activity else contextlib.nullcontext() as activity,
         ):
             for epoch in range(len(history) + 1, spec.epochs + 1):
                 seed_everything(epoch_seed(spec.seed, epoch), train_loader, epoch)
                 passed = _train_epoch(course, train_loader, spec, epoch, steps, teacher, activity, progress)
+                course.gather()
                 _check_weights(model, epoch)
                 if validate is not None:
                     with course.shown():
@@ -172,11 +167,11 @@ def fit(
                     run.append(dataclasses.asdict(passed))
                     records = [dataclasses.asdict(record) for record in history]
                     metadata = {**identity, "epoch": epoch, "history": records}
-                    keep(run, model, course.optimizers, course.average, course.scaler, metadata)
+                    keep(run, course, metadata)
         if course.average is not None:
             course.average.give(model)
     finally:
-        model.zero_grad(set_to_none=True)
+        course.trained.zero_grad(set_to_none=True)
         model.eval()
     return History(tuple(history))
 
@@ -210,38 +205,6 @@ def training_loss(logits: Tensor, target: Tensor, spec: TrainSpec, teacher_logit
     return (1 - weight) * loss + weight * distance
 
 
-class _Course:
-    """What moves while a model is trained: itself, its optimizers and its average."""
-
-    def __init__(self, model: nn.Module, spec: TrainSpec) -> None:
-        self.model = model
-        distributed.require_same_start(model)
-        self.forward = wrapped(model)  # the same module where one process works alone
-        self.optimizers = build_optimizers(model, spec)
-        self.average = Average(model, spec.averaging) if spec.averaging else None
-        self.scaler = torch.amp.GradScaler(device_of(model).type, enabled=spec.precision == "fp16")
-
-    def move(self, index: int) -> None:
-        """Optimizer step ``index`` (from 1, over all epochs) down the gradient that has gathered."""
-        # At a rate of zero nothing may gather in moments, either, that would move the weights later.
-        moving = [one for one in self.optimizers if one.param_groups[0]["lr"] and _has_gradients(one)]
-        for optimizer in moving:
-            self.scaler.step(optimizer)
-        if moving:
-            self.scaler.update()
-        if self.scaler.is_enabled() and self.scaler.get_scale() < _LEAST_SCALE:
-            raise RunError(
-                f"fit, optimizer step {index}: gradients stay infinite or NaN however little the loss is scaled (by "
-                f"{self.scaler.get_scale():.2g}); train with precision='fp32' to see where, or 'bf16'"
-            )
-        if self.average is not None:
-            self.average.update(self.model, index)
-
-    def shown(self) -> contextlib.AbstractContextManager[None]:
-        """Within this context the model is what training would leave if it ended now."""
-        return contextlib.nullcontext() if self.average is None else self.average.shown(self.model)
-
-
 class _AsTrained(nn.Module):
     """A model that is evaluated as it is trained: a network through time on all of its frames or steps."""
 
@@ -253,12 +216,8 @@ class _AsTrained(nn.Module):
         return self.model(*args, **kwargs)
 
 
-def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
-    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
-
-
 def _train_epoch(
-    course: _Course,
+    course: Course,
     loader: Iterable[Any],
     spec: TrainSpec,
     epoch: int,
@@ -267,8 +226,11 @@ def _train_epoch(
     activity: Activity | None,
     progress: bool,
 ) -> Epoch:
-    model = course.model
+    model = course.trained
     device = device_of(model)
+    own: Stream | None = None
+    if distributed.world_size() > 1:  # what the network draws is for the rows of this process alone
+        own = Stream(epoch_seed(spec.seed, epoch, distributed.rank()), device)
     total_loss, total_spikes, images, step, rate = 0.0, 0.0, 0.0, 0, 0.0
     correct = torch.zeros((), dtype=torch.int64, device=device)
     model.train()
@@ -296,7 +258,7 @@ def _train_epoch(
                 check_answer(guide, wanted, f"{where}, teacher")
             if activity is not None:
                 activity.clear()
-            with _autocast(spec, device):
+            with _autocast(spec, device), contextlib.nullcontext() if own is None else own.drawing():
                 logits = apply(course.forward, part)
             check_answer(logits, wanted, where)
             loss = training_loss(logits, wanted, spec, guide)
@@ -395,6 +357,7 @@ def _check_weights(model: nn.Module, epoch: int) -> None:
 def _refuse_loss(model: nn.Module, inputs: Inputs, where: str, value: float) -> NoReturn:
     if not all(tensor.isfinite().all() for _, tensor in tensors_of(inputs)):
         raise InputError(f"{where}: the inputs hold NaN or infinity; check the data and its normalization")
-    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    parameters = model.named_parameters()
+    broken = [name for name, parameter in parameters if not distributed.local(parameter).isfinite().all()]
     found = f"the parameter {broken[0]} is NaN or infinite" if broken else "inputs and parameters are finite"
     raise RunError(f"{where}: the loss is {value} ({found}); {_REPAIR}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from polarspike import distributed
+from polarspike.course import Course
 from polarspike.errors import CheckpointError, RunError
-from polarspike.optimization import Average, decayed_parameters, trainable
+from polarspike.optimization import decayed_parameters, trainable
 from polarspike.runs import RunDirectory, differences
 from polarspike.specs import TrainSpec
 
@@ -29,34 +31,20 @@ def table_of(model: nn.Module) -> dict[str, str]:
     return table
 
 
-def keep(
-    run: RunDirectory,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    average: Average | None,
-    scaler: torch.amp.GradScaler,
-    metadata: Mapping[str, Any],
-) -> None:
-    """Write the checkpoint of a run."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in trainable(model).items():
-        for optimizer in optimizers:
+def keep(run: RunDirectory, course: Course, metadata: Mapping[str, Any]) -> None:
+    """Write the checkpoint of a run; every process calls it, and what is in shares is put together."""
+    tensors = {f"model.{name}": tensor for name, tensor in course.model.state_dict().items()}
+    for name, parameter in trainable(course.trained).items():
+        for optimizer in course.optimizers:
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):  # SGD without momentum keeps None
-                    tensors[f"optimizer.{key}.{name}"] = value
-    if average is not None:
-        tensors |= {f"average.{name}": value for name, value in average.values.items()}
-    run.write_checkpoint(tensors, {**metadata, "scaler": scaler.state_dict()})
+                    tensors[f"optimizer.{key}.{name}"] = distributed.whole(value)
+    if course.average is not None:
+        tensors |= {f"average.{name}": distributed.whole(value) for name, value in course.average.values.items()}
+    run.write_checkpoint(tensors, {**metadata, "scaler": course.scaler.state_dict()})
 
 
-def bring_back(
-    run: RunDirectory,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    average: Average | None,
-    scaler: torch.amp.GradScaler,
-    expected: Mapping[str, Any],
-) -> list[dict[str, Any]]:
+def bring_back(run: RunDirectory, course: Course, expected: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Load the checkpoint of ``run`` if it is of the same training, and return the records of its epochs.
 
     Raises:
@@ -78,13 +66,14 @@ def bring_back(
         for place, value in tensors.items():
             part, name = place.split(".", 1)
             parts[part][name] = value
-        model.load_state_dict(parts["model"])
-        _restore_optimizers(model, optimizers, parts["optimizer"])
-        if average is not None:
-            for name, value in average.values.items():
-                value.copy_(parts["average"][name])
-        if scaler.is_enabled():
-            scaler.load_state_dict(metadata["scaler"])
+        course.model.load_state_dict(parts["model"])
+        course.deal_out()
+        _restore_optimizers(course, parts["optimizer"])
+        if course.average is not None:
+            for name, value in course.average.values.items():
+                distributed.fill(value, parts["average"][name])
+        if course.scaler.is_enabled():
+            course.scaler.load_state_dict(metadata["scaler"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{run.checkpoint_path}: its tensors and its description do not fit together ({error}); "
@@ -93,15 +82,14 @@ def bring_back(
     return history
 
 
-def _restore_optimizers(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], states: Mapping[str, Tensor]
-) -> None:
-    parameters = trainable(model)
-    owners = {id(p): one for one in optimizers for group in one.param_groups for p in group["params"]}
+def _restore_optimizers(course: Course, states: Mapping[str, Tensor]) -> None:
+    parameters = trainable(course.trained)
+    owners = {id(p): one for one in course.optimizers for group in one.param_groups for p in group["params"]}
     for place, value in states.items():
         key, name = place.split(".", 1)
         parameter = parameters[name]
-        # Keep the parameter's device and strides; the step count stays on the CPU, where the optimizer put it.
-        owners[id(parameter)].state[parameter][key] = (
-            value if key == "step" else torch.empty_like(parameter).copy_(value)
-        )
+        if key != "step":  # the count of steps stays on the CPU, where the optimizer put it
+            kept = torch.empty_like(parameter, requires_grad=False)  # the parameter's device, strides and shares
+            distributed.fill(kept, value)
+            value = kept
+        owners[id(parameter)].state[parameter][key] = value
