@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import tarfile
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from polarspike import data
+import polarspike as ps
+from polarspike import cli, data, sources
 from polarspike.data import imagenet
 from polarspike.data.pictures import Files, Shards
 from polarspike.data.streamed import StreamedDataset, random_part
@@ -286,3 +288,54 @@ def test_a_validation_part_is_cut_from_the_training_pictures(layout: str, tmp_pa
         cut.split_validation(0.25)
     with pytest.raises(SpecError, match="images: expected an integer of at least 1"):
         cut.evaluation(4, images=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_calibration_images_are_the_pictures_as_a_folder_of_them_gives_them(layout: str, tmp_path: Path) -> None:
+    name, make = LAYOUTS[layout]
+    make(tmp_path)
+    wanted = sources.Preprocessing((3, 24, 24), crop=0.75)
+    found, made = sources.images(name, wanted, 6, root=tmp_path)
+    dataset = data.load(name, tmp_path)
+    assert made.shape == (3, 24, 24) and made.normalization == dataset.normalization and found.shape == (6, 3, 24, 24)
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for place in range(6):  # evenly spread
+        content, _ = dataset.part("train").content(place * 2)  # type: ignore[union-attr]
+        (loose / f"{place}.jpg").write_bytes(content)
+    wanted = dataclasses.replace(wanted, normalization=dataset.normalization)
+    assert torch.equal(found, sources.images(str(loose), wanted, 6)[0])
+    _, usual = sources.images(name, sources.Preprocessing(), 2, root=tmp_path)  # nothing known: as it is evaluated
+    assert usual.shape == (3, *dataset.image_size) and usual.crop == dataset.size / dataset.resize  # type: ignore[union-attr]
+
+
+def test_a_shard_is_a_source_of_images(tmp_path: Path) -> None:
+    shards(tmp_path)
+    shard = str(tmp_path / "imagenet-train-000001.tar")
+    found, _ = sources.images(shard, sources.Preprocessing((3, 32, 32), data.Normalization((0.0,), (1.0,))), 4)
+    assert found.shape == (4, 3, 32, 32) and found.max() > 0.2
+    with pytest.raises(DataError, match=r"expected the shape of the network's input"):
+        sources.images(shard, sources.Preprocessing())
+    (tmp_path / "broken.tar").write_bytes(b"no tar")
+    with pytest.raises(DataError, match=r"broken\.tar"):
+        sources.images(str(tmp_path / "broken.tar"), sources.Preprocessing((3, 8, 8)))
+
+
+def test_the_command_line_converts_and_evaluates_on_pictures_that_stay_on_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, file, snn = shards(tmp_path / "shards"), tmp_path / "net.py", str(tmp_path / "snn.safetensors")
+    file.write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 5, 4), nn.ReLU(), nn.Flatten(), "
+        f"nn.Linear(100, {CLASSES}))\n"
+    )
+    given = ["--images", "imagenet-1k", "--root", str(root), "--shape", "3,24,24", "--crop", "0.75"]
+    assert cli.main(["convert", f"{file}:make", snn, "--random-weights", *given]) == 0
+    out = capsys.readouterr().out
+    assert "images of 3x24x24 (imagenet-1k)" in out and "EXACT" in out
+    assert cli.main(["evaluate", snn, "--root", str(root), "--timesteps", "1"]) == 0
+    # The same cut as in calibration, which is not the data set's own.
+    dataset = dataclasses.replace(data.load("imagenet-1k", root), size=24, resize=32)
+    network = ps.load(snn)
+    right = ps.evaluate(network, dataset.evaluation(10)).correct[1]  # type: ignore[arg-type]
+    assert f"{right}/{2 * CLASSES}" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from polarspike import data
 from polarspike.checkpoint import load
 from polarspike.cli.command import tell
-from polarspike.data import AnyDataset, Normalization
+from polarspike.data import AnyDataset, Normalization, StreamedDataset
 from polarspike.data.events import FrameSpec
 from polarspike.errors import CheckpointError, DataError, SpecError
 from polarspike.experiment import require_device
@@ -126,7 +127,7 @@ def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: S
             f"{path}: made for {made_for!r}, which is no dataset here; give --data, one of: {', '.join(data.names())}"
         )
     name, root = source.data or made_for, None if source.root is None else str(source.root)
-    dataset = data.load(name, root, download=source.download, frames=_frames(path, notes, name))
+    dataset = _as_cut(path, notes, data.load(name, root, download=source.download, frames=_frames(path, notes, name)))
     wanted, got = (len(normalization.mean), classes), (dataset.in_channels, dataset.num_classes)
     if wanted != got:
         raise DataError(
@@ -139,6 +140,22 @@ def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: S
         first, _ = next(iter(dataset.evaluation(1, images=1, normalization=normalization)))
         network(first)  # a network for one image size says so here
     return Images(dataset, normalization)
+
+
+def _as_cut(path: Path, notes: Mapping[str, Any], dataset: AnyDataset) -> AnyDataset:
+    """Pictures on disk, cut to the size and by the share that the file's network was calibrated with."""
+    if not isinstance(dataset, StreamedDataset) or "shape" not in notes:
+        return dataset
+    try:
+        _, height, width = notes["shape"]
+        crop = float(notes.get("crop", 1.0))
+        if height != width or not 0 < crop <= 1:
+            raise ValueError(f"{height}x{width} pixels and a cut of {crop:g}")
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected the notes 'shape' (C, H, W) of a square and 'crop' in (0, 1], got: {error}"
+        ) from error
+    return dataclasses.replace(dataset, size=height, resize=max(height, round(height / crop)))
 
 
 def _frames(path: Path, notes: Mapping[str, Any], name: str) -> FrameSpec | None:

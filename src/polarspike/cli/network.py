@@ -37,7 +37,8 @@ class NetworkCommand(Command):
             of the file is run.
         random_weights: do without weights: take the network as it is built.
         options: of the network's builder, such as num_classes=10 image_size=96.
-        images: a folder of .png and .jpg files, a .npy or .safetensors file of one tensor (N, C, H, W), or a dataset.
+        images: a folder of .png and .jpg files, a .npy or .safetensors file of one tensor (N, C, H, W), a .tar shard of
+            labelled pictures, or a dataset, also one that stays on disk.
         images_count: at most this many of them, evenly spread.
         shape: of one input, C,H,W; what the package says for the network, if not given.
         normalize: imagenet, none (pixels in 0..1), or MEAN;STD; what the package says, if not given. A file of floats is
@@ -135,7 +136,11 @@ class NetworkCommand(Command):
         with torch.no_grad():
             answer = network.model(network.example)
         same = isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] == dataset.num_classes
-        if not same or network.preprocessing.shape != (dataset.in_channels, *dataset.image_size):
+        shape = network.preprocessing.shape
+        fits = shape == (dataset.in_channels, *dataset.image_size)
+        if isinstance(dataset, data.StreamedDataset):  # its pictures are cut to any square
+            fits = shape is not None and shape[0] == dataset.in_channels and shape[1] == shape[2]
+        if not same or not fits:
             return {}
         return {"data": dataset.name, "classes": list(dataset.classes)}
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from polarspike import data
 from polarspike.data import Normalization
+from polarspike.data.pictures import Pictures, Shards
 from polarspike.decoding import SUFFIXES, decoded, pictures_in
 from polarspike.errors import DataError, closest
 from polarspike.sources.preprocessing import Preprocessing, for_channels
@@ -33,7 +34,8 @@ def images(
 
     Args:
         source: a folder with ``.png`` and ``.jpg`` files at any depth; a ``.npy`` or ``.safetensors`` file of one tensor
-            (N, C, H, W), bytes or floats; or a dataset of :mod:`polarspike.data`, whose training images are taken.
+            (N, C, H, W), bytes or floats; a ``.tar`` shard of pictures with labels (WebDataset); or a dataset of
+            :mod:`polarspike.data`, whose training images are taken. Pictures on disk are decoded one by one.
         preprocessing: the wanted shape and scaling; what it leaves open, the source decides where it can.
         count: at most this many, evenly spread over the source, so that one sorted by class is sampled fairly.
         floats: the scaling of a file of floats, which are then in 0..1; None takes them as they are.
@@ -53,11 +55,16 @@ def images(
         if values.is_floating_point():
             return _floats(path, values.float(), preprocessing, floats)
         pixels = _fitted(values, preprocessing.shape, preprocessing.crop)
+    elif path.suffix.lower() == ".tar" and path.is_file():
+        pixels = _decoded(Shards([path]), preprocessing, count, source)
     elif path.is_file():
-        raise DataError(f"{source}: expected a folder of pictures, or a {' or '.join(_TENSORS)} file, got another file")
+        raise DataError(
+            f"{source}: expected a folder of pictures, a .tar shard, or a {' or '.join(_TENSORS)} file, got another file"
+        )
     else:
         dataset = _dataset(source, root)
-        pixels = _fitted(_spread(dataset.train.images, count), preprocessing.shape, preprocessing.crop)
+        preprocessing = _seen(dataset, preprocessing)
+        pixels = _samples(dataset, preprocessing, count)
         if preprocessing.normalization is None and pixels.shape[1] == dataset.in_channels:
             preprocessing = dataclasses.replace(preprocessing, normalization=dataset.normalization)
     normalization = preprocessing.normalization
@@ -100,15 +107,8 @@ def _floats(
 
 def _pictures(folder: Path, preprocessing: Preprocessing, count: int) -> Tensor:
     """Bytes (N, C, H, W) of pictures in a folder, each scaled and cut."""
-    if preprocessing.shape is None:
-        raise DataError(
-            f"{folder}: expected the shape of the network's input, which nothing says: give --shape 3,224,224"
-        )
-    channels = preprocessing.shape[0]
-    if channels not in (1, 3):
-        raise DataError(
-            f"{folder}: pictures have 1 or 3 channels, the network's input has {channels}; give a tensor file"
-        )
+    shape = _pictured(preprocessing, str(folder))
+    channels = shape[0]
     found = pictures_in(folder)
     if not found:
         raise DataError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}) in this folder or below, found none")
@@ -116,8 +116,35 @@ def _pictures(folder: Path, preprocessing: Preprocessing, count: int) -> Tensor:
     for path in (found[index] for index in _places(len(found), count)):
         raw = np.asarray(decoded(path, channels, str(path), upright=True))
         image = torch.from_numpy(raw.copy()).view(raw.shape[0], raw.shape[1], channels).permute(2, 0, 1)
-        pixels.append(_fitted(image[None], preprocessing.shape, preprocessing.crop))
+        pixels.append(_fitted(image[None], shape, preprocessing.crop))
     return torch.cat(pixels)
+
+
+def _decoded(pictures: Pictures, preprocessing: Preprocessing, count: int, source: str) -> Tensor:
+    """Bytes (N, C, H, W) of a data set's pictures, each decoded, scaled and cut like a file of a folder."""
+    shape = _pictured(preprocessing, source)
+    if not len(pictures):
+        raise DataError(f"{source}: expected pictures, found none")
+    pixels = []
+    for index in _places(len(pictures), count):
+        picture = pictures.picture(index).convert("L" if shape[0] == 1 else "RGB")
+        raw = torch.from_numpy(np.array(picture))
+        image = raw.view(*raw.shape[:2], shape[0]).permute(2, 0, 1)
+        pixels.append(_fitted(image[None], shape, preprocessing.crop))
+    return torch.cat(pixels)
+
+
+def _pictured(preprocessing: Preprocessing, source: str) -> tuple[int, int, int]:
+    """The shape of the network's input, where pictures can have it."""
+    if preprocessing.shape is None:
+        raise DataError(
+            f"{source}: expected the shape of the network's input, which nothing says: give --shape 3,224,224"
+        )
+    if preprocessing.shape[0] not in (1, 3):
+        raise DataError(
+            f"{source}: pictures have 1 or 3 channels, the network's input has {preprocessing.shape[0]}; give a tensor file"
+        )
+    return preprocessing.shape
 
 
 def _fitted(pixels: Tensor, shape: tuple[int, int, int] | None, crop: float) -> Tensor:
@@ -160,16 +187,28 @@ def _tensor(path: Path) -> Tensor:
     return value
 
 
-def _dataset(name: str, root: Path | None) -> data.ImageDataset:
+def _seen(dataset: data.AnyDataset, preprocessing: Preprocessing) -> Preprocessing:
+    """The same with the shape and the cut of a data set of pictures, where nothing is known of either."""
+    if preprocessing.shape is not None or isinstance(dataset, data.ImageDataset):
+        return preprocessing
+    shape = (dataset.in_channels, *dataset.image_size)
+    return dataclasses.replace(preprocessing, shape=shape, crop=min(1.0, dataset.size / dataset.resize))
+
+
+def _samples(dataset: data.AnyDataset, preprocessing: Preprocessing, count: int) -> Tensor:
+    """Bytes (N, C, H, W) of training images."""
+    if isinstance(dataset, data.ImageDataset):
+        return _fitted(_spread(dataset.train.images, count), preprocessing.shape, preprocessing.crop)
+    return _decoded(dataset.train, preprocessing, count, dataset.name)
+
+
+def _dataset(name: str, root: Path | None) -> data.AnyDataset:
     if name not in data.names():
         known = data.names()
         raise DataError(
             f"images: {name!r} is no folder, no file, and no dataset; datasets: {', '.join(known)}{closest(name, known)}"
         )
-    dataset = data.load(name, root)
-    if not isinstance(dataset, data.ImageDataset):
-        raise DataError(f"images: {name!r} is not held in memory; give a folder of its pictures instead")
-    return dataset
+    return data.load(name, root)
 
 
 def _spread(values: Tensor, count: int) -> Tensor:
