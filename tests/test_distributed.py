@@ -190,6 +190,16 @@ def adam(epochs: int, **values: Any) -> TrainSpec:
     return TrainSpec(epochs=epochs, optimizer="adamw", learning_rate=2e-3, warmup_epochs=0.5, **values)
 
 
+def site_gradients(qann: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The gradients of steps and gains on one batch, of which each process has its rows."""
+    course, rows = Course(qann, adam(1, sharded=True)), distributed.own_rows(len(y))
+    course.trained.train()
+    nn.functional.cross_entropy(course.forward(x[rows]), y[rows]).backward()
+    sites = {name: p for name, p in course.trained.named_parameters() if name.endswith(("offset", "raw_gain"))}
+    distributed.share_gradients(sites.values())
+    return {name: p.grad for name, p in sites.items() if p.grad is not None}
+
+
 def shards(place: Path, epochs: int, resume: bool) -> dict[str, Any]:
     """Train Transformers whose weights are dealt out, and one whose weights are not."""
     digits = data.load("digits")
@@ -202,6 +212,7 @@ def shards(place: Path, epochs: int, resume: bool) -> dict[str, Any]:
     example, _ = next(iter(digits.evaluation(100, "train")))
     qann = ps.quantize(transformer(), ps.QuantSpec(7, 8, gain="learned", signed="all"), example=example)
     ps.calibrate(qann, digits.evaluation(100, "train"))
+    start = copy.deepcopy(qann)
     spec = adam(epochs, sharded=True, averaging=0.9, accumulation=2)
     run = RunDirectory(place, resume=resume and place.exists())
     history = ps.fit(qann, loader, spec, teacher=plain, run=run, resume=resume, progress=False)
@@ -212,6 +223,7 @@ def shards(place: Path, epochs: int, resume: bool) -> dict[str, Any]:
     one_by_one = ps.fit(apart, few, adam(1, sharded=True), progress=False)
     together = ps.fit(copy.deepcopy(qann), few, adam(1), progress=False)
     sharding._LEAST = parts
+    of_sites = site_gradients(start, *few[0])
     course = Course(transformer(), adam(1, sharded=True))
     held = [distributed.local(parameter).numel() for parameter in course.trained.parameters()]
     tensors, _ = run.read_checkpoint()
@@ -225,7 +237,7 @@ def shards(place: Path, epochs: int, resume: bool) -> dict[str, Any]:
         "identity": first is next(iter(floating.parameters())) and type(floating) is type(transformer()),
         "losses": [epoch.loss for epoch in history.epochs],
         "part losses": [one_by_one.last.loss, together.last.loss],
-        "gains": [float(site.gain) for site in qann.sites().values()],
+        "gradients": {name: gradient.flatten().tolist() for name, gradient in of_sites.items()},
         "held": sum(held),
         "all": sum(parameter.numel() for parameter in course.model.parameters()),
         "checkpoint": {name: list(value.shape) for name, value in tensors.items()},
@@ -411,7 +423,9 @@ def test_weights_in_shares_train_as_whole_ones_do(dealt_out: dict[int, dict[str,
     # Codes at a boundary move by rounding, and training goes on from there.
     assert two["losses"] == pytest.approx(one["losses"], abs=0.01)
     assert two["part losses"][0] == pytest.approx(two["part losses"][1], abs=1e-3)
-    assert two["gains"] == pytest.approx(one["gains"], abs=0.02)
+    assert two["gradients"].keys() == one["gradients"].keys() and len(two["gradients"]) > 20
+    for name, gradient in one["gradients"].items():  # of steps and gains, which start at their bound
+        assert two["gradients"][name] == pytest.approx(gradient, rel=1e-3, abs=1e-5), name
     assert two["total"] == 359
 
 

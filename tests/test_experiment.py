@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from polarspike import cli, data, experiment
 from polarspike.cli.experiments import Train
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
-from polarspike.errors import InputError, MissingExtraError, SpecError
+from polarspike.errors import CheckpointError, InputError, MissingExtraError, RunError, SpecError
 from polarspike.experiment import Recipe, carry_out, prepare
 from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
@@ -105,3 +106,74 @@ def test_a_rehearsal_steps_on_changed_images(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyboardInterrupt):  # before the long part
         rehearse(SMALL, say=said.append)
     assert "one step on changed images" in said[-1] and torch.isfinite(torch.tensor(float(said[-1].split()[-1])))
+
+
+# --- networks of other packages, and trained weights ----------------------------------------------------------------------
+
+
+def trained_weights(place: Path) -> Recipe:
+    """A recipe that starts from a file of weights, whose network was trained elsewhere."""
+    model = experiment.build_model(data.load("digits"), SMALL)
+    path = place / "trained.pth"
+    ps.fit(model, data.load("digits").training(64), TrainSpec(epochs=2, warmup_epochs=0.0), progress=False)
+    torch.save({"state_dict": model.state_dict()}, path)
+    return dataclasses.replace(SMALL, weights=str(path), augmentation=Augmentation())
+
+
+def test_trained_weights_take_the_place_of_the_first_stage(tmp_path: Path) -> None:
+    recipe = trained_weights(tmp_path)
+    said: list[str] = []
+    prepared = prepare(recipe)
+    before = ps.evaluate(prepared.ann, prepared.dataset.evaluation(100)).correct
+    place = tmp_path / "run"
+    outcome = carry_out(prepared, RunDirectory(place), say=said.append)
+    assert said[0] == "take the ANN as it is: mlp with the weights of trained.pth" and not (place / "ann").exists()
+    assert outcome.proofs[0].exact and before[1] > 200
+    notes = ps.load(place / "snn.safetensors").notes  # type: ignore[union-attr]
+    assert notes["weights"]["file"] == "trained.pth" and len(notes["weights"]["sha256"]) == 64
+    torch.save(experiment.build_model(data.load("digits"), SMALL).state_dict(), tmp_path / "trained.pth")
+    with pytest.raises(RunError, match="weights was '"):  # the run goes on from no other weights
+        carry_out(prepare(recipe), RunDirectory(place, resume=True))
+
+
+@pytest.mark.parametrize("start", [prepare, rehearse])
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, start: Callable[[Recipe], object]) -> None:
+    recipe = trained_weights(tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit mlp"):
+        start(dataclasses.replace(recipe, width=17))
+    with pytest.raises(CheckpointError, match="expected a file of weights, found nothing"):
+        start(dataclasses.replace(recipe, weights=str(tmp_path / "none.pth")))
+
+
+def test_a_network_of_timm_is_a_parent_with_its_own_scaling(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(1)
+    options: dict[str, int | str] = {"depth": 1, "embed_dim": 12, "num_heads": 2, "patch_size": 4}
+    built = timm.create_model("vit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=8, **options)
+    torch.save(built.state_dict(), tmp_path / "vit.pth")
+    recipe = dataclasses.replace(
+        SMALL, model="timm:vit_tiny_patch16_224", width=None, options=options, weights=str(tmp_path / "vit.pth"),
+        quant=QuantSpec(7, 8), augmentation=Augmentation(),
+    )  # fmt: skip
+    prepared = prepare(recipe)
+    assert prepared.dataset.normalization == data.Normalization((0.5,), (0.5,))  # what timm trained it with
+    x, _ = next(iter(prepared.dataset.evaluation(4)))
+    torch.testing.assert_close(prepared.ann(x), built.eval()(x))
+    outcome = carry_out(prepared, RunDirectory(tmp_path / "run"))
+    assert outcome.proofs[0].exact
+    fresh = prepare(dataclasses.replace(recipe, weights=None))
+    assert fresh.dataset.normalization == data.load("digits").normalization
+
+
+def test_what_other_packages_cannot_do_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    with pytest.raises(SpecError, match=r"Recipe\.width: expected None for timm:resnet18, got 16"):
+        dataclasses.replace(SMALL, model="timm:resnet18")
+    plain = dataclasses.replace(SMALL, width=None)
+    with pytest.raises(SpecError, match="torchvision:resnet18: expected images of 3 channels, got 1"):
+        prepare(dataclasses.replace(plain, model="torchvision:resnet18"))
+    with pytest.raises(SpecError, match="unknown model 'timn:vit'"):
+        prepare(dataclasses.replace(plain, model="timn:vit"))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"polarspike\[vision\]"):
+        prepare(dataclasses.replace(plain, model="timm:vit_small_patch16_224"))

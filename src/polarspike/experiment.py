@@ -14,12 +14,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from polarspike import data, distributed, models
+from polarspike import data, distributed, parents, sources
 from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
 from polarspike.conversion import convert
@@ -45,7 +46,9 @@ class Recipe(Spec):
 
     Args:
         data: a dataset of :mod:`polarspike.data`.
-        model: a network of :mod:`polarspike.models`.
+        model: a network of :mod:`polarspike.models`, or timm:NAME or torchvision:NAME.
+        weights: a local file of trained weights for it; the float network is then taken as it is, without the training of
+            ``ann``, and images are scaled and cut as its package says. Nothing is downloaded.
         width: channels of its first layer, None for its own default.
         options: of the network beside its width, by name.
         batch_size: of training.
@@ -64,6 +67,7 @@ class Recipe(Spec):
 
     data: str = "fashion-mnist"
     model: str = "resnet20"
+    weights: str | None = None
     width: int | None = None
     options: Mapping[str, int | str] = field(default_factory=dict)
     batch_size: int = 128
@@ -83,6 +87,11 @@ class Recipe(Spec):
         super().__post_init__()
         for name in ("batch_size", "calibration_images", "proof_images"):
             self._require(name, getattr(self, name) >= 1, "an integer of at least 1")
+        if self.width is not None and parents.package_of(self.model) is not None:
+            raise SpecError(
+                f"Recipe.width: expected None for {self.model}, got {self.width}; what its builder takes belongs into "
+                "Recipe.options"
+            )
         self._require("workers", self.workers >= 0, "an integer of at least 0")
         if self.ann.distillation:
             raise SpecError("Recipe.ann.distillation: the float network has no teacher; give it to qann instead")
@@ -144,9 +153,11 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
     """
     with distributed.together():
         require_device(device)
-        models.describe(recipe.model)
+        parents.require(recipe.model, recipe.weights)
     dataset = load_dataset(recipe.data, root, download=download, frames=recipe.asked_frames)
     with distributed.together():
+        if recipe.weights is not None:
+            dataset = parents.as_trained(dataset, recipe.model)
         if recipe.batch_size > dataset.count("train"):
             raise SpecError(
                 f"batch_size: expected at most {dataset.count('train')} ({dataset.name}), got {recipe.batch_size}"
@@ -210,12 +221,17 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
         device=device if processes == 1 else torch.device(device).type,  # each takes its own, whose number is its rank
         data=fingerprint(dataset),
         processes=processes,
+        **_digest_of_weights(recipe),
     )
     train, test, calibration = _loaders(dataset, recipe)
     ann = prepared.ann.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    say(f"train the ANN: {recipe.model} on {recipe.data}, {recipe.ann.epochs} epochs")
-    fit(ann, train, recipe.ann, run=run.stage("ann"), resume=run.resume)
+    if recipe.weights is None:
+        say(f"train the ANN: {recipe.model} on {recipe.data}, {recipe.ann.epochs} epochs")
+        fit(ann, train, recipe.ann, run=run.stage("ann"), resume=run.resume)
+    else:
+        say(f"take the ANN as it is: {recipe.model} with the weights of {Path(recipe.weights).name}")
+        ann.eval()
     say(f"quantize and calibrate ({recipe.quant.init})")
     qann = quantize_for(recipe, dataset, ann, calibration)
     teacher = copy.deepcopy(ann) if recipe.qann.distillation else None
@@ -256,17 +272,25 @@ def quantize_for(recipe: Recipe, dataset: AnyDataset, ann: nn.Module, calibratio
         "model": recipe.model,
         "augmentation": recipe.changes(dataset.augmentation).to_dict(),
     }
+    if recipe.weights is not None:
+        qann.notes["weights"] = {"file": Path(recipe.weights).name, "sha256": sources.sha256(Path(recipe.weights))}
+    if isinstance(dataset, StreamedDataset):
+        qann.notes |= {"shape": [dataset.in_channels, *dataset.image_size], "crop": dataset.size / dataset.resize}
     if (frames := recipe.asked_frames) is not None:
         qann.notes["frames"] = frames.to_dict()
     return qann
 
 
 def build_model(dataset: AnyDataset, recipe: Recipe) -> nn.Module:
-    """The recipe's network for the images of a dataset, with fresh weights from torch's global generator."""
-    options: dict[str, Any] = {**recipe.options, **({} if recipe.width is None else {"width": recipe.width})}
-    if models.describe(recipe.model).needs_image_size:
-        options["image_size"] = dataset.image_size
-    return models.create(recipe.model, num_classes=dataset.num_classes, in_channels=dataset.in_channels, **options)
+    """The recipe's network for the images of a dataset, with its weights, or fresh ones from torch's global generator."""
+    shape = data.Shape(dataset.in_channels, *dataset.image_size, dataset.num_classes)
+    options = {**recipe.options, **({} if recipe.width is None else {"width": recipe.width})}
+    return parents.build(recipe.model, shape, options, recipe.weights)
+
+
+def _digest_of_weights(recipe: Recipe) -> dict[str, str]:
+    """What a run keeps of a file of weights, to be continued from no other."""
+    return {} if recipe.weights is None else {"weights": sources.sha256(Path(recipe.weights))}
 
 
 def fingerprint(dataset: AnyDataset) -> dict[str, Any]:

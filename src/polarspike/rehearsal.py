@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from polarspike import data, models
+from polarspike import data, models, parents
 from polarspike.checkpoint import load, save
 from polarspike.conversion import convert
 from polarspike.data import Augmentation, ImageDataset, Normalization, Split
@@ -32,6 +32,7 @@ from polarspike.specs import TrainSpec
 from polarspike.training import fit
 
 IMAGES = 64
+_FOREIGN_SIDE = 64  # pixels of images for networks of other packages
 _ROUND, _MOST_ROUNDS = 16, 6  # steps of a round, and how many rounds a network gets to learn the images by heart
 
 
@@ -49,7 +50,10 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     dataset = random_images(recipe)
     say(f"rehearse {recipe.model} on {IMAGES} random images {tuple(dataset.train.images.shape[1:])}, {recipe.data}")
     torch.manual_seed(recipe.seed)
-    ann = build_model(dataset, recipe)
+    parents.require(recipe.model, recipe.weights)
+    if recipe.weights is not None:  # whether they fit; the rehearsal itself learns from the start, on small images
+        parents.build(recipe.model, data.shape_of(recipe.data, recipe.asked_frames), recipe.options, recipe.weights)
+    ann = build_model(dataset, dataclasses.replace(recipe, weights=None))
     batches = list(dataset.evaluation(IMAGES, "train"))
     _change(ann, dataset, recipe, say)
     _learn("the float network", ann, dataset, recipe.ann, say)
@@ -81,8 +85,8 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
 def random_images(recipe: Recipe) -> ImageDataset:
     """64 random images of the shape and the classes of the recipe's dataset, the same for training and test."""
     shape = data.shape_of(recipe.data, recipe.asked_frames)
-    entry = models.describe(recipe.model)
-    side = 2 * int(recipe.options["patch"]) if "patch" in recipe.options else entry.image_size
+    usual = _FOREIGN_SIDE if parents.package_of(recipe.model) else models.describe(recipe.model).image_size
+    side = 2 * int(recipe.options["patch"]) if "patch" in recipe.options else usual
     if recipe.options.get("stem") == "imagenet":
         side *= 4  # the stem has a quarter of the pixels left
     height, width = min(shape.height, side), min(shape.width, side)
