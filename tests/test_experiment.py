@@ -64,7 +64,7 @@ def test_further_changes_are_added_to_the_usual_ones_or_replace_them() -> None:
 def test_mixed_labels_reach_both_networks_their_teacher_and_the_file(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     prepared = prepare(SMALL)
-    train, test, _ = experiment._loaders(prepared.dataset, SMALL)
+    train, test, _ = experiment._loaders(prepared.dataset, SMALL, "cpu")
     _, shares = next(iter(train))
     assert shares.shape == (256, 10) and ((shares > 0).sum(1) == 2).any() and next(iter(test))[1].ndim == 1
     outcome = carry_out(prepared, RunDirectory(tmp_path / "run"))

@@ -223,7 +223,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
         processes=processes,
         **_digest_of_weights(recipe),
     )
-    train, test, calibration = _loaders(dataset, recipe)
+    train, test, calibration = _loaders(dataset, recipe, device)
     ann = prepared.ann.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     if recipe.weights is None:
@@ -320,12 +320,13 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _loaders(dataset: AnyDataset, recipe: Recipe) -> tuple[Any, Any, Any]:
+def _loaders(dataset: AnyDataset, recipe: Recipe, device: str) -> tuple[Any, Any, Any]:
     """Training (shuffled, augmented), test and calibration batches."""
     # Images in memory have nothing to decode: workers would only copy them.
+    there = None if torch.device(device).type == "cpu" else device  # a GPU changes images faster than it is fed
     ahead: dict[str, Any] = {"workers": recipe.workers} if isinstance(dataset, StreamedDataset) else {}
     return (
-        dataset.training(recipe.batch_size, workers=recipe.workers),
+        dataset.training(recipe.batch_size, workers=recipe.workers, device=there),
         dataset.evaluation(_TEST_BATCH, **ahead),
         dataset.evaluation(_TEST_BATCH, "train", images=recipe.calibration_images, seed=recipe.seed, **ahead),
     )

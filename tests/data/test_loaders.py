@@ -224,3 +224,36 @@ def test_evaluation_takes_the_first_or_chosen_images() -> None:
     assert torch.equal(first, next(iter(digits.evaluation(25)))[0])
     one, two = (torch.cat([labels for _, labels in digits.evaluation(10, "train", images=40, seed=s)]) for s in (0, 1))
     assert len(one) == 40 and not torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augmentation(True, 2, 3),
+        Augmentation(flip=True, mixup=0.8, cutmix=1.0),
+        Augmentation(flip=True, randaugment=9, erasing=0.5, mixup=0.8),
+        None,
+    ],
+    ids=str,
+)
+def test_batches_that_are_finished_on_a_device_are_the_same(augment: Augmentation | None) -> None:
+    if augment is not None and (augment.mixes or augment.one_by_one):
+        pytest.importorskip("torchvision")
+    digits = data.load("digits")
+    few = digits.train.subset(torch.arange(50))
+    found = []
+    for device, workers in ((None, 0), ("cpu", 0), ("cpu", 1)):
+        torch.manual_seed(3)
+        loader = batches(
+            few, 12, normalization=digits.normalization, shuffle=True, augment=augment, classes=10,
+            device=device, workers=workers,
+        )  # fmt: skip
+        found.append([*loader, *loader.every(1, 2)])  # type: ignore[attr-defined]
+    for other in found[1:]:
+        assert len(other) == len(found[0]) > 4
+        for (x, y), (a, b) in zip(found[0], other, strict=True):
+            assert torch.equal(x, a) and torch.equal(y, b)
+    # The numbers are drawn on the CPU, wherever the images are.
+    if augment is not None and not augment.one_by_one:
+        meta = augment(torch.zeros(4, 1, 8, 8, dtype=torch.uint8, device="meta"), torch.Generator().manual_seed(0))
+        assert meta.device.type == "meta"

@@ -1,4 +1,7 @@
-"""Random changes of a batch of byte images that keep their labels."""
+"""Random changes of a batch of byte images that keep their labels, on any device: what is drawn is drawn on the CPU.
+
+So the same seed gives the same bytes everywhere.
+"""
 
 from __future__ import annotations
 
@@ -94,6 +97,11 @@ class Augmentation(Spec):
             _torchvision()
 
     @property
+    def one_by_one(self) -> bool:
+        """Whether images are changed one after the other, which is work for the processes that make batches."""
+        return self.randaugment > 0 or self.erasing > 0
+
+    @property
     def mixes(self) -> bool:
         """Whether images and labels of a batch are mixed."""
         return self.mixup > 0 or self.cutmix > 0
@@ -168,14 +176,14 @@ def _seeded(generator: torch.Generator) -> Iterator[None]:
     """Within this context torch's global generator follows from the given one; torchvision asks no other."""
     seed = int(torch.randint(1 << 62, (), generator=generator))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: a GPU's belongs to the network
         yield
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Each image (N, C, H, W) mirrored left and right with probability 1/2."""
     chosen = torch.randint(2, (len(images), 1, 1, 1), generator=generator, dtype=torch.bool)
-    return torch.where(chosen, images.flip(-1), images)
+    return torch.where(chosen.to(images.device), images.flip(-1), images)
 
 
 def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
@@ -183,8 +191,8 @@ def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Ten
     count, _, height, width = images.shape
     padded = functional.pad(images, (pixels,) * 4)  # (N, C, H+2p, W+2p)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p+1, 2p+1, H, W), a view
-    corner = torch.randint(2 * pixels + 1, (2, count), generator=generator)
-    return windows[torch.arange(count), :, corner[0], corner[1]]  # (N, C, H, W)
+    corner = torch.randint(2 * pixels + 1, (2, count), generator=generator).to(images.device)
+    return windows[torch.arange(count, device=images.device), :, corner[0], corner[1]]  # (N, C, H, W)
 
 
 def random_cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
@@ -193,7 +201,7 @@ def random_cutout(images: Tensor, side: int, generator: torch.Generator) -> Tens
     rows = _covered(height, side, torch.randint(height, (count, 1), generator=generator))  # (N, H)
     columns = _covered(width, side, torch.randint(width, (count, 1), generator=generator))  # (N, W)
     square = rows[:, None, :, None] & columns[:, None, None, :]  # (N, 1, H, W)
-    return images.masked_fill(square, 0)
+    return images.masked_fill(square.to(images.device), 0)
 
 
 def _covered(length: int, side: int, middle: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch.utils.data import DataLoader
 
 from polarspike.data.augment import Augmentation
@@ -76,8 +77,18 @@ class ImageDataset(Parted[Split]):
         """(H, W) of the images in pixels."""
         return self.train.images.shape[2], self.train.images.shape[3]
 
-    def training(self, batch_size: int, *, augmented: bool = True, workers: int = 0) -> DataLoader[Batch]:
-        """Shuffled batches of the training part with the usual changes; a smaller last one is left out."""
+    def training(
+        self,
+        batch_size: int,
+        *,
+        augmented: bool = True,
+        workers: int = 0,
+        device: torch.device | str | None = None,
+    ) -> DataLoader[Batch]:
+        """Shuffled batches of the training part with the usual changes; a smaller last one is left out.
+
+        With a device, batches are moved there as bytes, and changed there (:func:`polarspike.data.batches`).
+        """
         return batches(
             self.train,
             batch_size,
@@ -87,6 +98,7 @@ class ImageDataset(Parted[Split]):
             drop_last=True,
             classes=self.num_classes,
             workers=workers,
+            device=device,
         )
 
     def evaluation(

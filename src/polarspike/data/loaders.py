@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ def batches(
     drop_last: bool = False,
     classes: int | None = None,
     workers: int = 0,
+    device: torch.device | str | None = None,
 ) -> DataLoader[Batch]:
     """A loader of ``(images, labels)``: (B, C, H, W) float32, normalized, and (B,) int64; iterate it again and again.
 
@@ -47,6 +49,8 @@ def batches(
         drop_last: leave a smaller last batch out (batch norm cannot train on one sample).
         classes: of the data set; needed where the augmentation mixes labels, which then are (B, classes) shares.
         workers: processes that make batches ahead; the same batches as with none.
+        device: bytes are moved there first, and changed, normalized and mixed there; what torchvision does to one image
+            after the other (RandAugment, erasing) is done before. The same batches as without, to rounding of the scaling.
 
     Raises:
         SpecError: ``batch_size`` is not an integer of at least 1, the seed is none of at least 0, or classes are missing.
@@ -69,10 +73,19 @@ def batches(
         augment = None
     if augment is not None and augment.mixes and classes is None:
         raise SpecError("batches: mixup and cutmix need the number of classes; give classes")
-    made = _WholeBatches(split, normalization, augment, classes or 0)
+    finish = None if device is None else Finish(torch.device(device), augment, normalization, classes or 0)
+    made = _WholeBatches(split, normalization, augment, classes or 0, finish)
     draws = shuffle or augment is not None
     return over(
-        made, len(split), batch_size, shuffle=shuffle, drop_last=drop_last, draws=draws, seed=seed, workers=workers
+        made,
+        len(split),
+        batch_size,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        draws=draws,
+        seed=seed,
+        workers=workers,
+        finish=finish,
     )
 
 
@@ -86,6 +99,7 @@ def over(
     draws: bool,
     seed: int | None = None,
     workers: int = 0,
+    finish: Finish | None = None,
 ) -> DataLoader[Batch]:
     """A loader over a data set that is indexed by whole batches (:class:`Key`).
 
@@ -98,24 +112,31 @@ def over(
         draws: something is random, so that an iteration draws a seed.
         seed: see there.
         workers: see there.
+        finish: makes batches of what ``made`` gives, which then is :class:`Unfinished`.
     """
     sampler = _Keys(samples, batch_size, shuffle, drop_last, seed, draws=draws)
-    return _Loader(
+    loader = _Loader(
         made,
         sampler=sampler,
         batch_size=None,  # the sampler's items are whole batches already
         collate_fn=_unchanged,
         num_workers=workers,
         generator=torch.Generator(),  # else the loader draws from the global generator for workers it does not have
+        pin_memory=finish is not None and finish.device.type == "cuda",
     )
+    loader.finish = finish
+    return loader
 
 
 class _Loader(DataLoader[Batch]):
     """A loader that draws once for each iteration; with workers, torch asks the sampler for its keys twice."""
 
+    finish: Finish | None = None
+
     def __iter__(self) -> Any:
         self._keys.begin()
-        return super().__iter__()
+        found = super().__iter__()
+        return found if self.finish is None else map(self.finish, found)
 
     def every(self, first: int, step: int) -> Iterator[Batch]:
         """The batches first, first + step, ... of one iteration; the others are not made."""
@@ -155,6 +176,63 @@ class Key(NamedTuple):
     batch: Tensor
     common: int
     rows: slice
+
+
+class Unfinished(NamedTuple):
+    """A batch as bytes, on its way to a device.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        labels: (B,) int64.
+        state: of the generator from which the rest is drawn.
+        rows: which of them this process wants.
+        changed: the changes are done, up to the mixing.
+    """
+
+    images: Tensor
+    labels: Tensor
+    state: Tensor
+    rows: slice
+    changed: bool
+
+    @classmethod
+    def of(
+        cls, images: Tensor, labels: Tensor, augment: Augmentation | None, generator: torch.Generator, rows: slice
+    ) -> Unfinished:
+        """Bytes and labels, with those changes made that are no work for a device."""
+        one_by_one = augment is not None and augment.one_by_one
+        if augment is not None and one_by_one:
+            images = augment(images, generator)
+        return cls(images, labels, generator.get_state(), rows, one_by_one)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Moves a batch to a device, and does there what is left.
+
+    Args:
+        device: of the network.
+        augment: the changes.
+        normalization: the scaling.
+        classes: of the data set.
+    """
+
+    device: torch.device
+    augment: Augmentation | None
+    normalization: Normalization
+    classes: int
+
+    def __call__(self, batch: Unfinished) -> Batch:
+        generator = torch.Generator()
+        generator.set_state(batch.state)
+        images, labels = (value.to(self.device, non_blocking=True) for value in (batch.images, batch.labels))
+        if self.augment is not None and not self.augment.is_identity:
+            images = self.normalization(images if batch.changed else self.augment(images, generator))
+            if self.augment.mixes:
+                images, labels = self.augment.mixed(images, labels, self.classes, generator)
+        else:
+            images = self.normalization(images)
+        return images[batch.rows].contiguous(), labels[batch.rows].contiguous()
 
 
 class _Keys(Sampler[Key]):
@@ -199,15 +277,25 @@ class _Keys(Sampler[Key]):
 class _WholeBatches(Dataset[Batch]):
     """Indexed by a whole batch at once: one gather in place of one copy per image."""
 
-    def __init__(self, split: Split, normalization: Normalization, augment: Augmentation | None, classes: int) -> None:
+    def __init__(
+        self,
+        split: Split,
+        normalization: Normalization,
+        augment: Augmentation | None,
+        classes: int,
+        finish: Finish | None = None,
+    ) -> None:
         self.split, self.normalization, self.augment, self.classes = split, normalization, augment, classes
+        self.finish = finish
 
-    def __getitem__(self, key: Key) -> Batch:
+    def __getitem__(self, key: Key) -> Any:
         # Changes are drawn for the whole batch: then they do not depend on how many processes share it.
         indices, rows = (key.indices, slice(None)) if self.augment is None else (key.batch, key.rows)
         images, labels = self.split.images[indices], self.split.labels[indices]  # (B, C, H, W) uint8
         # Each batch has its own seed, so no batch depends on which process made the one before.
         generator = torch.Generator().manual_seed(key.common)
+        if self.finish is not None:
+            return Unfinished.of(images, labels, self.augment, generator, rows)
         images, labels = changed(images, labels, self.augment, self.normalization, self.classes, generator)
         return images[rows].contiguous(), labels[rows].contiguous()
 

@@ -48,8 +48,8 @@ class Normalization(Spec):
                 f"Normalization: expected uint8 images (N, {len(self.mean)}, H, W), "
                 f"got {images.dtype} {tuple(images.shape)}"
             )
-        mean = torch.tensor(self.mean).view(1, -1, 1, 1)
-        std = torch.tensor(self.std).view(1, -1, 1, 1)
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
         return images.float().div_(255).sub_(mean).div_(std)
 
     @classmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from polarspike.data.augment import Augmentation
-from polarspike.data.loaders import Batch, Key, changed, over
+from polarspike.data.loaders import Batch, Finish, Key, Unfinished, changed, over
 from polarspike.data.normalization import Normalization
 from polarspike.data.parts import Parted
 from polarspike.data.pictures import Pictures
@@ -81,10 +81,26 @@ class StreamedDataset(Parted[Pictures]):
         """(H, W) of the images in pixels."""
         return self.size, self.size
 
-    def training(self, batch_size: int, *, augmented: bool = True, workers: int = 0) -> DataLoader[Batch]:
-        """Shuffled batches of the training part with random cuts and the usual changes; a smaller last one is left out."""
-        made = _Batches(self, self.train, torch.arange(len(self.train)), self.normalization, augmented=augmented)
-        return over(made, len(self.train), batch_size, shuffle=True, drop_last=True, draws=True, workers=workers)
+    def training(
+        self,
+        batch_size: int,
+        *,
+        augmented: bool = True,
+        workers: int = 0,
+        device: torch.device | str | None = None,
+    ) -> DataLoader[Batch]:
+        """Shuffled batches of the training part with random cuts and the usual changes; a smaller last one is left out.
+
+        With a device, cuts are moved there as bytes, and changed there (:func:`polarspike.data.batches`).
+        """
+        order, augment = torch.arange(len(self.train)), self.augmentation if augmented else None
+        finish = None
+        if device is not None:
+            finish = Finish(torch.device(device), augment, self.normalization, self.num_classes)
+        made = _Batches(self, self.train, order, self.normalization, augmented=augmented, finish=finish)
+        return over(
+            made, len(self.train), batch_size, shuffle=True, drop_last=True, draws=True, workers=workers, finish=finish
+        )
 
     def evaluation(
         self,
@@ -114,16 +130,19 @@ class _Batches(Dataset[Batch]):
         normalization: Normalization,
         *,
         augmented: bool | None,
+        finish: Finish | None = None,
     ) -> None:
         self.dataset, self.pictures, self.order = dataset, pictures, order
-        self.normalization, self.augmented = normalization, augmented
+        self.normalization, self.augmented, self.finish = normalization, augmented, finish
 
-    def __getitem__(self, key: Key) -> Batch:
+    def __getitem__(self, key: Key) -> Any:
         chosen = self.order[key.indices]
         generator = torch.Generator().manual_seed(key.seed)
         images = torch.stack([self._image(int(index), generator) for index in chosen])
         labels = self.pictures.labels[chosen]
         augment = self.dataset.augmentation if self.augmented else None
+        if self.finish is not None:
+            return Unfinished.of(images, labels, augment, generator, slice(None))
         return changed(images, labels, augment, self.normalization, self.dataset.num_classes, generator)
 
     def _image(self, index: int, generator: torch.Generator) -> Tensor:
