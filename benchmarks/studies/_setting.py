@@ -1,7 +1,7 @@
 """Where studies take place: their images, and the float networks that every quantized one starts from.
 
-    small   Fashion-MNIST averaged to 14x14 pixels and rounded to bytes: 30,000 training images, 10,000 other training
-            images for validation (on which settings are chosen), the 10,000 test images; a minute or two for a run
+    small   ``fashion-mnist-14``: averaged to 14x14 pixels, 30,000 training images, 10,000 other training images for
+            validation (on which settings are chosen), the 10,000 test images; a minute or two for a run
     full    Fashion-MNIST as it is: 60,000 training and 10,000 test images
 
 A float network ("parent") is trained once for each network, seed and setting, and kept under ``runs/studies``.
@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from polarspike import data, models
 from polarspike.data import Augmentation, Normalization
+from polarspike.data.fashion_mnist import halved
 from polarspike.data.splits import Split
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
@@ -81,21 +81,17 @@ def setting(name: str, device: str = "cpu") -> Setting:
         return Setting(name, whole.train, None, whole.test, whole.normalization, whole.augmentation, device)
     if name != "small":
         raise SystemExit(f"expected the setting 'small' or 'full', got {name!r}")
-    train, test = (Split(_halved(part.images), part.labels) for part in (whole.train, whole.test))
+    small = data.load("fashion-mnist-14")
+    others = whole.train.subset(torch.arange(30_000, 40_000))
     return Setting(
         name,
-        train.subset(torch.arange(30_000)),
-        train.subset(torch.arange(30_000, 40_000)),
-        test,
-        whole.normalization,
-        Augmentation(flip=True, shift=1),
+        small.train,
+        Split(halved(others.images), others.labels),
+        small.test,
+        small.normalization,
+        small.augmentation,
         device,
     )
-
-
-def _halved(images: torch.Tensor) -> torch.Tensor:
-    """Means of 2x2 pixels, rounded to bytes."""
-    return functional.avg_pool2d(images.float(), 2).round_().to(torch.uint8)
 
 
 #: The networks of the studies: a residual one with 7 sites, a plain one, and a Transformer.

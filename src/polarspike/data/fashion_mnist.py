@@ -80,13 +80,13 @@ def fashion_mnist_14(source: Source) -> ImageDataset:
     return dataclasses.replace(
         whole,
         name=SMALL,
-        train=Split(_halved(few.images), few.labels),
-        test=Split(_halved(whole.test.images), whole.test.labels),
+        train=Split(halved(few.images), few.labels),
+        test=Split(halved(whole.test.images), whole.test.labels),
         augmentation=Augmentation(flip=True, shift=1),
     )
 
 
-def _halved(images: Tensor) -> Tensor:
+def halved(images: Tensor) -> Tensor:
     """(N, 1, 28, 28) bytes as (N, 1, 14, 14) of them."""
     return functional.avg_pool2d(images.float(), 2).round_().to(torch.uint8)
 
