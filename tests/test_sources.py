@@ -578,7 +578,11 @@ def test_images_that_cannot_be_had(pictures: Path, tmp_path: Path) -> None:
     for source, wanted, says in (
         ("digit", shape, "no folder, no file, and no dataset; datasets: .*; did you mean 'digits'"),
         (str(tmp_path / "empty"), shape, "expected pictures .* found none"),
-        (str(tmp_path / "text.txt"), shape, "expected a folder of pictures, a .tar shard, or a .npy or .safetensors file"),
+        (
+            str(tmp_path / "text.txt"),
+            shape,
+            "expected a folder of pictures, a .tar shard, or a .npy or .safetensors file",
+        ),
         (str(tmp_path / "missing.npy"), shape, "found nothing"),
         (str(tmp_path / "objects.npy"), shape, "without executing it"),
         (str(tmp_path / "cut.npy"), shape, "not a file of one tensor"),

@@ -23,6 +23,7 @@ from polarspike import data, models
 from polarspike.data import Augmentation, Normalization
 from polarspike.data.fashion_mnist import halved
 from polarspike.data.splits import Split
+from polarspike.modules import move_for_training
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
 from polarspike.training import fit
@@ -116,7 +117,7 @@ def fine_tuning(network: str, epochs: int, seed: int, **options: Any) -> TrainSp
 def parent(network: str, seed: int, where: Setting, epochs: int) -> nn.Module:
     """The trained float network of one seed, from ``runs/studies`` or trained now; in evaluation mode."""
     torch.manual_seed(seed)
-    model = NETWORKS[network]().to(where.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = move_for_training(NETWORKS[network](), where.device)
     if network == "vit":
         epochs *= 2  # it learns slowly
     spec = fine_tuning(network, epochs, seed, learning_rate=3e-3 if network == "vit" else 0.2, step_rate=0.0)

@@ -29,6 +29,7 @@ from polarspike.data.events import FrameSpec
 from polarspike.data.streamed import StreamedDataset
 from polarspike.errors import RunError, SpecError
 from polarspike.files import replacing
+from polarspike.modules import move_for_training
 from polarspike.outcome import Outcome, examine
 from polarspike.quantization import quantize
 from polarspike.quantized import QuantizedNetwork
@@ -224,7 +225,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
         **_digest_of_weights(recipe),
     )
     train, test, calibration = _loaders(dataset, recipe, device)
-    ann = prepared.ann.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ann = move_for_training(prepared.ann, device)
 
     if recipe.weights is None:
         say(f"train the ANN: {recipe.model} on {recipe.data}, {recipe.ann.epochs} epochs")

@@ -26,6 +26,26 @@ def device_of(network: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def move_for_training(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """The network on a device with its weights in channels_last, in which convolutions are faster; in place.
+
+    Weights keep their order where torch's kernels for a CPU would not survive the other: there the backward pass of a
+    strided 1x1 convolution of fewer than 8 channels writes beyond its memory (seen with torch 2.14.1 on AVX2).
+    """
+    if torch.device(device).type == "cpu" and any(map(_is_fragile, network.modules())):
+        return network.to(device)
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _is_fragile(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.in_channels // module.groups < 8
+        and set(module.kernel_size) == {1}
+        and max(module.stride) > 1
+    )
+
+
 @contextlib.contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Within this context these hooks stay; they are removed at its end."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from polarspike import data, models
 from polarspike.data import ImageDataset
 from polarspike.data.splits import Split
+from polarspike.modules import move_for_training
 from polarspike.spiking import Observer
 
 _BATCH = 128
@@ -50,7 +51,7 @@ class Scene:
             made = models.create(
                 name, num_classes=self.dataset.num_classes, in_channels=self.dataset.in_channels, **options
             )
-        return made.to(memory_format=torch.channels_last)
+        return move_for_training(made, "cpu")
 
     def training(self, sequences: int = 0) -> Any:
         """Shuffled, augmented batches: of images or means of frames, or of ``sequences`` frames each."""
