@@ -7,7 +7,7 @@ the same 3 for the float network itself (the control), from the same weights, wi
 ``activity`` is the weight of the spikes in the loss. The network of 24 channels (10 and 5 epochs) stands behind it: twice
 the cost of each epoch. Accuracy of all 10,000 test images at the last epoch. ``t1`` to ``t8`` are of the polarity
 neuron on the repeated image, ``h`` of the holding neuron, ``f`` and ``g`` of the two on 2,000 sequences of noisy frames
-(each frame the image plus its own normal noise of one standard deviation of the pixels), which are integrated.
+(each frame the image plus its own normal noise of 0.3 standard deviations of the pixels), which are integrated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import polarspike as ps
 #: Epochs of the float network, and of what follows it.
 EPOCHS = {"resnet9": (8, 3), "resnet9-wide": (10, 5)}
 TIMES = (1, 2, 4, 8)
-SEQUENCES = 2000
+SEQUENCES, NOISE = 2000, 0.3
 ASKED = ("network", "levels", "activity", "seed")
 FOUND = (
     "parent", "test", "events", "spikes", "density", "different",
@@ -94,7 +94,7 @@ def _sequences(where: Setting) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     for images, labels in where.batches(where.test, SEQUENCES):
         noise = torch.randn((len(images), max(TIMES), *images.shape[1:]), generator=generator)
-        yield images.unsqueeze(1) + noise.to(images), labels
+        yield images.unsqueeze(1) + NOISE * noise.to(images), labels
 
 
 def main() -> None:
