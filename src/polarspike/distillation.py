@@ -15,6 +15,7 @@ from polarspike.answers import Answers, Pair, distance, error, float_answers, sc
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import float_leaves
 from polarspike.modules import apply, evaluating
+from polarspike.optimization import keep_within, learned_gains
 from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
 from polarspike.sites import Site
 from polarspike.synaptic import mark_changed, require_goal
@@ -129,6 +130,7 @@ def _descend(qann: QuantizedNetwork, pairs: list[Pair], answers: Answers, steps:
     offsets = _offsets(qann)
     rest = [value for value in qann.parameters() if value.requires_grad and all(value is not one for one in offsets)]
     optimizer = torch.optim.Adam([*offsets, *rest], lr=rate)
+    keep_within(optimizer, learned_gains(qann.modules()))
     mean = scale(pairs, answers) / len(pairs)
     order = _endless(len(pairs), seed)
     with torch.enable_grad():

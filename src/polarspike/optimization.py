@@ -77,8 +77,7 @@ class StepAdam(torch.optim.Adam):
     def __init__(self, sites: Iterable[Site], lr: float) -> None:
         sites = list(sites)
         self._moved = list({id(site.offset): site for site in sites if site.offset.requires_grad}.values())
-        gains = {id(gain): gain for site in sites if (gain := site.raw_gain) is not None and gain.requires_grad}
-        self._gains = list(gains.values())
+        gains = learned_gains(sites)
         if half := [site.name for site in sites if site.offset.dtype in (torch.float16, torch.bfloat16)]:
             raise SpecError(
                 f"TrainSpec.step_rate: expected steps in float32, got half precision at {half[0]!r}, which cannot hold "
@@ -86,10 +85,11 @@ class StepAdam(torch.optim.Adam):
             )
         groups = [
             {"params": [site.offset for site in self._moved], "share": 1.0},
-            {"params": self._gains, "share": _SHARE_OF_GAINS},
+            {"params": gains, "share": _SHARE_OF_GAINS},
         ]
         # An epsilon below every gradient of a step, whose scale falls with the number of elements that share it.
         super().__init__([group for group in groups if group["params"]], lr=lr, eps=1e-12)
+        keep_within(self, gains)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -98,16 +98,39 @@ class StepAdam(torch.optim.Adam):
         for site, _, scale in former:
             if site.offset.grad is not None:
                 site.offset.grad.mul_(scale)  # dL / d ln s
-        for gain in self._gains:
-            if gain.grad is not None:  # what would lead out of the range must not gather in the moments
-                outward = ((gain <= 0) & (gain.grad > 0)) | ((gain >= 1) & (gain.grad < 0))
-                gain.grad.masked_fill_(outward, 0.0)
         loss = super().step(closure)
         for site, offset, scale in former:
             site.offset.copy_(offset + (site.offset - offset) * scale)
-        for gain in self._gains:
-            gain.clamp_(0.0, 1.0)  # or its way back would be as long as the way out
         return loss
+
+
+def learned_gains(sites: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The learned gains of the sites among these modules, each once; those that require no gradient left out."""
+    gains = {id(gain): gain for site in sites if isinstance(site, Site) and (gain := site.raw_gain) is not None}
+    return [gain for gain in gains.values() if isinstance(gain, nn.Parameter) and gain.requires_grad]
+
+
+def keep_within(optimizer: torch.optim.Optimizer, gains: Sequence[Tensor]) -> None:
+    """Let an optimizer move gains in [0, 1] alone.
+
+    What would lead out of the range is left out of the gradient, which by then is that of the whole batch, of all processes
+    and pieces: it must not gather in moments, and the way back would be as long as the way out.
+    """
+
+    def mask(*_: object) -> None:
+        for gain in gains:
+            if gain.grad is not None:
+                outward = ((gain <= 0) & (gain.grad > 0)) | ((gain >= 1) & (gain.grad < 0))
+                gain.grad.masked_fill_(outward, 0.0)
+
+    @torch.no_grad()
+    def clamp(*_: object) -> None:
+        for gain in gains:
+            gain.clamp_(0.0, 1.0)
+
+    if gains:
+        optimizer.register_step_pre_hook(mask)
+        optimizer.register_step_post_hook(clamp)
 
 
 def build_optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Optimizer]:
@@ -134,6 +157,8 @@ def build_optimizers(model: nn.Module, spec: TrainSpec) -> list[torch.optim.Opti
         found.append(torch.optim.AdamW(groups, lr=spec.learning_rate))
     elif rest:
         found.append(torch.optim.SGD(groups, lr=spec.learning_rate, momentum=spec.momentum, nesterov=spec.momentum > 0))
+    if rest and not spec.step_rate:
+        keep_within(found[-1], learned_gains(model.modules()))
     if any(p.requires_grad for site in sites for p in (site.offset, site.raw_gain) if p is not None):
         found.append(StepAdam(sites, spec.step_rate))
     return found
