@@ -41,8 +41,8 @@ NORMALIZATION = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DONE = {"training": 3, "teacher": 1}  # forward passes
 
 
-def pictures_per_second() -> float:
-    """How many pictures one thread makes ready for training; median of five rounds."""
+def pictures_per_second(recipe: Any) -> float:
+    """How many pictures one thread makes ready for training, with the recipe's changes; median of five rounds."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -52,7 +52,7 @@ def pictures_per_second() -> float:
             Image.fromarray(photo).resize((500, 375)).save(path, quality=92)
         photos = Files(paths * (PICTURES * ROUNDS // 2), [0, 1] * (PICTURES * ROUNDS // 2))
         dataset = StreamedDataset("photos", photos, photos, ("china", "flower"), "scikit-learn", "", NORMALIZATION,
-                                  Augmentation(flip=True), SIDE)  # fmt: skip
+                                  recipe.changes(Augmentation(flip=True)), SIDE)  # fmt: skip
         batches = iter(dataset.training(PICTURES))
         times = []
         for _ in range(ROUNDS):
@@ -80,13 +80,16 @@ def main() -> None:
         "--peak", type=float, default=989.4, help="TFLOP/s of a GPU; H100 SXM, bfloat16, its data sheet"
     )
     parser.add_argument("--utilization", type=float, default=0.35, help="part of the peak that training reaches")
-    parser.add_argument("--cores", type=int, default=192, help="threads of the server that decode")
+    parser.add_argument("--cores", type=int, help="threads that decode; the recipe's workers on every GPU if not given")
     parser.add_argument("--link", type=float, default=450.0, help="GB/s of a GPU to the others, one way; NVLink 4")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     recipe = RECIPES[asked.recipe]
+    if recipe.ann.precision != "bf16" or recipe.qann.precision != "bf16":
+        raise SystemExit(f"{asked.recipe}: expected a recipe in bf16, which --peak is of, got {recipe.ann.precision}")
+    asked.cores = asked.cores or max(1, recipe.workers) * asked.gpus
     macs, parameters = counted(recipe)
-    rate = pictures_per_second()
+    rate = pictures_per_second(recipe)
     teachers = {"ann": False, "qann": bool(recipe.qann.distillation), "control": bool(recipe.qann.distillation)}
     epochs = {"ann": recipe.ann.epochs, "qann": recipe.qann.epochs, "control": recipe.qann.epochs}
     per_step = {"picture": 1 / (rate * asked.cores)}

@@ -11,7 +11,7 @@ import polarspike as ps
 from polarspike.modules import move_for_training
 
 
-@pytest.mark.parametrize(("width", "last"), [(4, False), (8, True)])
+@pytest.mark.parametrize(("width", "last"), [(4, False), (16, True)])
 def test_weights_are_in_the_fast_order_unless_torch_would_not_survive_it(width: int, last: bool) -> None:
     model = ps.models.create("resnet20", num_classes=3, in_channels=1, width=width, blocks=1)
     assert move_for_training(model, "cpu") is model

@@ -49,7 +49,8 @@ class Recipe(Spec):
         data: a dataset of :mod:`polarspike.data`.
         model: a network of :mod:`polarspike.models`, or timm:NAME or torchvision:NAME.
         weights: a local file of trained weights for it; the float network is then taken as it is, without the training of
-            ``ann``, and images are scaled and cut as its package says. Nothing is downloaded.
+            ``ann``. Pixels are normalized and pictures cut as its package says, but scaled by bilinear interpolation to the
+            data set's own size, which may cost some tenths of its published accuracy. Nothing is downloaded.
         width: channels of its first layer, None for its own default.
         options: of the network beside its width, by name.
         batch_size: of training.
@@ -90,7 +91,7 @@ class Recipe(Spec):
             self._require(name, getattr(self, name) >= 1, "an integer of at least 1")
         if self.width is not None and parents.package_of(self.model) is not None:
             raise SpecError(
-                f"Recipe.width: expected None for {self.model}, got {self.width}; what its builder takes belongs into "
+                f"Recipe.width: expected None for {self.model}, got {self.width}; what its builder takes belongs in "
                 "Recipe.options"
             )
         self._require("workers", self.workers >= 0, "an integer of at least 0")
@@ -228,7 +229,8 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     ann = move_for_training(prepared.ann, device)
 
     if recipe.weights is None:
-        say(f"train the ANN: {recipe.model} on {recipe.data}, {recipe.ann.epochs} epochs")
+        where = device if processes == 1 else f"{processes} x {torch.device(device).type}"
+        say(f"train the ANN: {recipe.model} on {recipe.data}, {recipe.ann.epochs} epochs ({where})")
         fit(ann, train, recipe.ann, run=run.stage("ann"), resume=run.resume)
     else:
         say(f"take the ANN as it is: {recipe.model} with the weights of {Path(recipe.weights).name}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import os
 
+import torch
 from torch import distributed as group
 from torch import nn
 
@@ -24,12 +25,14 @@ def join(device: str = "cpu") -> str:
     """Join the group that a launcher has prepared, if there is one; the device of this process.
 
     Args:
-        device: ``"cpu"``, or ``"cuda"`` for one GPU for each process.
+        device: ``"cpu"``, ``"cuda"`` for one GPU for each process, or ``"auto"``: GPUs where there are any.
 
     Raises:
         MissingExtraError: there are several processes, and accelerate is not installed.
         SpecError: a device with a number, which all processes would share.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return device
     if ":" in device:

@@ -67,7 +67,7 @@ class Train(Command):
         resume: continue the run that is there (`--run`), with what it was asked for.
         root: the folder of the dataset's files, where it is not the usual one.
         download: allow the dataset to be downloaded.
-        device: where to train and evaluate.
+        device: where to train and evaluate; a GPU where there is one.
         tensorboard: show the curves in TensorBoard, too (tensorboard --logdir of the run).
     """
 
@@ -78,7 +78,7 @@ class Train(Command):
     resume: bool = False
     root: Path | None = None
     download: bool = False
-    device: str = "cpu"
+    device: str = "auto"
     tensorboard: bool = False
     values: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
