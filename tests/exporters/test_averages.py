@@ -130,7 +130,8 @@ def test_the_mean_is_an_output_too() -> None:
 def test_halves_of_whole_weights_go_up(count: int) -> None:
     generator = np.random.default_rng(0)
     units, bias = generator.integers(-3, 4, (20, 9)) / 2.0, generator.integers(-4, 5, 20) / 2.0
-    made = rounding.averaging(units, bias, 4001)
+    made = rounding.averaging(units, bias, 7, 4001)
+    assert made is not None
     codes = generator.integers(-3, 8, (500, count, 9))
     exact = np.floor(np.maximum(codes @ units.T + bias, 0).sum(1) / count + 0.5)
     sums = np.maximum(codes @ made.weight.T.astype(np.int64) + made.bias.astype(np.int64), 0).sum(1)

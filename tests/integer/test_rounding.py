@@ -64,13 +64,66 @@ def test_sums_of_sums_stay_exact_in_float32() -> None:
     units = np.random.default_rng(2).normal(size=(3, 512)) * 0.01
     made = rounding.firing(units, np.zeros(3), 7 * 64, MOST, wide=True)
     assert rounding.largest_sum(made.weight, 7 * 64) <= 2**24
-    weight, _ = rounding.scaling(units, 7 * 64, wide=True)
-    assert rounding.largest_sum(weight, 7 * 64) <= 2**24
+    answer = rounding.scaling(units, np.zeros(3), 7 * 64, wide=True)
+    assert rounding.largest_sum(answer.weight, 7 * 64) <= 2**24
 
 
 def test_a_weight_that_saturates_its_neuron_is_refused() -> None:
     with pytest.raises(ExportError, match="output channel 1"):
         rounding.firing(np.array([[1.0], [128.0]]), np.zeros(2), 15, MOST, wide=False)
+
+
+@pytest.mark.parametrize("units", [0.0, 1e-12, 1e-40, 1.0, 0.3])
+def test_the_bias_of_a_float_answer_is_as_fine_as_a_bias_is(units: float) -> None:
+    """Also of a row without weights, of hardly any, and of few bits, whose own unit would be too coarse."""
+    generator = np.random.default_rng(0)
+    weights, bias = units * generator.integers(-1, 2, (4, 9)), np.float32([0.45, -3.3, 1e-6, 0.0]).astype(np.float64)
+    made = rounding.scaling(weights, bias, 15, wide=False)
+    codes = generator.integers(0, 16, (50, 9))
+    answer = (codes @ made.weight.T.astype(np.int64) + made.bias.astype(np.int64)) * made.scale
+    assert np.abs(answer - (codes @ weights.T + bias)).max() <= (units / 127 if units > 1e-9 else 1e-6)
+
+
+@pytest.mark.parametrize("bias", [0.3, -7.25, 1e7])
+def test_the_bias_of_a_nearly_dead_channel_fits_everywhere(bias: float) -> None:
+    units, given = np.full((1, 9), 1e-12), np.array([bias])
+    fired = rounding.firing(units, given, 15, MOST, wide=False)
+    averaged = rounding.averaging(units, given, 15, MOST)
+    assert averaged is not None
+    for made in (fired, averaged):
+        assert abs(int(made.bias[0]) / int(made.divisor[0]) - bias) <= 1e-3 * max(1.0, abs(bias) / 1e6)
+
+
+def test_what_fits_nowhere_names_its_channel() -> None:
+    with pytest.raises(ExportError, match=r"output channel 1: expected a bias of at most .*32 bits.*, got 1e\+12"):
+        rounding.firing(np.ones((2, 3)) / 3, np.array([0.0, 1e12]), 15, MOST, wide=False)
+    with pytest.raises(ExportError, match=r"output channel 1: expected a bias of a finite number, got nan"):
+        rounding.scaling(np.ones((2, 3)), np.array([0.0, np.nan]), 15, wide=False)
+
+
+def test_means_of_weights_of_few_bits_keep_their_biases() -> None:
+    generator = np.random.default_rng(0)
+    units, bias = generator.integers(-1, 2, (40, 9)).astype(np.float64), generator.uniform(-0.5, 2.5, 40)
+    units[:8] = 0.0
+    made = rounding.averaging(units, bias, 7, 4001)
+    assert made is not None and np.array_equal(made.weight / made.divisor[:, None], units)
+    assert np.abs(made.bias / made.divisor - bias).max() <= 1 / 128
+    codes = generator.integers(0, 8, (300, 4, 9))
+    exact = np.floor(np.maximum(codes @ units.T + bias, 0).sum(1) / 4 + 0.5)
+    sums = np.maximum(codes @ made.weight.T.astype(np.int64) + made.bias.astype(np.int64), 0).sum(1)
+    assert (fire(sums, made.divisor * 4, 0, 10**6) != exact).mean() < 0.01
+
+
+def test_means_are_refused_where_weights_would_have_few_bits() -> None:
+    units = np.random.default_rng(0).normal(size=(8, 30)) * 0.1
+    assert rounding.averaging(units, np.zeros(8), 15, 109) is None
+    assert rounding.averaging(np.vstack([units, units * 1e-6]), np.zeros(16), 15, 4001) is not None
+
+
+def test_large_whole_weights_round_their_bias_half_up() -> None:
+    units, bias = np.array([[64.0, -3.0], [127.0, 1.0], [90.0, 2.0]]), np.array([0.5, 2.5, -1.5])
+    made = rounding.firing(units, bias, 15, MOST, wide=False)
+    assert made.divisor.tolist() == [1, 1, 1] and made.bias.tolist() == [1, 3, -1]
 
 
 class Dyadic(nn.Module):

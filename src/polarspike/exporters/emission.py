@@ -121,14 +121,12 @@ class Emitter:
         units = rounding.per_output(cast(Vector, term.weight), term.scale / step)
         bias = np.broadcast_to((term.bias + sums.bias) / step, len(units))
         try:
-            made = rounding.averaging(units, bias, most)
+            made = rounding.averaging(units, bias, term.sources[0].largest, most)
         except ExportError as error:
             raise self.refuse(str(error)) from error
-        tensors = {
-            "weight": made.weight,
-            "bias": self._int32(made.bias),
-            "divisor": (count * made.divisor).astype(np.int32),
-        }
+        if made is None:
+            return None
+        tensors = {"weight": made.weight, "bias": made.bias, "divisor": (count * made.divisor).astype(np.int32)}
         name = self.free(name)
         attributes = {"operator": "convolution", "axis": sums.axis, **term.options, "window": dict(windows)}
         self._add("averaged", [term.sources[0].name], name, attributes, tensors, (0, positive))
@@ -191,11 +189,7 @@ class Emitter:
             )
         except ExportError as error:
             raise self.refuse(str(error)) from error
-        tensors = {
-            "weight": made.weight,
-            "bias": self._int32(made.bias),
-            "divisor": made.divisor.astype(np.int32),
-        }
+        tensors: dict[str, Array] = {"weight": made.weight, "bias": made.bias, "divisor": made.divisor.astype(np.int32)}
         return self._weighted(term, sums, tensors, name, (low, high))
 
     def _product(self, term: Term, sums: Sums, step: Vector, low: int, high: int, name: str) -> str:
@@ -249,9 +243,11 @@ class Emitter:
 
     def _scaled(self, term: Term, bias: Vector, sums: Sums, name: str) -> str:
         units, source = rounding.per_output(cast(Vector, term.weight), term.scale), term.sources[0]
-        weight, scale = rounding.scaling(units, source.largest, wide=source.wide)
-        counted = self._int32(np.rint(np.broadcast_to(bias, scale.shape) / scale))
-        tensors = {"weight": weight, "bias": counted, "scale": scale.astype(np.float32)}
+        try:
+            made = rounding.scaling(units, np.broadcast_to(bias, len(units)), source.largest, wide=source.wide)
+        except ExportError as error:
+            raise self.refuse(str(error)) from error
+        tensors: dict[str, Array] = {"weight": made.weight, "bias": made.bias, "scale": made.scale.astype(np.float32)}
         return self._weighted(term, sums, tensors, name, None)
 
     def _weighted(
@@ -267,11 +263,6 @@ class Emitter:
         name = self.free(f"{codes.name}_value")
         self._add("decode", [codes.name], name, {}, {"step": step.astype(np.float32)})
         return Analog(name, codes.shape)
-
-    def _int32(self, counted: Vector) -> Array:
-        if (np.abs(counted) > np.iinfo(np.int32).max).any():
-            raise self.refuse("a bias does not fit into 32 bits")
-        return counted.astype(np.int32)
 
     # Layouts, of whole numbers and of float alike
 

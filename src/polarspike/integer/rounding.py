@@ -9,7 +9,8 @@ A layer's weights ``u`` come in steps of its neuron per code of its input. Three
   leaves them. The integers are kept, and the divisor is the odd number next to 1 / g.
 - **any other**: the largest odd divisor q with which ``round(q u)`` stays within 127.
 
-In all of them 2 * sum is never an odd multiple of the divisor, so no sum lies on a threshold.
+In all of them 2 * sum is never an odd multiple of the divisor, so no sum lies on a threshold. Where sums do not fire at once
+(means of them, float answers), dyadic weights take the largest power instead, because their biases are rounded to its units.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from polarspike.errors import ExportError
 from polarspike.integer.lattice import EXACT_IN_FLOAT32, WEIGHT_LIMIT, odd_at_most, odd_divisors
 
 Vector = NDArray[np.float64]
@@ -29,14 +31,31 @@ _DYADIC_LIMIT = WEIGHT_LIMIT // 2
 _POWERS = 20
 #: How far from whole numbers weights on a grid may be, because they were rounded to float32 and scaled.
 _ON_GRID = 1e-3
+#: Biases stay within these bits, which leaves half of 32-bit membranes to the codes.
+_BIAS_BITS = 30
+_FLOAT32_BITS = 24
+#: The smallest normal number of float32.
+_SMALLEST = 2.0**-126
+#: Largest weights below this have fewer than 7 bits.
+_COARSE = WEIGHT_LIMIT // 2
+#: Up to this part of a step errors of rounded weights are nothing beside those of codes.
+_LITTLE = 1 / 16
 
 
 class Rounded(NamedTuple):
     """Of a layer that fires: weights and bias as whole numbers in units of 1 / divisor, by output channel."""
 
     weight: NDArray[np.int8]
-    bias: Vector
+    bias: NDArray[np.int32]
     divisor: NDArray[np.int64]
+
+
+class Scaled(NamedTuple):
+    """Of a layer whose sums become float: weights and bias as whole numbers, and by output channel what one is worth."""
+
+    weight: NDArray[np.int8]
+    bias: NDArray[np.int32]
+    scale: Vector
 
 
 def firing(units: Vector, bias: Vector, largest_input: int, most: int, *, wide: bool) -> Rounded:
@@ -50,29 +69,34 @@ def firing(units: Vector, bias: Vector, largest_input: int, most: int, *, wide: 
         wide: the input is sums of codes, and float kernels add them up: they must stay exact in float32.
 
     Raises:
-        ExportError: a weight is worth more than 127 steps.
+        ExportError: a weight is worth more than 127 steps, or a bias more than 32 bits hold.
     """
+    _require(np.isfinite(bias), bias, "a finite number")
     limit = WEIGHT_LIMIT
     while True:
         divisor = odd_divisors(peaks(units), limit, most)
         if limit == WEIGHT_LIMIT:
             divisor = _near_grid(units, divisor, most)
+        divisor = _with_room(divisor, bias)
         weight = np.rint(per_output(units, divisor.astype(np.float64)))
         if not wide or largest_sum(weight, largest_input) <= EXACT_IN_FLOAT32 or limit == 1:
             break
         limit = max(1, limit // 2)
     counted = np.rint(bias * divisor)
+    # Whole numbers already: none of their sums is a half, and nothing is doubled.
+    found = {channel: (exact, 1, math.floor(bias[channel] + 0.5)) for channel, exact in _whole(units).items()}
     # A power of two divides a sum without error, so all of float32's digits count, and not the fourth part of the margin.
     for channel, (exact, power) in _dyadic(units, _DYADIC_LIMIT, 16 * most).items():
-        whole, base, units_a_step = 2 * exact, 2 * math.floor(bias[channel] * 2.0**power) + 1, 2 ** (power + 1)
-        if power == 0:  # whole numbers already, and none of their sums is a half
-            whole, base, units_a_step = exact, math.floor(bias[channel] + 0.5), 1
-        if not wide or np.abs(whole).sum() * largest_input + abs(base) <= EXACT_IN_FLOAT32:
+        if power > 0:
+            found[channel] = (2 * exact, 2 ** (power + 1), 2 * math.floor(bias[channel] * 2.0**power) + 1)
+    for channel, (whole, units_a_step, base) in found.items():
+        fits = not wide or np.abs(whole).sum() * largest_input + abs(base) <= EXACT_IN_FLOAT32
+        if fits and abs(base) <= 2**_BIAS_BITS:
             weight[channel], counted[channel], divisor[channel] = whole, base, units_a_step
-    return Rounded(weight.astype(np.int8), counted, divisor)
+    return Rounded(weight.astype(np.int8), _int32(counted), divisor)
 
 
-def averaging(units: Vector, bias: Vector, most: int) -> Rounded:
+def averaging(units: Vector, bias: Vector, largest_input: int, most: int) -> Rounded | None:
     """Whole numbers for a layer whose rectified sums are averaged in front of a neuron.
 
     Halves are possible here, as the number of values in a window may be even; who rounds them to even must add half a unit.
@@ -81,30 +105,57 @@ def averaging(units: Vector, bias: Vector, most: int) -> Rounded:
     Args:
         units: as for :func:`firing`.
         bias: as for :func:`firing`; exact where it lies on the grid of the sums.
+        largest_input: as for :func:`firing`.
         most: the largest divisor allowed.
 
+    Returns:
+        None where ``most`` leaves fewer than 7 bits to the weights of a channel, and its codes would show it.
+
     Raises:
-        ExportError: a weight is worth more than 127 steps.
+        ExportError: as for :func:`firing`.
     """
-    divisor = _near_grid(units, odd_divisors(peaks(units), WEIGHT_LIMIT, most), most)
+    _require(np.isfinite(bias), bias, "a finite number")
+    divisor = _with_room(_near_grid(units, odd_divisors(peaks(units), WEIGHT_LIMIT, most), most), bias)
     weight = np.rint(per_output(units, divisor.astype(np.float64)))
+    # In steps: at most what the weights are worth, and of that many uniform errors of up to half a unit the deviation.
+    rows = np.abs(units.reshape(len(units), -1))
+    error = np.minimum(rows.sum(axis=1), math.sqrt(rows.shape[1] / 12) / divisor) * largest_input
+    coarse = (peaks(weight) < _COARSE) & (error > _LITTLE)
     for channel, (exact, power) in _dyadic(units, WEIGHT_LIMIT, 2 * most).items():
-        weight[channel], divisor[channel] = exact, 2**power
-    return Rounded(weight.astype(np.int8), np.rint(bias * divisor), divisor)
+        more = _more(exact, most / 2**power)
+        if abs(bias[channel]) * 2.0 ** (power + more) <= 2**_BIAS_BITS:
+            weight[channel], divisor[channel], coarse[channel] = exact * 2**more, 2 ** (power + more), False
+    return None if coarse.any() else Rounded(weight.astype(np.int8), _int32(np.rint(bias * divisor)), divisor)
 
 
-def scaling(units: Vector, largest_input: int, *, wide: bool) -> tuple[NDArray[np.int8], Vector]:
-    """Whole numbers for a layer whose sums become float: weights, and by output channel what one of them is worth."""
+def scaling(units: Vector, bias: Vector, largest_input: int, *, wide: bool) -> Scaled:
+    """Whole numbers for a layer whose sums become float.
+
+    Args:
+        units: (outputs, ...) weights in real units per code of the input.
+        bias: (outputs,) in real units.
+        largest_input: as for :func:`firing`.
+        wide: as for :func:`firing`.
+
+    Raises:
+        ExportError: a bias that is no finite number.
+    """
+    _require(np.isfinite(bias), bias, "a finite number")
+    exponent = np.frexp(bias)[1].astype(np.float64)  # |bias| < 2^exponent
     highest = peaks(units)
-    scale = np.where(highest > 0, highest, 1.0) / WEIGHT_LIMIT
-    weight = np.rint(per_output(units, 1 / scale))
+    scale = highest / WEIGHT_LIMIT
     for channel, (exact, power) in _dyadic(units, WEIGHT_LIMIT, 2**_POWERS).items():
-        weight[channel], scale[channel] = exact, 2.0**-power
+        sums = np.abs(exact).sum() * largest_input + abs(bias[channel]) * 2.0**power
+        scale[channel] = 2.0 ** -(power + _more(exact, EXACT_IN_FLOAT32 / max(sums, 1.0)))
+    # No weights: the bias alone, with all digits that it has. Weights that are nothing beside it: in units that hold it.
+    least = np.where(highest > 0, 2.0 ** (exponent - _BIAS_BITS), 2.0 ** (exponent - _FLOAT32_BITS))
+    scale = np.maximum(np.where(highest > 0, scale, 0.0), np.maximum(least, _SMALLEST))
+    weight = np.rint(per_output(units, 1 / scale))
     bound = largest_sum(weight, largest_input)
     if wide and bound > EXACT_IN_FLOAT32:
         scale = scale * (bound / EXACT_IN_FLOAT32) * 1.01
         weight = np.rint(per_output(units, 1 / scale))
-    return weight.astype(np.int8), scale
+    return Scaled(weight.astype(np.int8), _int32(np.rint(bias / scale)), scale)
 
 
 def per_output(weight: Vector, factor: Vector) -> Vector:
@@ -135,6 +186,41 @@ def _near_grid(units: Vector, divisor: NDArray[np.int64], most: int) -> NDArray[
         if np.abs(whole - np.rint(whole)).max() < _ON_GRID and near <= most and kept:
             found[channel] = near
     return found
+
+
+def _with_room(divisor: NDArray[np.int64], bias: Vector) -> NDArray[np.int64]:
+    """Odd divisors that are small enough for the biases, too."""
+    room = 2**_BIAS_BITS / np.maximum(np.abs(bias), 1.0)
+    held = [min(int(most), odd_at_most(space)) for most, space in zip(divisor, room, strict=True)]
+    return np.array(held, dtype=np.int64)
+
+
+def _int32(counted: Vector) -> NDArray[np.int32]:
+    """Biases in the type of membranes."""
+    _require(np.abs(counted) <= np.iinfo(np.int32).max, counted, f"at most {np.iinfo(np.int32).max} units (32 bits)")
+    return counted.astype(np.int32)
+
+
+def _require(fits: NDArray[np.bool_], bias: Vector, expected: str) -> None:
+    if not fits.all():
+        channel = int(np.argmin(fits))
+        raise ExportError(
+            f"output channel {channel}: expected a bias of {expected}, got {bias[channel]:.4g}; train it to an ordinary "
+            "size, or give the site a larger step"
+        )
+
+
+def _whole(units: Vector) -> dict[int, Vector]:
+    """The channels whose weights are whole numbers up to the limit."""
+    rows = units.reshape(len(units), -1)
+    whole = (rows == np.rint(rows)).all(axis=1) & (peaks(units) <= WEIGHT_LIMIT)
+    return {int(channel): units[channel] for channel in np.flatnonzero(whole)}
+
+
+def _more(exact: Vector, most: float) -> int:
+    """How often whole numbers can be doubled: within the limit, and by a factor up to ``most``."""
+    largest = max(float(np.abs(exact).max()), WEIGHT_LIMIT / 2**_POWERS)
+    return max(0, math.floor(math.log2(min(WEIGHT_LIMIT / largest, max(most, 1.0)))))
 
 
 def _dyadic(units: Vector, limit: int, most: int) -> dict[int, tuple[Vector, int]]:
