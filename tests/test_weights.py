@@ -136,6 +136,23 @@ def test_biases_of_dyadic_layers_end_on_the_grid_of_their_sums() -> None:
         assert bool(((layer.bias - before[name]).abs() <= grid / 2).all()) and not torch.equal(layer.bias, before[name])
 
 
+def test_a_nearly_dead_channel_leaves_the_biases_of_the_others_on_their_grids() -> None:
+    qann = quantized("mlp")
+    ps.snap_steps(qann)
+    name = ps.quantize_weights(qann, 6, dyadic=True)[1]
+    layer = qann.network.get_submodule(name)
+    with torch.no_grad():
+        layer.parametrizations["weight"].original[0] *= 1e-9  # type: ignore[index]
+        layer.bias[0] = 0.3  # type: ignore[index]
+    before = layer.bias.detach().clone()  # type: ignore[operator]
+    ps.fix_weights(qann)
+    step = next(iter(qann.sites().values())).step
+    grid = WeightQuantizer(6, dyadic=True).step_of(layer.weight).flatten() * step  # type: ignore[arg-type]
+    assert torch.equal(layer.bias[0], before[0])  # type: ignore[index]
+    assert torch.equal((layer.bias / grid).round()[1:], (layer.bias / grid)[1:])  # type: ignore[operator,index]
+    assert not torch.equal(layer.bias, before)  # type: ignore[arg-type]
+
+
 def test_dyadic_weights_of_eight_bits_are_refused() -> None:
     with pytest.raises(SpecError, match="from 2 to 7 with dyadic=True, got 8"):
         ps.quantize_weights(quantized("mlp"), dyadic=True)

@@ -97,8 +97,9 @@ def _fix_bias(network: nn.Module, name: str, module: nn.Module) -> None:
     if not isinstance(rounding, WeightQuantizer) or not rounding.dyadic or not isinstance(bias, Tensor) or unit is None:
         return
     grid = rounding.step_of(steps.original).flatten() * unit
-    if grid.shape == bias.shape and bool((bias.abs() < _MOST_UNITS * grid).all()):
-        bias.copy_(ops.quantize(bias[None], grid, 1.0, (_MOST_UNITS, _MOST_UNITS))[0])
+    if grid.shape == bias.shape:  # a bias beyond float32's digits of its grid lies on it as well as it can
+        moved = ops.quantize(bias[None], grid, 1.0, (_MOST_UNITS, _MOST_UNITS))[0]
+        bias.copy_(torch.where(bias.abs() < _MOST_UNITS * grid, moved, bias))
 
 
 def _unit_of_input(network: fx.GraphModule, name: str) -> Tensor | None:
