@@ -193,7 +193,11 @@ def test_the_advice_of_that_message_is_python(files: Path, pictures: Path, call:
     json.dumps({"format": 1, "notes": {"normalization": {"mean": 0.5, "std": 0.5}}}),
     json.dumps({"format": 1, "notes": {"normalization": {"mean": ["a"] * 3, "std": [1] * 3}}}),
     json.dumps({"format": 1, "notes": {**NOTES, "classes": 3}}),
-], ids=range(10))  # fmt: skip
+    json.dumps({"format": 1, "notes": {**NOTES, "classes": "cat"}}),
+    json.dumps({"format": 1, "notes": {"normalization": {"mean": [float("nan")] * 3, "std": [1] * 3}}}),
+    json.dumps({"format": 1, "notes": {"normalization": {"mean": [0.5] * 3, "std": [float("inf")] * 3}}}),
+    json.dumps({"format": 1, "notes": {**NOTES, "crop": True}}),
+], ids=range(14))  # fmt: skip
 def test_descriptions_that_make_no_sense(
     description: str, files: Path, pictures: Path, tmp_path: Path, call: Call
 ) -> None:
@@ -322,6 +326,32 @@ def test_a_table_never_takes_the_place_of_what_is_read(files: Path, pictures: Pa
         refused(call(model, "--images", pictures, "--output", place), "this file is read by this very command")
         assert place.read_bytes() == content
     refused(call(model, "--images", pictures, "--output", pictures), "expected a file, this is a folder")
+
+
+def test_a_table_never_takes_the_place_of_weights(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    model = tmp_path / "net.onnx"
+    onnx.save(
+        onnx.load(files / "net.onnx"), model, save_as_external_data=True, location="net.onnx.data", size_threshold=200
+    )
+    model = model.rename(tmp_path / "other.onnx")
+    content = (tmp_path / "net.onnx.data").read_bytes()
+    answer = call(model, "--images", pictures, "--output", tmp_path / "net.onnx.data")
+    refused(answer, "keeps its weights in this file")
+    assert (tmp_path / "net.onnx.data").read_bytes() == content
+    for _ in range(2):  # an old table is no file of weights
+        answer = call(model, "--images", pictures, "--output", tmp_path / "net.csv")
+        assert answer[0] == 0, answer
+
+
+def test_names_of_classes_stay_on_their_line(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    model = onnx.load(files / "net.onnx")
+    notes = {**NOTES, "classes": ["a\tb", "c\nd", "e\x1b[2J"]}
+    onnx.helper.set_model_props(model, {"polarspike": json.dumps({"format": 1, "notes": notes})})
+    onnx.save(model, tmp_path / "net.onnx")
+    code, out, _ = call(tmp_path / "net.onnx", "--images", pictures)
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and {len(row) for row in rows} == {3}
+    assert {row[1] for row in rows} <= {r"a\tb", r"c\nd", r"e\x1b[2J"}
 
 
 def test_the_share_that_the_cut_keeps_is_in_the_file(files: Path, tmp_path: Path, call: Call) -> None:

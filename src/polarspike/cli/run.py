@@ -75,13 +75,14 @@ class Run(Command):
         paths = _pictures(self.images)
         if self.output is not None:
             _require_place(self.output, [self.file, *paths])
+            _require_no_weights(self.output, self.file)
         reader = open_file(self.file, self.threads)
         classes = reader.classes
         lines: list[tuple[str, str, str]] = []
         for path, scores in self._scored(reader, paths):
             best = int(scores.argmax())
             name = classes[best] if best < len(classes) else str(best)
-            lines.append((_printable(path), name, f"{float(scores[best]):.4f}"))
+            lines.append((_printable(str(path)), _printable(name), f"{float(scores[best]):.4f}"))
             show("\t".join(lines[-1]))
         if self.output is not None:
             _write(self.output, lines)
@@ -163,9 +164,11 @@ def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, descriptio
                 f"{path}: expected a description of format {DESCRIPTION_FORMAT}, got {version!r}; "
                 "use the version that wrote it"
             )
-        classes = [str(name) for name in notes.get("classes", ())]
+        classes = notes.get("classes", [])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ExportError(f"{path}: its description is damaged ({error!r}); export it again") from error
+    if not isinstance(classes, list):
+        raise ExportError(f"{path}: notes['classes']: expected a list of names, got {classes!r}")
     if len(sizes) != 3 or not all(isinstance(size, int) for size in sizes):
         raise ExportError(
             f"{path}: expected a network of pictures (channels, height, width), got an input {tuple(sizes)}"
@@ -177,16 +180,19 @@ def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, descriptio
         mean, std = (np.asarray(notes["normalization"][key], dtype=np.float32) for key in ("mean", "std"))
     except (KeyError, TypeError, ValueError):
         mean = std = np.zeros(0, dtype=np.float32)
-    if mean.shape != (channels,) or std.shape != (channels,) or not (std > 0).all():
+    finite = np.isfinite(mean).all() and np.isfinite(std).all()
+    if mean.shape != (channels,) or std.shape != (channels,) or not finite or not (std > 0).all():
         raise ExportError(
             f"{path}: its notes do not say how pictures are scaled; set snn.notes['normalization'] = "
             "{'mean': [...], 'std': [...]} (in units of a full-scale pixel) before polarspike.export"
         )
     crop = notes.get("crop", 1.0)
-    if not isinstance(crop, int | float) or not 0 < crop <= 1:
+    if isinstance(crop, bool) or not isinstance(crop, int | float) or not 0 < crop <= 1:
         raise ExportError(f"{path}: notes['crop']: expected a number above 0 and at most 1, got {crop!r}")
     shape = (channels, sizes[1], sizes[2])
-    return Reader(answer, shape, classes, mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1), float(crop))
+    return Reader(
+        answer, shape, [str(name) for name in classes], mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1), float(crop)
+    )
 
 
 def picture(path: Path, reader: Reader) -> Array:
@@ -246,9 +252,22 @@ def _require_place(output: Path, read: Iterable[Path]) -> None:
         raise SpecError(f"--output {output}: this file is read by this very command; give another name")
 
 
-def _printable(path: Path) -> str:
-    """A path on one line of a table: what would break it, or is no text at all, as in a string of Python."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(path))
+def _require_no_weights(output: Path, model: Path) -> None:
+    """Refuse a table in the place of a file in which an ONNX model keeps its weights; they lie in its folder or below."""
+    folder = model.resolve().parent
+    place = output.resolve()
+    if not (output.is_file() and model.is_file() and place.is_relative_to(folder)):
+        return
+    location = place.relative_to(folder).as_posix().encode()
+    # As protobuf writes an entry of external_data: key and value are texts behind a tag and their length.
+    length = bytes([len(location)] if len(location) < 128 else [len(location) % 128 + 128, len(location) // 128])
+    if b"\x0a\x08location\x12" + length + location in model.read_bytes():
+        raise SpecError(f"--output {output}: {model} keeps its weights in this file; give another name")
+
+
+def _printable(text: str) -> str:
+    """A text on one line of a table: what would break it, or is no text at all, as in a string of Python."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _write(path: Path, lines: list[tuple[str, str, str]]) -> None:
