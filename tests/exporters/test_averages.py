@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import polarspike as ps
 from polarspike import integer
+from polarspike.errors import ExportError
 from polarspike.exporters.integer import integer_network
 from polarspike.integer import IntegerNetwork, rounding
 from polarspike.integer.lattice import fire
@@ -48,6 +49,7 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "nine, overlapping": lambda x: functional.avg_pool2d(x, 3, 1, 1),
     "uneven": lambda x: functional.avg_pool2d(x, (2, 3), (1, 2), (1, 0)),
     "adaptive": lambda x: functional.adaptive_avg_pool2d(x, 2),
+    "ceil mode that changes nothing": lambda x: functional.avg_pool2d(x, 2, ceil_mode=True),
     "dropout behind": lambda x: functional.dropout(functional.avg_pool2d(x, 2), 0.5, training=False),
 }
 
@@ -108,6 +110,21 @@ def test_what_else_stands_behind_the_mean_sees_its_float_value(pool: Callable[[T
     made = integer_network(snn, x, [x])
     assert "AveragePool" in made.float_operators() and apart(snn, made, x) < 0.06
     assert wrong(made, {made.inputs[0][0]: x.numpy()}) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"ceil_mode": True}, "use ceil_mode=False"),
+        ({"divisor_override": 4}, "divisor_override; leave it out"),
+        ({"padding": 1, "count_include_pad": False}, "use count_include_pad=True, or no padding"),
+    ],
+)
+def test_windows_that_do_not_count_alike_are_refused(options: dict[str, int], why: str) -> None:
+    x = torch.randn(4, 2, 8, 8)
+    snn = spiking(Pooled(lambda x: functional.avg_pool2d(x, 3, 2, **options)), x, ps.QuantSpec(3, 7))  # type: ignore[arg-type]
+    with pytest.raises(ExportError, match=why):
+        integer_network(snn, x, [x])
 
 
 def test_the_mean_is_an_output_too() -> None:

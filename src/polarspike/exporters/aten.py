@@ -57,12 +57,19 @@ def padding_of(given: Any, kernel: Sequence[int], dilation: Sequence[int]) -> li
     return [sizes, sizes]
 
 
-def average_windows(given: Arguments, space: int) -> tuple[list[int], list[int], list[int]] | None:
-    """Kernel, stride and padding of an average pooling; None if its windows count differently at the border."""
-    kernel, padding = sizes_of(given["kernel_size"], space), sizes_of(given["padding"], space)
-    if given["ceil_mode"] or given.get("divisor_override") or (any(padding) and not given["count_include_pad"]):
-        return None
-    return kernel, sizes_of(given["stride"], space) if given["stride"] else kernel, padding
+def average_windows(node: fx.Node, given: Arguments) -> tuple[list[int], list[int], list[int]] | str:
+    """Kernel, stride and padding of an average pooling; a message where its windows do not all count alike."""
+    before, after = shape_of(given["self"])[1:], shape_of(node)[1:]
+    kernel, padding = sizes_of(given["kernel_size"], len(after)), sizes_of(given["padding"], len(after))
+    stride = sizes_of(given["stride"], len(after)) if given["stride"] else kernel
+    inside = tuple((size + 2 * p - k) // s + 1 for size, p, k, s in zip(before, padding, kernel, stride, strict=True))
+    if given.get("divisor_override"):
+        return "average pooling with divisor_override; leave it out, and multiply the mean by a factor instead"
+    if any(padding) and not given["count_include_pad"]:
+        return "average pooling that does not count its padding; use count_include_pad=True, or no padding"
+    if inside != after:
+        return f"average pooling from {before} to {after} whose last windows are cut off; use ceil_mode=False"
+    return kernel, stride, padding
 
 
 def even_windows(before: Sequence[int], after: Sequence[int]) -> tuple[list[int], list[int]] | None:

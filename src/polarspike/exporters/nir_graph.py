@@ -290,9 +290,9 @@ def _add(walk: _Walk, node: fx.Node, given: Arguments) -> Sources:
 
 
 def _pool(walk: _Walk, node: fx.Node, given: Arguments) -> Sources:
-    windows = average_windows(given, 2)
-    if windows is None:
-        raise walk.refuse("average pooling whose windows count differently at the border")
+    windows = average_windows(node, given)
+    if isinstance(windows, str):
+        raise walk.refuse(windows)
     return _average(walk, node, given["self"], *windows)
 
 

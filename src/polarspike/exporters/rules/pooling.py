@@ -32,9 +32,9 @@ def _max_pool(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
 
 
 def _average_pool(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
-    windows = average_windows(given, len(shape_of(node)) - 1)
-    if windows is None:
-        raise walk.emitter.refuse("average pooling whose windows count differently at the border")
+    windows = average_windows(node, given)
+    if isinstance(windows, str):
+        raise walk.emitter.refuse(windows)
     return _window_mean(walk, node, given["self"], *windows)
 
 
