@@ -19,7 +19,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 def decoded(file: Path | IO[bytes], channels: int, place: str, *, upright: bool = False) -> Image:
     """A picture with one byte for each channel.
 
-    Pixels of 16 bits are rounded to 8. Colours become grey by their luminance, grey becomes three equal colours.
+    Grey pixels of 16 bits are rounded to 8; of colours of 16 bits Pillow keeps the high byte. Colours become grey by their
+    luminance, grey becomes three equal colours.
     Transparency is dropped, and the colours under it stay.
 
     Args:

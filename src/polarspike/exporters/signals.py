@@ -30,7 +30,8 @@ class Codes:
         low: the smallest code; high: the largest.
         high: see ``low``.
         shape: without the batch.
-        offset: like ``step``; zero but for pixels. Padding stands for 0, not for ``offset``.
+        offset: like ``step``; zero but for pixels. Padding is code 0, which stands for ``offset``: for pixels up to half a
+            step beside the 0 that the network pads with.
         summed: some are sums of codes, which are kept as whole numbers in float32.
     """
 
