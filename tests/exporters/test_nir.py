@@ -98,7 +98,7 @@ class With(nn.Module):
     [
         (nn.MaxPool2d(2), "NIR has no node for max_pool2d"),
         (nn.Softmax(1), "NIR has no node for"),
-        (nn.AvgPool2d(2, 2, 1, count_include_pad=False), "count differently at the border"),
+        (nn.AvgPool2d(2, 2, 1, count_include_pad=False), "use count_include_pad=True"),
     ],
     ids=["max pooling", "softmax", "average at the border"],
 )

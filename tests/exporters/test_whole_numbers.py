@@ -243,7 +243,7 @@ class Odd(nn.Module):
     [
         (lambda x: torch.nn.functional.softplus(x), "no rule for softplus"),
         (lambda x: nn.functional.interpolate(x, scale_factor=2.0), "no rule for upsample_nearest2d"),
-        (lambda x: nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False), "count differently at the border"),
+        (lambda x: nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False), "use count_include_pad=True"),
         (lambda x: nn.functional.pad(x, (1, 1, 1, 1), mode="reflect"), "anything but zeros"),
         (lambda x: nn.functional.adaptive_avg_pool2d(x, 5), "differ in size"),
     ],
