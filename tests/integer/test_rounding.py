@@ -162,3 +162,12 @@ def test_a_dyadic_network_in_whole_numbers_is_the_spiking_network_code_for_code(
     membranes = torch.relu(qann.network.get_submodule("one")(x)) / 32
     assert int(((membranes * 2) % 2 == 1).sum()) > 10  # there were ties
     assert len({int(k) for k in itertools.chain(*(s.unique() for s in fired.values()))}) > 5
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-9, 1e-20])
+def test_weights_keep_their_bits_however_small_they_are_where_there_is_no_bias(size: float) -> None:
+    units = np.random.default_rng(0).normal(size=(3, 16))
+    made, small = (rounding.scaling(u, np.zeros(3), 7, wide=False) for u in (units, size * units))
+    np.testing.assert_array_equal(made.weight, small.weight)
+    np.testing.assert_allclose(small.scale, size * made.scale)
+    assert np.abs(made.weight).max(axis=1).tolist() == [127, 127, 127]

@@ -148,7 +148,9 @@ def scaling(units: Vector, bias: Vector, largest_input: int, *, wide: bool) -> S
         sums = np.abs(exact).sum() * largest_input + abs(bias[channel]) * 2.0**power
         scale[channel] = 2.0 ** -(power + _more(exact, EXACT_IN_FLOAT32 / max(sums, 1.0)))
     # No weights: the bias alone, with all digits that it has. Weights that are nothing beside it: in units that hold it.
-    least = np.where(highest > 0, 2.0 ** (exponent - _BIAS_BITS), 2.0 ** (exponent - _FLOAT32_BITS))
+    # A bias of 0 needs no room, and its exponent says nothing.
+    room = np.where(bias == 0, 0.0, 2.0 ** (exponent - _BIAS_BITS))
+    least = np.where(highest > 0, room, 2.0 ** (exponent - _FLOAT32_BITS))
     scale = np.maximum(np.where(highest > 0, scale, 0.0), np.maximum(least, _SMALLEST))
     weight = np.rint(per_output(units, 1 / scale))
     bound = largest_sum(weight, largest_input)
