@@ -26,7 +26,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from polarspike.answers import Answers, Pair, error, float_answers
+from polarspike.answers import Answers, Pair, error, float_answers, require_answers
 from polarspike.candidates import Option, Resource, amount, candidates, cost, finer, least_loss, uniform, within
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
@@ -351,5 +351,4 @@ def _check(budget: object, resource: object, answers: object) -> None:
         raise SpecError(f"allocate: budget: expected a positive number, got {budget!r}")
     if resource not in get_args(Resource):
         raise SpecError(f"allocate: resource: expected one of {', '.join(get_args(Resource))}, got {resource!r}")
-    if answers not in get_args(Answers):
-        raise SpecError(f"allocate: answers: expected 'values' or 'classes', got {answers!r}")
+    require_answers("allocate", answers)

@@ -1,14 +1,16 @@
 """What a float network answers, and how far the answers of its quantized network are from it.
 
-classes   mean KL(softmax(z) || softmax(z'))                  in nats, over images and positions
-values    sqrt(sum |z' - z|^2 / sum |z|^2)                    root mean square, as a part of the float answers'
+With z the float answers and z' those of the quantized network::
+
+    classes   mean KL(softmax(z) || softmax(z'))      in nats, over images and positions
+    values    sqrt(sum |z' - z|^2 / sum |z|^2)        root mean square, as a part of the float answers'
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,17 +48,29 @@ def float_answers(verb: str, goal: QuantizedNetwork, batches: Iterable[Any] | Te
                     f"{verb}, batch {len(pairs) - 1}: the float network answers NaN or Inf; look for it in this batch, "
                     "or in the weights"
                 )
-            if answers == "classes" and any(leaf.dim() < 2 or leaf.shape[1] < 2 for leaf in pairs[-1][1]):
-                raise SpecError(
-                    f"{verb}: answers='classes': expected outputs (batch, classes, ...) with two classes at least, got "
-                    f"{[tuple(leaf.shape) for leaf in pairs[-1][1]]}; take answers='values'"
-                )
+            if answers == "classes":
+                require_scores(verb, pairs[-1][1])
     if not pairs:
         raise CalibrationError(
             f"{verb}: expected at least one batch, got an empty loader; check the dataset's size against batch_size and "
             "drop_last (an iterator that was read before is empty, too)"
         )
     return pairs
+
+
+def require_answers(verb: str, answers: object) -> None:
+    """Refuse what no network answers."""
+    if answers not in get_args(Answers):
+        raise SpecError(f"{verb}: answers: expected 'values' or 'classes', got {answers!r}")
+
+
+def require_scores(verb: str, leaves: Sequence[Tensor]) -> None:
+    """Refuse outputs that hold no scores of classes."""
+    if any(leaf.dim() < 2 or leaf.shape[1] < 2 for leaf in leaves):
+        raise SpecError(
+            f"{verb}: answers='classes': expected outputs (batch, classes, ...) with two classes at least, got "
+            f"{[tuple(leaf.shape) for leaf in leaves]}; take answers='values'"
+        )
 
 
 def distance(got: Sequence[Tensor], wanted: Sequence[Tensor], answers: Answers) -> Tensor:

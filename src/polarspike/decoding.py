@@ -12,7 +12,7 @@ from polarspike.errors import DataError, MissingExtraError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: What a folder is searched for.
+#: How the names of pictures end, in lower case.
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 

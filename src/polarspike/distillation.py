@@ -6,12 +6,12 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from polarspike.answers import Answers, Pair, distance, error, float_answers, scale
+from polarspike.answers import Answers, Pair, distance, error, float_answers, require_answers, scale
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import float_leaves
 from polarspike.modules import apply, evaluating
@@ -172,8 +172,7 @@ def _check_arguments(qann: object, reference: object, answers: object, steps: ob
         raise SpecError(
             "distill: expected to be called outside of torch.inference_mode(), in which nothing can be trained"
         )
-    if answers not in get_args(Answers):
-        raise SpecError(f"distill: answers: expected 'values' or 'classes', got {answers!r}")
+    require_answers("distill", answers)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise SpecError(f"distill: steps: expected a positive integer, got {steps!r}")
     if (

@@ -5,6 +5,7 @@ defaults. Experiments that need a GPU are recipes with nothing to expect yet: ea
 (``polarspike train NAME --rehearse``), and none has been run on its data.
 """
 
+import dataclasses
 from typing import Any
 
 from polarspike.data import Augmentation
@@ -64,32 +65,17 @@ def _transformer(
     Changes of images and smoothing are after DeiT (Touvron et al. 2021, arXiv 2012.12877): the same kinds and strengths;
     erased parts are black, and repetitions, color jitter, stochastic depth and a rate that follows the batch are left out.
     """
+    both = TrainSpec(optimizer="adamw", weight_decay=0.05, precision="bf16")
     return Recipe(
         data=data,
         model="vit",
         width=width,
         options={"depth": 12, "heads": heads, "ratio": 4, "patch": patch},
         batch_size=batch,
-        ann=TrainSpec(
-            epochs=epochs,
-            optimizer="adamw",
-            learning_rate=1e-3,
-            weight_decay=0.05,
-            warmup_epochs=10.0,
-            label_smoothing=0.1,
-            precision="bf16",
-        ),
+        ann=dataclasses.replace(both, epochs=epochs, learning_rate=1e-3, warmup_epochs=10.0, label_smoothing=0.1),
         augmentation=Augmentation(randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0),
         quant=QuantSpec(negative=7, positive=8),
-        qann=TrainSpec(
-            epochs=fine,
-            optimizer="adamw",
-            learning_rate=1e-4,
-            weight_decay=0.05,
-            distillation=0.9,
-            temperature=2.0,
-            precision="bf16",
-        ),
+        qann=dataclasses.replace(both, epochs=fine, learning_rate=1e-4, distillation=0.9, temperature=2.0),
         workers=workers,
     )
 

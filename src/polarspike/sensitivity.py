@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polarspike.answers import Answers
+from polarspike.answers import Answers, require_scores
 from polarspike.errors import SpecError
 from polarspike.inputs import Inputs, float_leaves, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
@@ -90,13 +90,9 @@ def _score(leaves: list[Tensor], answers: Answers, generator: torch.Generator) -
             power = float(leaf.detach().double().square().sum()) / max(1, len(leaf))
             parts.append((leaf * signs).sum() * (power**-0.5 if power > 0.0 else 0.0))
         return torch.stack(parts).sum()
+    require_scores("sensitivities", leaves)
     parts = []
     for leaf in leaves:
-        if leaf.dim() < 2 or leaf.shape[1] < 2:
-            raise SpecError(
-                "answers='classes': expected outputs (batch, classes, ...) with two classes at least, got "
-                f"{tuple(leaf.shape)}; take answers='values'"
-            )
         scores = leaf.movedim(1, -1).flatten(0, -2).float()
         drawn = torch.multinomial(scores.detach().softmax(1).cpu(), 1, generator=generator).squeeze(1)
         parts.append(functional.cross_entropy(scores, drawn.to(scores.device), reduction="sum") * 0.5**0.5)

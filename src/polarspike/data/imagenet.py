@@ -16,10 +16,11 @@ from pathlib import Path
 from polarspike.data.augment import Augmentation
 from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
-from polarspike.data.pictures import SUFFIXES, Files, Pictures, Shards
+from polarspike.data.pictures import Files, Pictures, Shards
 from polarspike.data.reading import lines_of
 from polarspike.data.registry import FOLDER_VARIABLE, Shape, Source, register
 from polarspike.data.streamed import StreamedDataset
+from polarspike.decoding import SUFFIXES
 from polarspike.errors import DataError
 
 #: Pictures of the training and the test part; other numbers are an unfinished copy.

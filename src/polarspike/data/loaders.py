@@ -226,12 +226,9 @@ class Finish:
         generator = torch.Generator()
         generator.set_state(batch.state)
         images, labels = (value.to(self.device, non_blocking=True) for value in (batch.images, batch.labels))
-        if self.augment is not None and not self.augment.is_identity:
-            images = self.normalization(images if batch.changed else self.augment(images, generator))
-            if self.augment.mixes:
-                images, labels = self.augment.mixed(images, labels, self.classes, generator)
-        else:
-            images = self.normalization(images)
+        images, labels = changed(
+            images, labels, self.augment, self.normalization, self.classes, generator, augmented=batch.changed
+        )
         return images[batch.rows].contiguous(), labels[batch.rows].contiguous()
 
 
@@ -307,11 +304,16 @@ def changed(
     normalization: Normalization,
     classes: int,
     generator: torch.Generator,
+    *,
+    augmented: bool = False,
 ) -> Batch:
-    """Bytes (B, C, H, W) and labels as a batch: augmented if at all, normalized, and mixed where the augmentation mixes."""
+    """Bytes (B, C, H, W) and labels as a batch: augmented if at all, normalized, and mixed where the augmentation mixes.
+
+    With ``augmented`` the first of these is done already.
+    """
     if augment is None or augment.is_identity:
         return normalization(images), labels
-    images = normalization(augment(images, generator))
+    images = normalization(images if augmented else augment(images, generator))
     return augment.mixed(images, labels, classes, generator) if augment.mixes else (images, labels)
 
 

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 
 from polarspike.data.reading import bytes_of
-from polarspike.decoding import decoded
+from polarspike.decoding import SUFFIXES, decoded
 from polarspike.errors import DataError
-
-#: How the names of pictures end, in lower case.
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Pictures(ABC):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,16 +110,11 @@ def _floats(
 def _pictures(folder: Path, preprocessing: Preprocessing, count: int) -> Tensor:
     """Bytes (N, C, H, W) of pictures in a folder, each scaled and cut."""
     shape = _pictured(preprocessing, str(folder))
-    channels = shape[0]
     found = pictures_in(folder)
     if not found:
         raise DataError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}) in this folder or below, found none")
-    pixels = []
-    for path in (found[index] for index in _places(len(found), count)):
-        raw = np.asarray(decoded(path, channels, str(path), upright=True))
-        image = torch.from_numpy(raw.copy()).view(raw.shape[0], raw.shape[1], channels).permute(2, 0, 1)
-        pixels.append(_fitted(image[None], shape, preprocessing.crop))
-    return torch.cat(pixels)
+    paths = (found[index] for index in _places(len(found), count))
+    return _pixels((decoded(path, shape[0], str(path), upright=True) for path in paths), shape, preprocessing.crop)
 
 
 def _decoded(pictures: Pictures, preprocessing: Preprocessing, count: int, source: str) -> Tensor:
@@ -125,13 +122,17 @@ def _decoded(pictures: Pictures, preprocessing: Preprocessing, count: int, sourc
     shape = _pictured(preprocessing, source)
     if not len(pictures):
         raise DataError(f"{source}: expected pictures, found none")
-    pixels = []
-    for index in _places(len(pictures), count):
-        picture = pictures.picture(index).convert("L" if shape[0] == 1 else "RGB")
-        raw = torch.from_numpy(np.array(picture))
-        image = raw.view(*raw.shape[:2], shape[0]).permute(2, 0, 1)
-        pixels.append(_fitted(image[None], shape, preprocessing.crop))
-    return torch.cat(pixels)
+    kept = (pictures.picture(index) for index in _places(len(pictures), count))
+    grey = "L" if shape[0] == 1 else "RGB"
+    return _pixels((picture.convert(grey) for picture in kept), shape, preprocessing.crop)
+
+
+def _pixels(pictures: Iterable[Any], shape: tuple[int, int, int], crop: float) -> Tensor:
+    """Bytes (N, *shape) of decoded pictures of so many channels, each scaled and cut."""
+    images = (torch.from_numpy(np.array(picture)) for picture in pictures)  # (H, W) or (H, W, C)
+    return torch.cat(
+        [_fitted(raw.view(1, *raw.shape[:2], shape[0]).permute(0, 3, 1, 2), shape, crop) for raw in images]
+    )
 
 
 def _pictured(preprocessing: Preprocessing, source: str) -> tuple[int, int, int]:
