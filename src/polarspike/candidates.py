@@ -44,9 +44,7 @@ class Option:
 @torch.no_grad()
 def candidates(site: PolarityQuantizer, law: Law, weight: Tensor, units: float, resource: Resource) -> list[Option]:
     """Every candidate of one site; ``units`` is the cost per neuron's event, spike or bit, over all its neurons."""
-    spec, gain = site.spec, float(site.gain)
-    # A learned gain is what the site stands for now; a fixed one stands beside the slope of the operator.
-    slope = gain if spec.learned_gain else spec.slope
+    spec, gain, slope = site.spec, float(site.gain), site.slope
     found = []
     for negative, positive in _levels(spec):
         kept_gain = gain if negative else 1.0

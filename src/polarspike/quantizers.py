@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polarspike import ops
 from polarspike.sites import Site
+from polarspike.specs import SiteSpec
 
 
 class PolarityQuantizer(Site):
@@ -53,29 +54,37 @@ class PolarityQuantizer(Site):
             y = torch.nn.functional.leaky_relu(x, self.spec.slope)
         return y if self.spec.ceiling is None else y.clamp(max=self.spec.ceiling)
 
+    @property
+    def slope(self) -> float:
+        """What the site stands for below zero now: a learned gain; beside a fixed one, the slope of the operator."""
+        return float(self.gain) if self.spec.learned_gain else self.spec.slope
+
     def with_fixed_gain(self, **levels: Any) -> PolarityQuantizer:
         """The quantizer with the same steps, other levels or another gain (fields of its spec), and the gain not learned."""
-        fixed = PolarityQuantizer(dataclasses.replace(self.spec, learned_gain=False, **levels), self.name).adopt(self)
+        fixed = self._as(dataclasses.replace(self.spec, learned_gain=False, **levels))
         fixed.raw_gain = None
-        fixed.train(self.training)
         return fixed
 
     def with_fixed_step(self, step: Tensor) -> PolarityQuantizer:
         """The quantizer with the same levels and gain and this step, which training leaves alone."""
-        fixed = PolarityQuantizer(dataclasses.replace(self.spec, learned_step=False), self.name).adopt(self)
+        fixed = self._as(dataclasses.replace(self.spec, learned_step=False))
         fixed.set_step(step)
-        fixed.train(self.training)
         return fixed
 
     def refined(self, factor: int) -> PolarityQuantizer:
         """The quantizer with step s / factor and levels (N factor, P factor); the same range on a finer grid."""
-        fine = PolarityQuantizer(self.spec.refined(factor), self.name).adopt(self)
+        fine = self._as(self.spec.refined(factor))
         with torch.no_grad():
             # The quotient of the step itself, as PolarityNeuron.settle takes it: that of start and offset rounds apart.
             fine.start = self.step / factor
             fine.offset.copy_(torch.zeros_like(fine.offset))
-        fine.train(self.training)
         return fine
+
+    def _as(self, spec: SiteSpec) -> PolarityQuantizer:
+        """A quantizer of this spec with the same step and gain, in the same mode."""
+        made = PolarityQuantizer(spec, self.name).adopt(self)
+        made.train(self.training)
+        return made
 
 
 class WeightQuantizer(nn.Module):

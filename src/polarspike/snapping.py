@@ -91,10 +91,11 @@ def snap_steps(
         laws = {name: seen.by_step.law() for name, seen in observe(qann, batches).items()}
     moved = {}
     for name, site in qann.sites().items():
-        before = site.step.detach().clone()
-        after = before if site.dyadic else _power(site, laws.get(name)).to(before)
-        if site.dyadic and not site.spec.learned_step:
+        dyadic = site.dyadic
+        if dyadic and not site.spec.learned_step:
             continue
+        before = site.step.detach().clone()
+        after = before if dyadic else _power(site, laws.get(name)).to(before)
         qann.network.set_submodule(name, site.with_fixed_step(after))
         moved[name] = (before, after.clone())
     return moved
@@ -129,7 +130,6 @@ def _ldexp(exponent: Tensor) -> Tensor:
 
 
 def _error(site: PolarityQuantizer, law: Law, step: Tensor) -> Tensor:
-    spec, gain = site.spec, float(site.gain)
-    slope = gain if spec.learned_gain else spec.slope  # a learned gain is what the site stands for now
-    error = distortion(law, site.levels, step.to(law.device), gain if spec.negative else 1.0, slope, spec.ceiling).error
+    gain = float(site.gain) if site.spec.negative else 1.0
+    error = distortion(law, site.levels, step.to(law.device), gain, site.slope, site.spec.ceiling).error
     return error.cpu().view_as(step)

@@ -88,10 +88,9 @@ def _grid(
 
     Images of bytes with a known normalization ``x = (p / 255 - mean) / std`` lie on a grid already: step 1 / (255 std),
     and an offset below half a step, because 255 mean is no whole number. What the network itself does to them is part of
-    it: ``f x + d`` has the mean ``mean - d std / f`` and the deviation ``std / f``.
-    Where the means of the channels differ, all
-    of them need more than 256 codes together, and the grid is that much coarser. Other inputs: the range on the batches in
-    254 steps.
+    it: ``f x + d`` has the mean ``mean - d std / f`` and the deviation ``std / f``. Where the means of the channels differ,
+    all of them need more than 256 codes together, and the grid is that much coarser. Other inputs: the range on the batches
+    in 254 steps.
     """
     known = _scaling(notes.get("normalization"))
     if known is not None and len(shape) == 3 and shape[0] == len(known[0]):
