@@ -9,7 +9,8 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.setup-stamp
 
 # Torch and the test workers share the cores instead of fighting for them.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+# Tests that share what is costly to find stay in one worker (xdist_group).
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # Coverage is that of the fast tests: tracing costs 40 % of their time, and the slow ones add three points.
 COVERAGE = --cov --cov-report=term
