@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import polarspike as ps
 from polarspike.contract import Rule
 from polarspike.errors import InputError
-from polarspike.walks import timing_of
+from polarspike.timing import timing_of
 from tests.networks import CURVED, calibrated, network, signal
 
 SPEC = ps.QuantSpec(3, 5, init="entropy")  # fine steps: few samples must not fall into the same codes

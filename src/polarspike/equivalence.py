@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from polarspike import ops
@@ -19,18 +18,18 @@ from polarspike.inputs import (
     batch_size,
     batches_of,
     frames_of,
-    map_inputs,
     require_finite,
     running_means,
-    tensors_of,
     to_device,
 )
-from polarspike.modules import apply, device_of, evaluating, hooked
+from polarspike.modules import apply, device_of, evaluating
 from polarspike.proof import Proof, SiteComparison
 from polarspike.quantized import QuantizedNetwork, refine
+from polarspike.recordings import Record, run_quantized, run_spiking
+from polarspike.scope import Changes, changes
 from polarspike.simulator import simulate
 from polarspike.sites import Site
-from polarspike.spiking import SpikingNetwork, SpikingState
+from polarspike.spiking import SpikingNetwork
 
 # Outputs after several steps are means of rounded sums: this much of their size is rounding.
 _OUTPUT_TOLERANCE = {torch.float64: 1e-10}
@@ -38,7 +37,6 @@ _FLOAT_TOLERANCE = 1e-4
 # A float32 network against a float64 simulation: its own sums are rounded by about this many steps.
 _EVENT_MARGIN = {torch.float64: 1e-9}
 _FLOAT_MARGIN = 1e-4
-_SCOPE_SAMPLES = 64
 
 
 @dataclass
@@ -73,16 +71,6 @@ class _Tally:
             nonzero_share=1.0 - int(self.fired[self.reach]) / total,
             binary=sum(site.levels) == 1,
         )
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What one run of one network left at every site: the signal in the mean domain, the codes, perhaps the values."""
-
-    codes: dict[str, Tensor]
-    signals: dict[str, Tensor]
-    values: dict[str, Tensor]
-    output: Any
 
 
 @torch.no_grad()
@@ -143,8 +131,12 @@ def verify(
             f"timesteps={timesteps}; verify at most one window"
         )
     tallies: dict[str, _Tally] = {}
+
+    def fired(name: str, codes: Tensor) -> None:
+        tallies[name].fire(codes)
+
     worst, equal, figures, total = 0.0, True, [0, 0], timesteps
-    extent: dict[str, tuple[int, int] | str] = {}
+    extent: Changes = {}
     device = device_of(qann)
     with evaluating(qann):
         fine: QuantizedNetwork | None = None
@@ -157,7 +149,7 @@ def verify(
                 factor = 1 if snn.spec.neuron == "holding" else total
                 fine = refine(qann, factor).eval() if factor > 1 else qann
                 # Over T steps a code C runs through the refined levels, and one k[t] may take back all of them.
-                tallies = {
+                tallies |= {
                     name: _Tally(reach=sum(site.levels) * (total // factor)) for name, site in fine.sites().items()
                 }
             if len(frames) != total:
@@ -166,9 +158,9 @@ def verify(
                     "verify sequences of one length at a time"
                 )
             *_, mean = running_means(frames)
-            expected = _run_quantized(fine, mean)
+            expected = run_quantized(fine, mean)
             _require_sound(expected)
-            records = [_run_spiking(snn, frames, tallies)]
+            records = [run_spiking(snn, frames, fired)]
             gap, same = _unobserved(snn, inputs, timesteps, time_dim, records[0].output, expected.output)
             equal, worst = equal and same, max(worst, gap)
             if against == "events":  # the spiking network itself must agree, too
@@ -178,14 +170,14 @@ def verify(
             for got in records:
                 seen = expected
                 if _tally_free(expected, got, tallies):
-                    seen = _run_quantized(fine, mean, forced=got.codes)
+                    seen = run_quantized(fine, mean, forced=got.codes)
                     _tally_forced(fine, seen, got, tallies, factor)
                 gap, scale = _output_gap(seen.output, got.output)
                 exact_output = total == 1 and against == "network" and snn.spec.max_spikes_per_step is None
                 equal &= gap == 0.0 if exact_output else gap <= _tolerance(seen.output) * scale
                 worst = max(worst, gap)
             if position == 0 and scope and total == 1 and against == "network":
-                extent = _scope(snn, frames[0])
+                extent = changes(snn, frames[0])
     if fine is None:
         raise InputError("verify: expected at least one batch, got none; nothing was compared")
     margin = 0.0
@@ -217,63 +209,6 @@ def _length(timesteps: int, time_dim: int | None) -> int | None:
     return None if time_dim is not None and timesteps == 1 else timesteps
 
 
-@contextlib.contextmanager
-def _recording(sites: dict[str, Any], record: _Record) -> Iterator[None]:
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            record.codes[name] = module.encode(inputs[0])  # type: ignore[operator]
-            record.signals[name] = inputs[0]
-            record.values[name] = output
-
-        return hook
-
-    with hooked(site.register_forward_hook(keep(name)) for name, site in sites.items()):
-        yield
-
-
-def _run_quantized(qann: QuantizedNetwork, inputs: Inputs, forced: dict[str, Tensor] | None = None) -> _Record:
-    """Run the quantized network; with ``forced`` every site hands on these codes in place of its own."""
-    record = _Record({}, {}, {}, None)
-    with _recording(qann.sites(), record), _forcing(qann.sites(), forced or {}):
-        output = apply(qann, inputs)
-    return _Record(record.codes, record.signals, record.values, output)
-
-
-@contextlib.contextmanager
-def _forcing(sites: dict[str, Any], codes: dict[str, Tensor]) -> Iterator[None]:
-    handles = [
-        sites[name].register_forward_hook(
-            lambda module, inputs, output, value=value: module.decode(value.to(ops.widen(output))).to(output.dtype)
-        )
-        for name, value in codes.items()
-    ]
-    with hooked(handles):
-        yield
-
-
-def _run_spiking(snn: SpikingNetwork, frames: list[Inputs], tallies: dict[str, _Tally] | None = None) -> _Record:
-    """Run the spiking network; with ``tallies`` count the codes that it fires at every step."""
-    if len(frames) == 1 and snn.spec.max_spikes_per_step is None:
-        record = _Record({}, {}, {}, None)
-        with _recording(snn.sites(), record):
-            output = apply(snn, frames[0])
-        for name, tally in (tallies or {}).items():
-            tally.fire(record.codes[name])
-        return _Record(record.codes, record.signals, record.values, output)
-    state: SpikingState | None = None
-    with contextlib.ExitStack() as stack:
-        if tallies:
-            stack.enter_context(snn.observe(lambda name, _, spikes: tallies[name].fire(spikes)))
-        for frame in frames:
-            output, state = snn.step(frame, state)
-        assert state is not None
-        if snn.spec.max_spikes_per_step is not None:
-            output, state = snn.drain(frames[-1], state)
-    # A holding neuron sums T answers of the same grid.
-    share = len(frames) if snn.spec.neuron == "holding" else 1
-    return _Record({name: state.neurons[name].codes / share for name in snn.sites()}, {}, {}, output)
-
-
 def _unobserved(
     snn: SpikingNetwork, inputs: Inputs, timesteps: int, time_dim: int | None, observed: Any, refined: Any
 ) -> tuple[float, bool]:
@@ -295,14 +230,14 @@ def _unobserved(
     return worst, same
 
 
-def _run_events(snn: SpikingNetwork, frames: list[Inputs]) -> tuple[_Record, int, int]:
+def _run_events(snn: SpikingNetwork, frames: list[Inputs]) -> tuple[Record, int, int]:
     result = simulate(snn, frames)
     figures = sum(result.spikes.values()), sum(result.additions.values())
-    share = len(frames) if snn.spec.neuron == "holding" else 1  # as in _run_spiking
-    return _Record({name: codes / share for name, codes in result.codes.items()}, {}, {}, result.output), *figures
+    share = len(frames) if snn.spec.neuron == "holding" else 1  # as in run_spiking
+    return Record({name: codes / share for name, codes in result.codes.items()}, {}, {}, result.output), *figures
 
 
-def _tally_free(expected: _Record, got: _Record, tallies: dict[str, _Tally]) -> bool:
+def _tally_free(expected: Record, got: Record, tallies: dict[str, _Tally]) -> bool:
     """Compare site by site, both networks having run freely; whether any code of this batch differs."""
     found = False
     for name, tally in tallies.items():
@@ -321,7 +256,7 @@ def _tally_free(expected: _Record, got: _Record, tallies: dict[str, _Tally]) -> 
 
 
 def _tally_forced(
-    fine: QuantizedNetwork, expected: _Record, got: _Record, tallies: dict[str, _Tally], timesteps: int
+    fine: QuantizedNetwork, expected: Record, got: Record, tallies: dict[str, _Tally], timesteps: int
 ) -> None:
     """Compare again where every site saw the other network's earlier codes: only a site's own differences remain."""
     for name, site in fine.sites().items():
@@ -343,69 +278,13 @@ def _distance(scaled: Tensor, codes: Tensor, levels: tuple[int, int]) -> Tensor:
     return torch.maximum(below - scaled, scaled - above).clamp(min=0.0)
 
 
-def _require_sound(expected: _Record) -> None:
+def _require_sound(expected: Record) -> None:
     for name, codes in expected.codes.items():
         if bool(codes.isnan().any()):
             raise InputError(
                 f"verify: site {name!r} of the quantized network gets NaN from finite inputs; "
                 "look for NaN or Inf in the weights before it"
             )
-
-
-def _scope(snn: SpikingNetwork, inputs: Inputs) -> dict[str, tuple[int, int] | str]:
-    """Codes of one network that change with the conditions of the run: what a claim of equality does not cover.
-
-    A condition under which the network cannot run is reported as such; it takes nothing from the proof.
-    """
-    length = batch_size(inputs)
-    size = min(length, _SCOPE_SAMPLES)
-
-    def rows(first: int, last: int) -> Inputs:
-        return map_inputs(lambda value: value[first:last] if _is_batched(value, length) else value, inputs)
-
-    whole = rows(0, size)
-    reference = _run_spiking(snn, [whole]).codes
-    threads = torch.get_num_threads()
-    other_threads = 1 if threads > 1 else 2
-
-    def one_by_one() -> dict[str, Tensor]:
-        single = [_run_spiking(snn, [rows(i, i + 1)]).codes for i in range(size)]
-        return {name: torch.cat([codes[name] for codes in single]) for name in reference}
-
-    def threaded() -> dict[str, Tensor]:
-        try:
-            torch.set_num_threads(other_threads)
-            return _run_spiking(snn, [whole]).codes
-        finally:
-            torch.set_num_threads(threads)
-
-    def reformatted() -> dict[str, Tensor]:
-        return _run_spiking(snn, [map_inputs(_other_memory_format, whole)]).codes
-
-    conditions = {f"batch 1 against {size}": one_by_one, f"{threads} against {other_threads} threads": threaded}
-    if any(tensor.dim() == 4 for _, tensor in tensors_of(inputs)):
-        conditions["contiguous against channels_last"] = reformatted
-    found: dict[str, tuple[int, int] | str] = {}
-    for condition, run in conditions.items():
-        try:
-            codes = run()
-            found[condition] = (
-                sum(int((expected != codes[name]).sum()) for name, expected in reference.items()),
-                sum(expected.numel() for expected in reference.values()),
-            )
-        except (RuntimeError, InputError) as error:
-            found[condition] = f"the network cannot run so ({str(error).splitlines()[0]})"
-    return found
-
-
-def _is_batched(value: Any, length: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == length
-
-
-def _other_memory_format(value: Any) -> Any:
-    if not isinstance(value, Tensor) or value.dim() != 4:
-        return value
-    return value.contiguous(memory_format=torch.channels_last if value.is_contiguous() else torch.contiguous_format)
 
 
 def _output_gap(expected: Any, got: Any) -> tuple[float, float]:

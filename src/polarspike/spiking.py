@@ -21,10 +21,12 @@ from polarspike.errors import InputError, SpecError
 from polarspike.graph import INTEGERS, depth_of, modules_of
 from polarspike.inputs import Inputs, Signature, as_call, bind, channels_of, frames_of, running_means
 from polarspike.neurons import CappedNeuron, NeuronState, PolarityNeuron
+from polarspike.overwriting import let_overwrite
 from polarspike.quantized import fitting, parameters_of
 from polarspike.specs import ConvertSpec
 from polarspike.temporal import to_mean
-from polarspike.walks import Advance, Drain, Settle, WalkState, let_overwrite, timing_of, waiting_in
+from polarspike.timing import timing_of
+from polarspike.walks import Advance, Drain, Settle, WalkState, waiting_in
 
 Execution = Literal["steps", "mean"]
 #: Called with the name of a site, the step t = 1, 2, ..., and the signed spikes of that step, (batch, ...).

@@ -4,27 +4,21 @@ The generated code of the graph runs the first timestep. Every later one is walk
 carried as its step or as its running mean (:mod:`polarspike.temporal`): synapses take steps, which are spikes; operators
 that are not affine take means and give means; a site takes either and gives what is asked for. Where a reader wants the
 other form, the signal is converted once, and its mean is what the network remembers of it. Who wants what is decided once
-for a graph (:func:`timing_of`).
+for a graph (:mod:`polarspike.timing`).
 """
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from polarspike.contract import Rule, rules_of
-from polarspike.graph import attribute, signals
-from polarspike.layers import additive_mask, blocking_mask, causal_mask
+from polarspike.contract import Rule
 from polarspike.neurons import CappedNeuron, NeuronState, PolarityNeuron
-from polarspike.operator_table import Meaning
-from polarspike.operators import describe_target, meaning_of, moving, place_of
 from polarspike.temporal import (
     SumState,
     advance_homogeneous,
@@ -36,44 +30,7 @@ from polarspike.temporal import (
     typed_as,
     widened,
 )
-
-_SYNAPTIC = (Meaning.CONVOLUTION, Meaning.LINEAR, Meaning.MATMUL)
-# Views that show every element once, and operators that split into disjoint views.
-_VIEWS = frozenset({"Identity", "Flatten", "Unflatten", "reshape", "view", "flatten", "unflatten", "transpose", "permute",
-                    "contiguous", "squeeze", "unsqueeze", "getitem"})  # fmt: skip
-_SPLITS = frozenset({"unbind", "chunk", "split", "split_with_sizes"})
-# Operators whose result is always new memory.
-_FRESH = (
-    *_SYNAPTIC,
-    Meaning.NORM,
-    Meaning.NORMALIZATION,
-    Meaning.ACTIVATION,
-    Meaning.SOFTMAX,
-    Meaning.ADD,
-    Meaning.SCALE,
-)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How one signal is made and carried.
-
-    Attributes:
-        rule: of its operator; None for a site or an input.
-        takes_mean: the operator reads running means.
-        is_mean: what it makes is a running mean.
-        wants_step: some reader takes it as a step; wants_mean likewise.
-        masked: it may hold minus infinity.
-        place: for a message.
-    """
-
-    rule: Rule | None
-    takes_mean: bool
-    is_mean: bool
-    wants_step: bool
-    wants_mean: bool
-    masked: bool
-    place: str
+from polarspike.timing import Timing
 
 
 @dataclass(frozen=True)
@@ -83,149 +40,6 @@ class WalkState:
     neurons: Mapping[str, NeuronState] = field(default_factory=dict)
     means: Mapping[str, Any] = field(default_factory=dict)
     sums: Mapping[str, SumState] = field(default_factory=dict)
-
-
-def timing_of(network: fx.GraphModule) -> dict[str, Timing]:
-    """The timing of every signal of a graph by the name of its node."""
-    dependent = signals(network)
-    rules = rules_of(network, dependent)
-    flexible = {
-        node for node, rule in rules.items() if rule is Rule.AFFINE and meaning_of(network, node) not in _SYNAPTIC
-    }  # affine, and no synapse: works on steps as well as on means
-    for_means: set[fx.Node] = set()  # read as means alone
-    for node in reversed(list(network.graph.nodes)):
-        if node.users and all(
-            rules.get(user) is Rule.DIFFERENCE or user.op == "output" or (user in flexible and user in for_means)
-            for user in node.users
-        ):
-            for_means.add(node)
-    sites = {node for node in dependent if _is_site(network, node)}
-    is_mean: dict[fx.Node, bool] = {}
-    for node in network.graph.nodes:
-        if node in flexible:
-            parents = moving(node, dependent)
-            made = [is_mean[parent] for parent in parents if parent not in sites]
-            is_mean[node] = all(made) if made else node in for_means
-        elif node in dependent:
-            is_mean[node] = rules.get(node) is Rule.DIFFERENCE
-    masked = _masked(network, rules, dependent)
-    found: dict[str, Timing] = {}
-    for node in network.graph.nodes:
-        if node not in dependent or node.op == "output":
-            continue
-        rule = rules.get(node)
-        takes = rule is Rule.DIFFERENCE or (node in flexible and is_mean[node])
-        takes |= node in sites and is_mean[moving(node, dependent)[0]]
-        asked = {_wants_mean(user, rules, flexible, is_mean, sites, node) for user in node.users}
-        found[node.name] = Timing(
-            rule=rule,
-            takes_mean=takes,
-            is_mean=is_mean[node],
-            wants_step=False in asked,
-            wants_mean=True in asked,
-            masked=node in masked,
-            place=place_of(node),
-        )
-    return found
-
-
-def _wants_mean(
-    user: fx.Node,
-    rules: Mapping[fx.Node, Rule],
-    flexible: set[fx.Node],
-    is_mean: Mapping[fx.Node, bool],
-    sites: set[fx.Node],
-    node: fx.Node,
-) -> bool:
-    if user.op == "output" or rules.get(user) is Rule.DIFFERENCE:
-        return True
-    if user in flexible:
-        return is_mean[user]
-    return user in sites and is_mean[node]
-
-
-def let_overwrite(network: fx.GraphModule) -> None:
-    """Tell the sites whose input nobody else reads, and which is no view of anything, that they may write there."""
-    for node in network.graph.nodes:
-        if _is_site(network, node):
-            (parent,) = node.all_input_nodes
-            site: PolarityNeuron = network.get_submodule(str(node.target))  # type: ignore[assignment]
-            site.overwrites = _is_owned(network, parent)
-            site.makers = _makers(network, parent) if site.overwrites else ()
-
-
-def _is_owned(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the memory of a signal is seen by its only reader alone."""
-    if len(node.users) != 1:
-        return False
-    name = describe_target(network, node).rpartition(".")[2] if node.op.startswith("call") else ""
-    if meaning_of(network, node) in _FRESH:
-        return name != "einsum"  # with one operand it answers with a view
-    if name not in _VIEWS:
-        return False
-    source = node.all_input_nodes[0]
-    if name == "getitem":  # one of the parts of a split: parts are disjoint, and each is taken once
-        if describe_target(network, source).rpartition(".")[2] not in _SPLITS:
-            return False
-        places = [user.args[1] for user in source.users if user.target is operator.getitem]
-        # Counted from the front alone: 0 and -2 of two parts are the same.
-        apart = len(places) == len(source.users) and all(isinstance(place, int) and place >= 0 for place in places)
-        if not apart or len(set(places)) < len(places):
-            return False
-        source = source.all_input_nodes[0]
-    return _is_owned(network, source)
-
-
-def _makers(network: fx.GraphModule, node: fx.Node) -> tuple[nn.Module, ...]:
-    """The modules that hand on the memory of an owned signal: the one that makes it, and the views behind it."""
-    found: list[nn.Module] = []
-    while True:
-        if node.op == "call_module":
-            found.append(network.get_submodule(str(node.target)))
-        if meaning_of(network, node) in _FRESH:
-            return tuple(found)
-        node = node.all_input_nodes[0]
-
-
-def _is_site(network: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), PolarityNeuron)
-
-
-def _masked(network: fx.GraphModule, rules: Mapping[fx.Node, Rule], dependent: set[fx.Node]) -> set[fx.Node]:
-    """The signals that may hold minus infinity: behind one that the graph writes, or a mask in front of a softmax."""
-    inputs = {node for node in dependent if node.op == "placeholder"}
-    found = inputs if len(inputs) > 1 else set()  # one of several may be a mask to add
-    passed = (Meaning.RESHAPE, Meaning.SCALE, Meaning.ADD, Meaning.SELECT, Meaning.DROPOUT)
-    for node in network.graph.nodes:
-        if _holds_infinity(network, node) or (
-            not _is_site(network, node) and not found.isdisjoint(node.all_input_nodes)
-        ):
-            found.add(node)
-        if meaning_of(network, node) is Meaning.SOFTMAX:
-            front, way = moving(node, dependent), []
-            while front:
-                part = front.pop()
-                if part in rules and rules[part] is Rule.AFFINE and meaning_of(network, part) in passed:
-                    way.append(part)
-                    front += moving(part, dependent)
-            if any(meaning_of(network, part) in (Meaning.ADD, Meaning.SELECT) for part in way):
-                found.update(way)
-    return found
-
-
-def _holds_infinity(network: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether infinity stands in the arguments of a node, or in the constant that it is."""
-    if node.op == "get_attr":
-        constant = attribute(network, str(node.target))
-        return constant.is_floating_point() and bool(constant.isinf().any())
-    if node.op == "call_module":
-        filling: Any = getattr(network.get_submodule(str(node.target)), "value", 0.0)  # of padding
-        return isinstance(filling, float) and abs(filling) == math.inf
-    if node.target in (additive_mask, blocking_mask, causal_mask):
-        return True
-    return any(
-        isinstance(leaf, float) and abs(leaf) == math.inf for leaf in pytree.tree_leaves((node.args, node.kwargs))
-    )
 
 
 class Advance(fx.Interpreter):
