@@ -392,22 +392,3 @@ def test_a_normalization_that_the_batches_contradict_is_not_believed() -> None:
     snn = spiking(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), x, ps.QuantSpec(0, 7))
     snn.notes = {"normalization": {"mean": [0.5], "std": [0.5]}}  # pixels would lie within -1 and 1
     assert apart(snn, integer_network(snn, x, [x]), x) < 0.12
-
-
-@pytest.mark.parametrize("name", ["cnn", "resnet20"])
-def test_the_same_file_means_the_same_codes_in_openvino(name: str, tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
-    torch.manual_seed(0)
-    model = ps.models.create(name, num_classes=10, in_channels=1, width=8)
-    pixels = torch.randint(0, 256, (16, 1, 16, 16)) / 255
-    snn = spiking(model, (pixels - 0.3) / 0.3, ps.QuantSpec(0, 7))
-    snn.notes = {"normalization": {"mean": [0.3], "std": [0.3]}}
-    x = (pixels - 0.3) / 0.3
-    made = integer_network(snn, x, [x])
-    (tmp_path / "net.onnx").write_bytes(onnx_int8.model_of(made, "polarspike", codes=True).SerializeToString())
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(tmp_path / "net.onnx"), "CPU", options)
-    found = compiled([x.numpy()])
-    values, points = dict(integer.trace(made, {made.inputs[0][0]: x.numpy()})), onnx_int8.zero_points(made)
-    for site, value in made.sites.items():
-        assert np.array_equal(found[f"{site}/bytes"].astype(np.int64) - points[value], values[value]), site

@@ -138,12 +138,13 @@ class Emitter:
         The grid has f (odd) lines a step, as fine as the values of the branches on the given batches allow; the sum is in
         units of 1 / (f m), where f m is odd and as large as float32 allows, so that steps of other sites fit well.
         """
+        terms = sorted(sums.terms, key=lambda term: term.operator != "identity")  # codes first, as the writers expect
         bias = sums.loose_bias
-        spans = [*(self._span(term, step) for term in sums.terms), _ends(bias / step)]
+        spans = [*(self._span(term, step) for term in terms), _ends(bias / step)]
         # A float32 sum is as exact as its largest term, which may lie far beyond the codes.
-        terms = max(abs(end) for span in spans for end in span)
-        largest = largest_divisor(math.ceil(max(abs(low), abs(high), terms)))
-        branches = [index for index, term in enumerate(sums.terms) if term.operator != "identity"]
+        most = max(abs(end) for span in spans for end in span)
+        largest = largest_divisor(math.ceil(max(abs(low), abs(high), most)))
+        branches = [index for index, term in enumerate(terms) if term.operator != "identity"]
         needed = [_useful(index, spans, low, high) for index in branches]
         widest = max((hi - lo for lo, hi in needed), default=1.0)
         if widest > _BYTE:
@@ -152,7 +153,7 @@ class Emitter:
         multiple = odd_at_most(largest / lines)
         divisor = lines * multiple
         inputs, factors = [], []
-        for index, term in enumerate(sums.terms):
+        for index, term in enumerate(terms):
             if term.operator == "identity":
                 inputs.append(term.sources[0].name)
                 factors.append(np.rint(divisor * term.sources[0].step * term.scale / step))

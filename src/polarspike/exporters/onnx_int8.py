@@ -221,14 +221,19 @@ def _product(writer: Writer, made: Instruction) -> None:
 
 
 def _combine(writer: Writer, made: Instruction) -> None:
+    """The sum of bytes in units of one divisor.
+
+    Three and more are added from the last to the first, which is codes as they are: OpenVINO 2026.4 joins a convolution, its
+    bytes and the sum that adds another convolution's bytes to codes, and leaves its rounding out.
+    """
     divisor = made.tensors["divisor"].astype(np.float64)
     axis = made.attributes["axis"]
     parts = []
     for index, name in enumerate(made.inputs):
         factor = made.tensors[f"factor{index}"] / divisor
         parts.append(writer.dequantized(name, factor, axis, made.attributes["dims"]))
-    sums = parts[0]
-    for part in parts[1:]:
+    sums, *others = reversed(parts) if len(parts) > 2 else parts
+    for part in others:
         sums = writer.node("Add", [sums, part])
     bias = made.tensors["bias"] / divisor
     if np.any(bias):
@@ -250,7 +255,8 @@ def _window_sum(writer: Writer, made: Instruction) -> None:
 
 
 def _stretch(writer: Writer, made: Instruction) -> None:
-    values = writer.dequantized(made.inputs[0])
+    """The larger of k and ``factor`` k. Of dequantized values OpenVINO 2026.4 makes ``factor`` k, also below zero."""
+    values = writer.unfused(made.inputs[0])
     larger = writer.node("Mul", [values, writer.constant(made.attributes["factor"])])
     writer.fired(made, writer.node("Max", [values, larger]))
 
