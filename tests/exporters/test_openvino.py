@@ -15,6 +15,7 @@ from polarspike import integer
 from polarspike.exporters.integer import integer_network
 from polarspike.integer import IntegerNetwork
 from tests.exporters.test_integer import spiking
+from tests.exporters.test_wide import Head
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -100,3 +101,12 @@ def test_codes_are_added_last_and_no_larger_of_two_stands_behind_a_dequantizatio
         len(last) == 1
         and {node.output[0]: node.input[0] for node in graph.node}[last[0].input[1]] == "leaky_relu_stretched"
     )
+
+
+@pytest.mark.parametrize(("channels", "size"), [(32, 112), (512, 14)])
+def test_sums_of_very_many_codes(channels: int, size: int) -> None:
+    torch.manual_seed(0)
+    x = whole_pixels(3, 1, size, size)
+    snn = spiking(Head(channels), x, ps.QuantSpec(0, 15))
+    snn.notes = {"normalization": {"mean": [0.0], "std": [1.0]}}
+    assert wrong(integer_network(snn, x, [x]), x) == 0

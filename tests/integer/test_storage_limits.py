@@ -43,7 +43,8 @@ def everything() -> IntegerNetwork:
         Instruction("concatenate", ("p", "p"), "both", {"axis": 1}, {}, (-3, 3)),
         Instruction("slice", ("both",), "part", {"axis": 1, "start": 1, "end": 4, "stride": 2}, {}, (-3, 3)),
         Instruction("window_sum", ("part",), "w", {"axes": [2], "keepdims": False}, {}, (-6, 6)),
-        Instruction("reshape", ("w",), "r", {"shape": ["batch", 1, 2]}, {}, (-6, 6)),
+        Instruction("shrink", ("w",), "few", {}, {"divisor": np.array(3)}, (-2, 2)),
+        Instruction("reshape", ("few",), "r", {"shape": ["batch", 1, 2]}, {}, (-2, 2)),
         Instruction("decode", ("r",), "d", {}, {"step": ONE}),
         Instruction("float", ("d", "low", "high"), "y", {"operator": "Clip"}),
     )

@@ -14,12 +14,17 @@ from polarspike.errors import ExportError
 from polarspike.exporters.channels import spread
 from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Shape, Signal, Sums, Term, Vector, View
 from polarspike.integer import rounding
-from polarspike.integer.lattice import largest_divisor, odd_at_most, odd_fraction
+from polarspike.integer.lattice import LARGEST_SUM, fire, largest_divisor, odd_at_most, odd_fraction
 from polarspike.integer.network import Array, Instruction, laid
 
 _BYTE = 255
 #: How many units a step must at least have where sums of a window are whole numbers.
 _LEAST_UNITS = 127
+#: Means of very many codes are rounded to this many parts of the largest one, and sums to be rounded so are smaller than
+#: ``_LARGEST_SHRUNK``: their quotients are then exact enough in float32, whether a runtime divides or multiplies.
+_PARTS, _LARGEST_SHRUNK = 2047, 2**22
+#: The largest error, in steps, of codes that enter a sum as they are.
+_LITTLE = 1 / 32
 
 
 class Emitter:
@@ -155,8 +160,13 @@ class Emitter:
         inputs, factors = [], []
         for index, term in enumerate(terms):
             if term.operator == "identity":
-                inputs.append(term.sources[0].name)
-                factors.append(np.rint(divisor * term.sources[0].step * term.scale / step))
+                source = term.sources[0]
+                exact = divisor * source.step * term.scale / step
+                if source.wide and float(np.abs(np.rint(exact) - exact).max()) * source.largest > _LITTLE * divisor:
+                    source = self.shrunk(source)
+                    exact = divisor * source.step * term.scale / step
+                inputs.append(source.name)
+                factors.append(np.rint(exact))
                 continue
             lo = max(round(needed[branches.index(index)][0] * lines), -_BYTE)
             branch = (lo, lo + _BYTE)
@@ -181,9 +191,11 @@ class Emitter:
 
     def _synapse(self, term: Term, bias: Vector, sums: Sums, step: Vector, low: int, high: int, name: str) -> str:
         """A synapse that fires: weights in units of step / q with q odd."""
-        units = rounding.per_output(cast(Vector, term.weight), term.scale / step)
-        source = term.sources[0]
         most = largest_divisor(max(abs(low), abs(high)))
+        units, source = rounding.per_output(cast(Vector, term.weight), term.scale / step), term.sources[0]
+        if source.wide and not rounding.leaves_digits(units, source.largest, most):
+            term = self._shortened(term)
+            units, source = rounding.per_output(cast(Vector, term.weight), term.scale / step), term.sources[0]
         try:
             made = rounding.firing(
                 units, np.broadcast_to(bias / step, len(units)), source.largest, most, wide=source.wide
@@ -244,12 +256,21 @@ class Emitter:
 
     def _scaled(self, term: Term, bias: Vector, sums: Sums, name: str) -> str:
         units, source = rounding.per_output(cast(Vector, term.weight), term.scale), term.sources[0]
+        if source.wide and not rounding.leaves_digits(units, source.largest, LARGEST_SUM):
+            term = self._shortened(term)
+            units, source = rounding.per_output(cast(Vector, term.weight), term.scale), term.sources[0]
         try:
             made = rounding.scaling(units, np.broadcast_to(bias, len(units)), source.largest, wide=source.wide)
         except ExportError as error:
             raise self.refuse(str(error)) from error
         tensors: dict[str, Array] = {"weight": made.weight, "bias": made.bias, "scale": made.scale.astype(np.float32)}
         return self._weighted(term, sums, tensors, name, None)
+
+    def _shortened(self, term: Term) -> Term:
+        """The same term of codes in coarser units; its weights hold the steps of the codes, and so the factor."""
+        shrunk = self.shrunk(term.sources[0])
+        factor = float(np.max(shrunk.step / term.sources[0].step))
+        return replace(term, sources=(shrunk,), weight=cast(Vector, term.weight) * factor)
 
     def _weighted(
         self, term: Term, sums: Sums, tensors: Mapping[str, Array], name: str, codes: tuple[int, int] | None
@@ -341,6 +362,24 @@ class Emitter:
         return replace(
             codes, name=name, shape=shape, step=codes.step / count, low=low, high=high, axis=axis, summed=True
         )
+
+    def shrunk(self, codes: Codes) -> Codes:
+        """Sums of codes in coarser units, ``floor(k / d + 1/2)`` with an odd d, so that at most 2047 are left.
+
+        Raises:
+            ExportError: the sums reach 2^22.
+        """
+        if codes.largest >= _LARGEST_SHRUNK:
+            raise self.refuse(
+                f"sums of codes up to {codes.largest:,}, more than {_LARGEST_SHRUNK:,}; take the mean in two stages"
+            )
+        divisor = odd_at_most(math.ceil(codes.largest / _PARTS) + 1)
+        if divisor == 1:
+            return codes
+        low, high = (int(fire(np.array(end), divisor, -_PARTS, _PARTS)) for end in (codes.low, codes.high))
+        name = self.free(f"{codes.name}_shrunk")
+        self._add("shrink", [codes.name], name, {}, {"divisor": np.array(divisor)}, (low, high))
+        return replace(codes, name=name, step=codes.step * divisor, low=low, high=high, summed=True)
 
     def joined(self, parts: list[Codes], shape: Shape, axis: int) -> Codes:
         """Codes of several sites behind each other, each with its own step."""

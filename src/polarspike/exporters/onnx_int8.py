@@ -9,7 +9,7 @@ the bytes: a clip in front of it would leave the convolution in float. What this
   larger bytes times signed weights saturate in silence. Layers whose bytes reach above 129 (the pixels) get weights as
   unsigned bytes, for which there are kernels that do not.
 - Sums of sums (behind an average) are whole numbers in float32, exact below 2^24, and so is what a float kernel makes of
-  them.
+  them; where that is more, of their digits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polarspike.errors import MissingExtraError
-from polarspike.exporters.onnx_writer import FLOAT, Writer, zero_points
+from polarspike.exporters.onnx_writer import FLOAT, INT32, Writer, zero_points
+from polarspike.integer import rounding
+from polarspike.integer.lattice import EXACT_IN_FLOAT32
 from polarspike.integer.network import Instruction, IntegerNetwork, laid
 
 if TYPE_CHECKING:
@@ -189,6 +191,9 @@ def _in_float(writer: Writer, made: Instruction, scale: Array) -> None:
     if not exact:
         weight = weight.astype(np.float32) * laid(scale, 0, weight.ndim)
         bias = bias * scale
+    if exact and _largest(writer, made) > EXACT_IN_FLOAT32:
+        _by_digits(writer, made, scale)
+        return
     values = writer.unfused(x)
     output = made.output if not exact else None
     linear = options["operator"] == "linear"
@@ -205,6 +210,59 @@ def _in_float(writer: Writer, made: Instruction, scale: Array) -> None:
     elif exact:
         dims = options["axis"] + 1 if linear else weight.ndim
         writer.node("Mul", [sums, writer.constant(laid(scale, options["axis"], dims))], made.output)
+
+
+def _largest(writer: Writer, made: Instruction) -> float:
+    """The largest absolute sum that a synapse could make of the range of its input, with its bias."""
+    ends = writer.ranges[made.inputs[0]]
+    return rounding.largest_sum(made.tensors["weight"], max(map(abs, ends))) + float(np.abs(made.tensors["bias"]).max())
+
+
+def _by_digits(writer: Writer, made: Instruction, scale: Array) -> None:
+    """Sums beyond float32: one product for each digit of the input, exact in float32, added up in 32-bit integers.
+
+    Digits are those of x = d_0 + b d_1 + ..., 0 <= d_i < b but for the last, which has the sign of x; b is a power of two
+    with which the products of one digit stay below 2^24. What fires is cut off where it saturates the neuron, and so is
+    exact in float32 again.
+    """
+    options, tensors, fires = made.attributes, made.tensors, made.range is not None
+    weight, linear = tensors["weight"], options["operator"] == "linear"
+    base = 2.0 ** math.floor(math.log2(EXACT_IN_FLOAT32 / rounding.largest_sum(weight, 1)))
+    most = float(max(map(abs, writer.ranges[made.inputs[0]])))
+    rest, digits = writer.unfused(made.inputs[0]), []
+    while most > base:
+        upper = writer.node("Floor", [writer.node("Mul", [rest, writer.constant(1 / base)])])
+        digits.append(writer.node("Sub", [rest, writer.node("Mul", [upper, writer.constant(base)])]))
+        rest, most = upper, math.ceil(most / base)
+    given = writer.node("Cast", [writer.constant(weight.T if linear else weight, weight.dtype)], to=FLOAT)
+
+    def sums_of(digit: str) -> str:
+        if linear:
+            return writer.node("Cast", [writer.node("MatMul", [digit, given])], to=INT32)
+        return writer.node("Cast", [writer.node("Conv", [digit, given], **_convolution(options))], to=INT32)
+
+    sums = sums_of(rest)
+    for digit in reversed(digits):
+        upper = writer.node("Mul", [sums, writer.constant(base, np.int32)])
+        sums = writer.node("Add", [upper, sums_of(digit)])
+    dims = options["axis"] + 1 if linear else weight.ndim
+    sums = writer.node("Add", [sums, writer.constant(laid(tensors["bias"], options["axis"], dims), np.int32)])
+    if not fires:
+        values = writer.node("Cast", [sums], to=FLOAT)
+        writer.node("Mul", [values, writer.constant(laid(scale, options["axis"], dims))], made.output)
+        return
+    assert made.range is not None
+    low, high = (
+        laid(tensors["divisor"] * end, options["axis"], dims) for end in (made.range[0] - 1, made.range[1] + 1)
+    )
+    sums = writer.node("Max", [sums, writer.constant(low, np.int32)])
+    sums = writer.node("Min", [sums, writer.constant(high, np.int32)])
+    writer.fired(made, writer.node("Cast", [sums], to=FLOAT), tensors["divisor"], options["axis"])
+
+
+def _shrink(writer: Writer, made: Instruction) -> None:
+    divisor = writer.constant(made.tensors["divisor"])
+    writer.node("Round", [writer.node("Div", [writer.unfused(made.inputs[0]), divisor])], made.output)
 
 
 def _product(writer: Writer, made: Instruction) -> None:
@@ -333,6 +391,7 @@ _WRITERS: dict[str, Callable[[Writer, Instruction], Any]] = {
     "combine": _combine,
     "window_sum": _window_sum,
     "stretch": _stretch,
+    "shrink": _shrink,
     "decode": _decode,
     "max_pool": _max_pool,
     "reshape": _reshape,

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 #: The largest byte.
 BYTE = 255
-#: ``onnx.TensorProto.FLOAT``.
-FLOAT = 1
+#: ``onnx.TensorProto.FLOAT``, and ``INT32``.
+FLOAT, INT32 = 1, 6
 _MOVING = ("max_pool", "reshape", "transpose", "slice", "pad")
 
 
@@ -42,7 +42,7 @@ def zero_points(network: IntegerNetwork) -> dict[str, int]:
 
 def _of_sums(made: Instruction, points: dict[str, int], ranges: dict[str, tuple[int, int]]) -> bool:
     """Whether a value is whole numbers in float32, because sums of codes are."""
-    if made.kind == "window_sum":
+    if made.kind in ("window_sum", "shrink"):
         return True
     moved = made.kind in (*_MOVING, "concatenate")
     return moved and any(name in ranges and name not in points for name in made.inputs)

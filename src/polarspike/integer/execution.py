@@ -134,6 +134,11 @@ def _stretch(made: Instruction, x: Array) -> Array:
     return np.where(x >= 0, x * made.attributes["factor"], x)
 
 
+def _shrink(made: Instruction, x: Array) -> Array:
+    assert made.range is not None
+    return fire(x, made.tensors["divisor"], *made.range)
+
+
 def _decode(made: Instruction, x: Array) -> Any:
     return x.astype(np.float32) * made.tensors["step"].astype(np.float32)
 
@@ -208,6 +213,7 @@ _MEANINGS: dict[str, Callable[..., Array]] = {
     "combine": _combine,
     "window_sum": _window_sum,
     "stretch": _stretch,
+    "shrink": _shrink,
     "decode": _decode,
     "max_pool": _max_pool,
     "reshape": _reshape,

@@ -29,6 +29,8 @@ Integers = NDArray[np.integer]
 WEIGHT_LIMIT = 127
 #: Integers up to here are exact in float32.
 EXACT_IN_FLOAT32 = 2**24
+#: Sums of wide codes stay within half of 32 bits; the other half is for their biases.
+LARGEST_SUM = 2**30
 
 
 def fire(sums: Integers, divisor: Integers | int, low: int, high: int) -> Integers:

@@ -11,6 +11,7 @@ Instructions:
     combine           codes, ... -> codes  fire(bias + sum_i factor_i x_i, divisor)
     window_sum        codes -> sums over windows, or over whole dimensions
     stretch           codes -> codes       k >= 0: factor k;  k < 0: k      (a gain of 1 / factor below zero)
+    shrink            sums -> sums         floor(x / divisor + 1/2), with an odd divisor: sums of very many in fewer digits
     decode            codes -> float       step x
     max_pool, reshape, transpose, concatenate, slice, pad                   of either kind
     float             float -> float       one operator of ONNX by name, in float32
@@ -35,8 +36,8 @@ Array = NDArray[Any]
 DESCRIPTION = "polarspike"
 DESCRIPTION_FORMAT = 1
 
-KINDS = ("quantize", "synapse", "averaged", "product", "combine", "window_sum", "stretch", "decode", "max_pool", "reshape",
-         "transpose", "concatenate", "slice", "pad", "float")  # fmt: skip
+KINDS = ("quantize", "synapse", "averaged", "product", "combine", "window_sum", "stretch", "shrink", "decode", "max_pool",
+         "reshape", "transpose", "concatenate", "slice", "pad", "float")  # fmt: skip
 
 
 def laid(vector: Array, axis: int, dims: int) -> Array:

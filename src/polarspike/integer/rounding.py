@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polarspike.errors import ExportError
-from polarspike.integer.lattice import EXACT_IN_FLOAT32, WEIGHT_LIMIT, odd_at_most, odd_divisors
+from polarspike.integer.lattice import EXACT_IN_FLOAT32, LARGEST_SUM, WEIGHT_LIMIT, odd_at_most, odd_divisors
 
 Vector = NDArray[np.float64]
 
@@ -66,7 +66,7 @@ def firing(units: Vector, bias: Vector, largest_input: int, most: int, *, wide: 
         bias: (outputs,) in steps of the neuron.
         largest_input: the largest absolute code.
         most: the largest divisor allowed.
-        wide: the input is sums of codes, and float kernels add them up: they must stay exact in float32.
+        wide: the input is sums of codes, of which no kernel limits the sums; they must stay within 30 bits.
 
     Raises:
         ExportError: a weight is worth more than 127 steps, or a bias more than 32 bits hold.
@@ -79,7 +79,7 @@ def firing(units: Vector, bias: Vector, largest_input: int, most: int, *, wide: 
             divisor = _near_grid(units, divisor, most)
         divisor = _with_room(divisor, bias)
         weight = np.rint(per_output(units, divisor.astype(np.float64)))
-        if not wide or largest_sum(weight, largest_input) <= EXACT_IN_FLOAT32 or limit == 1:
+        if not wide or largest_sum(weight, largest_input) <= LARGEST_SUM or limit == 1:
             break
         limit = max(1, limit // 2)
     counted = np.rint(bias * divisor)
@@ -90,10 +90,25 @@ def firing(units: Vector, bias: Vector, largest_input: int, most: int, *, wide: 
         if power > 0:
             found[channel] = (2 * exact, 2 ** (power + 1), 2 * math.floor(bias[channel] * 2.0**power) + 1)
     for channel, (whole, units_a_step, base) in found.items():
-        fits = not wide or np.abs(whole).sum() * largest_input + abs(base) <= EXACT_IN_FLOAT32
+        fits = not wide or np.abs(whole).sum() * largest_input <= LARGEST_SUM
         if fits and abs(base) <= 2**_BIAS_BITS:
             weight[channel], counted[channel], divisor[channel] = whole, base, units_a_step
     return Rounded(weight.astype(np.int8), _int32(counted), divisor)
+
+
+def leaves_digits(units: Vector, largest_input: int, most: int) -> bool:
+    """Whether :func:`firing` keeps what codes up to ``largest_input`` are worth: full weights within 30 bits of sums.
+
+    Weights that are kept exactly need no more digits than they have.
+    """
+    kept = [*_whole(units), *_dyadic(units, _DYADIC_LIMIT, 16 * most)]
+    others = np.delete(units, kept, axis=0) if kept else units
+    if not len(others):
+        return True
+    highest = np.maximum(peaks(others), _SMALLEST)
+    full = WEIGHT_LIMIT * per_output(others, 1 / highest)
+    coarse = (highest * most < _COARSE) & (_error(others, most, largest_input) > _LITTLE)
+    return largest_sum(full, largest_input) <= LARGEST_SUM and not coarse.any()
 
 
 def averaging(units: Vector, bias: Vector, largest_input: int, most: int) -> Rounded | None:
@@ -117,10 +132,7 @@ def averaging(units: Vector, bias: Vector, largest_input: int, most: int) -> Rou
     _require(np.isfinite(bias), bias, "a finite number")
     divisor = _with_room(_near_grid(units, odd_divisors(peaks(units), WEIGHT_LIMIT, most), most), bias)
     weight = np.rint(per_output(units, divisor.astype(np.float64)))
-    # In steps: at most what the weights are worth, and of that many uniform errors of up to half a unit the deviation.
-    rows = np.abs(units.reshape(len(units), -1))
-    error = np.minimum(rows.sum(axis=1), math.sqrt(rows.shape[1] / 12) / divisor) * largest_input
-    coarse = (peaks(weight) < _COARSE) & (error > _LITTLE)
+    coarse = (peaks(weight) < _COARSE) & (_error(units, divisor, largest_input) > _LITTLE)
     for channel, (exact, power) in _dyadic(units, WEIGHT_LIMIT, 2 * most).items():
         more = _more(exact, most / 2**power)
         if abs(bias[channel]) * 2.0 ** (power + more) <= 2**_BIAS_BITS:
@@ -154,10 +166,17 @@ def scaling(units: Vector, bias: Vector, largest_input: int, *, wide: bool) -> S
     scale = np.maximum(np.where(highest > 0, scale, 0.0), np.maximum(least, _SMALLEST))
     weight = np.rint(per_output(units, 1 / scale))
     bound = largest_sum(weight, largest_input)
-    if wide and bound > EXACT_IN_FLOAT32:
-        scale = scale * (bound / EXACT_IN_FLOAT32) * 1.01
+    if wide and bound > LARGEST_SUM:
+        scale = scale * (bound / LARGEST_SUM) * 1.01
         weight = np.rint(per_output(units, 1 / scale))
     return Scaled(weight.astype(np.int8), _int32(np.rint(bias / scale)), scale)
+
+
+def _error(units: Vector, divisor: NDArray[np.int64] | int, largest_input: int) -> Vector:
+    """In steps: at most what the weights are worth, and of that many uniform errors of up to half a unit the deviation."""
+    rows = np.abs(units.reshape(len(units), -1))
+    error: Vector = np.minimum(rows.sum(axis=1), math.sqrt(rows.shape[1] / 12) / divisor) * largest_input
+    return error
 
 
 def per_output(weight: Vector, factor: Vector) -> Vector:

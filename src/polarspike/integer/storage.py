@@ -128,6 +128,7 @@ _NEEDED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "combine": (("bias", "divisor"), ("axis", "dims")),
     "window_sum": ((), ()),
     "stretch": ((), ("factor",)),
+    "shrink": (("divisor",), ()),
     "decode": (("step",), ()),
     "max_pool": ((), ("kernel", "stride", "padding", "dilation")),
     "reshape": ((), ("shape",)),
@@ -137,7 +138,7 @@ _NEEDED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pad": ((), ("padding",)),
     "float": ((), ("operator",)),
 }
-_FIRING = ("quantize", "averaged", "combine")
+_FIRING = ("quantize", "averaged", "combine", "shrink")
 _NEEDED_BY_OPERATOR: dict[str, tuple[str, ...]] = {
     "convolution": ("stride", "padding", "dilation", "groups"),
     "Conv": ("stride", "padding", "dilation", "groups"),
