@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import polarspike as ps
+from polarspike import allocation as module
+from polarspike.candidates import Option, candidates
 from polarspike.errors import CalibrationError, SpecError
+from polarspike.laws import Law, NormalMixture, Samples
+from polarspike.quantizers import PolarityQuantizer
+from polarspike.specs import SiteSpec
 
 pytestmark = pytest.mark.slow
 
@@ -120,6 +127,104 @@ def test_negative_levels_go_where_they_do_not_pay() -> None:
     assert allocation.sites["head_input"].levels[0] > 0  # a GELU does
 
 
+def short_tailed(granularity: str = "tensor") -> tuple[ps.QuantizedNetwork, Tensor, float]:
+    """One GELU, a signal, and a budget of spikes under which the step is about as long as the negative side."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 4)).eval(), 0.9 * torch.randn(300, 8)
+    qann = ps.quantize(model, ps.QuantSpec(7, 7, granularity=granularity), example=x[:2])  # type: ignore[arg-type]
+    ps.calibrate(qann, [x])
+    return qann, x, 0.6 * fired(qann, x)["spikes"]
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_a_short_negative_side_gets_a_gain_below_one(granularity: str, tmp_path: Path) -> None:
+    qann, x, budget = short_tailed(granularity)
+    rival = copy.deepcopy(qann)
+    allocation = ps.allocate(qann, x, budget, gains="dyadic")
+    (site,), (row,) = qann.sites().values(), allocation.sites.values()
+    assert site.gain == row.gain == 0.5 and site.levels[0] > 0 and "0.5" in str(allocation)
+    assert fired(qann, x)["spikes"] == pytest.approx(allocation.spent) and allocation.spent <= budget
+    # Fixed, and the site still stands for the same float function: training finds no new parameter.
+    assert site.raw_gain is None and site.slope == 1.0
+    assert [name for name, _ in qann.named_parameters()] == [name for name, _ in rival.named_parameters()]
+    snn = ps.convert(qann)
+    assert ps.verify(qann, snn, [x]).different == 0
+    ps.save(qann, tmp_path / "q.safetensors")
+    again = ps.load(tmp_path / "q.safetensors")
+    assert [site.gain for site in again.sites().values()] == [0.5] and torch.equal(again(x), qann(x))
+    assert ps.export(snn, tmp_path / "q.integer", "integer", example=x[:2], batches=[x]).codes_wrong == 0
+
+    kept = ps.allocate(rival, x, budget)
+    assert next(iter(rival.sites().values())).gain == 1.0 and kept.spent <= budget
+    assert allocation.error < 0.95 * kept.error
+    # More timesteps come nearer to the float network only with the gain that is its slope.
+    with torch.no_grad():
+        with qann.float_activations():
+            y = qann(x)
+        far, near = ([float((ps.convert(n)(x, timesteps=t) - y).norm()) for t in (1, 8)] for n in (qann, rival))
+    assert far[0] < near[0] and near[1] < 0.5 * near[0] and near[1] < 0.5 * far[1]
+
+
+def test_gains_are_put_back_where_the_prediction_errs(monkeypatch: pytest.MonkeyPatch) -> None:
+    qann, x, budget = short_tailed()
+    real = module.candidates
+
+    def deceived(*given: object) -> list[Option]:
+        return [
+            option if option.kept else dataclasses.replace(option, spec=dataclasses.replace(option.spec, gain=2.0**-7))
+            for option in real(*given)  # type: ignore[arg-type]
+        ]
+
+    monkeypatch.setattr(module, "candidates", deceived)
+    allocation = ps.allocate(qann, x, budget, gains="dyadic")
+    assert [site.gain for site in qann.sites().values()] == [1.0]
+    assert fired(qann, x)["spikes"] == pytest.approx(allocation.spent) and allocation.spent <= budget
+
+
+def options(law: Law, second_scale: float = 0.0, **spec: object) -> list[Option]:
+    site = PolarityQuantizer(SiteSpec(3, 3, **spec), "site")  # type: ignore[arg-type]
+    site.set_step(0.3)
+    return candidates(site, law, torch.ones(1, dtype=torch.float64), 1.0, "spikes", second_scale, "dyadic")
+
+
+GELU = Samples(nn.functional.gelu(torch.linspace(-1.0, 1.0, 401)).view(1, -1), torch.ones(1, 401))
+
+
+def test_gains_that_are_not_chosen() -> None:
+    normal = NormalMixture(torch.zeros(1, 1), torch.ones(1, 1))
+    # As much below zero as above: only where the step itself is far too coarse is a smaller value nearer.
+    assert all(option.kept for option in options(normal, slope=1.0) if option.stretch <= 1.4)
+    assert all(option.kept for option in options(GELU, slope=1.0, learned_gain=True))
+    assert all(option.kept for option in options(normal, slope=0.0))  # a ReLU with negative levels: (0, P) does it
+    assert {option.spec.gain for option in options(GELU, slope=1.0)} == {1.0, 0.5}
+    # What a gain gave is taken back where another is better.
+    assert {option.spec.gain for option in options(normal, slope=1.0, gain=0.5) if not option.kept} == {1.0}
+
+
+def test_another_gain_changes_the_loss_and_only_joules() -> None:
+    found = options(GELU, second_scale=5.0, slope=1.0)
+    pairs = [
+        (kept, other)
+        for kept in found
+        for other in found
+        if kept.kept and not other.kept and (kept.spec.levels, kept.stretch) == (other.spec.levels, other.stretch)
+    ]
+    assert pairs
+    for kept, other in pairs:
+        assert torch.equal(kept.step, other.step) and other.loss < kept.loss
+        assert other.cost == pytest.approx(kept.cost + 5.0)
+
+
+def test_what_a_second_scale_costs_is_what_is_counted() -> None:
+    qann, x, _ = short_tailed()
+    meter = module._Meter(qann, [x], "joules", None)
+    (name,) = qann.sites()
+    qann.network.set_submodule(name, qann.sites()[name].with_fixed_gain(gain=0.5))
+    assert meter.measure() == pytest.approx(meter.before + meter.second_scale(name), rel=1e-12)
+    assert meter.second_scale(name) > 0.0
+    assert module._Meter(qann, [x], "joules", None).fixed == pytest.approx(meter.fixed)
+
+
 def test_levels_survive_the_file(tmp_path: object) -> None:
     _, qann, x = network()
     ps.allocate(qann, x, 60.0)
@@ -209,5 +314,7 @@ def test_wrong_arguments(arguments: tuple[object, ...], message: str) -> None:
         ps.allocate(qann, x, *arguments)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="answers: expected 'values' or 'classes'"):
         ps.allocate(qann, x, 10.0, answers="logits")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="gains: expected one of kept, dyadic, got 'learned'"):
+        ps.allocate(qann, x, 10.0, gains="learned")  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match="at least one batch"):
         ps.allocate(qann, [], 10.0)

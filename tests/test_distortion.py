@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polarspike import ops
-from polarspike.distortion import decibels, distortion
+from polarspike.distortion import best_gain, decibels, distortion
 from polarspike.errors import InputError
 from polarspike.information import square_error
 from polarspike.laws import NormalMixture, Samples
@@ -124,6 +124,33 @@ def test_no_signal_is_no_loss_and_noise_alone_is_infinite() -> None:
     noise = distortion(silent, (2, 3), torch.tensor(1.0), gain=1.0, slope=0.0).shares()
     assert noise.polarity == math.inf
     assert noise.snr == -math.inf
+
+
+@pytest.mark.parametrize("levels", [(1, 3), (4, 4), (7, 2)])
+@pytest.mark.parametrize("slope", [0.1, 1.0])
+def test_the_best_gain_is_least_squares_over_the_codes_that_the_quantizer_makes(
+    levels: tuple[int, int], slope: float
+) -> None:
+    x, weight = X - torch.tensor([[0.0], [2.0]], dtype=torch.float64), torch.tensor([3.0, 0.5], dtype=torch.float64)
+    whole = ops.encode(x, STEP.unsqueeze(1), *levels).clamp(max=0) * STEP.unsqueeze(1)
+    expected = slope * float(((whole * x).mean(1) * weight).sum() / (whole.square().mean(1) * weight).sum())
+    found = best_gain(points(x), levels, STEP, slope, weight)
+    assert found == pytest.approx(min(1.0, expected), rel=1e-9)
+
+    def loss(gain: float) -> float:
+        return float((distortion(points(x), levels, STEP, gain, slope).error * weight).sum())
+
+    assert all(loss(found) < loss(other) for other in (found - 0.02, found + 0.02) if other <= 1.0)
+
+
+def test_the_best_gain_lies_between_half_the_slope_and_the_slope() -> None:
+    one = torch.ones(1, dtype=torch.float64)
+    for x, gain in ((-0.5001, 0.5), (-1.0, 1.0), (-0.75, 0.75)):
+        assert best_gain(points(torch.full((1, 3), x)), (3, 3), one, 1.0) == pytest.approx(gain, abs=1e-3)
+    assert best_gain(points(torch.tensor([[-9.0]])), (3, 3), one, 1.0) == 1.0  # clipped: a larger one would be better
+    assert best_gain(points(torch.tensor([[-0.4, 2.0]])), (3, 3), one, 1.0) is None
+    assert best_gain(points(torch.tensor([[-4.0, 2.0]])), (0, 3), one, 1.0) is None
+    assert best_gain(points(X), (3, 3), STEP, 1.0, torch.zeros(2)) is None
 
 
 def test_decibels() -> None:

@@ -11,9 +11,13 @@ lambda that the budget allows (Everett's generalized Lagrange multipliers, 1963)
 A coarser step is a candidate, too: it fires less at the same levels. What is spent is then measured, with every site
 quantized, and the budget tightened until the measurement keeps it.
 
+On request a gain of 2^-m is one, too. Codes begin where they did, so it costs nothing (but for the second scale of weights
+that joules count) and makes no value finer: it pays where a signal ends inside the cell of a negative code, as behind GELU
+and SiLU, which end at -0.17 and -0.28, and the value s k of that code lies beyond.
+
 Losses are of the second order, and too kind to coarse steps. So three choices are made that keep the budget: with all
-candidates, with none much coarser than the step of least square error, and with the same levels everywhere; and that is
-taken whose *measured* answers are nearest to the float network's.
+candidates, with none much coarser than the step of least square error, and with the same levels everywhere; the first two
+also with the gains put back, if any moved; and that is taken whose *measured* answers are nearest to the float network's.
 """
 
 from __future__ import annotations
@@ -27,7 +31,19 @@ import torch
 from torch import Tensor
 
 from polarspike.answers import Answers, Pair, error, float_answers, require_answers
-from polarspike.candidates import Option, Resource, amount, candidates, cost, finer, least_loss, uniform, within
+from polarspike.candidates import (
+    Gains,
+    Option,
+    Resource,
+    amount,
+    candidates,
+    cost,
+    finer,
+    least_loss,
+    uniform,
+    with_kept_gains,
+    within,
+)
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
 from polarspike.energy import CostTable, estimate_energy
@@ -118,12 +134,13 @@ def allocate(
     *,
     answers: Answers = "values",
     table: CostTable | None = None,
+    gains: Gains = "kept",
 ) -> Allocation:
     """Choose levels and step of every site, in place, so that an inference at T = 1 needs at most ``budget``.
 
     The levels that a site has are the most it may get: quantize with many. Where it has negative ones, they keep their
     ratio to the positive ones, or go altogether where they do not pay for themselves. Calibrate first; train afterwards,
-    if at all: the choice follows from the float network. A gain stays as it is, where negative levels stay.
+    if at all: the choice follows from the float network.
 
     Args:
         qann: calibrated; evaluation mode is used and the former mode restored. On an error it is as it was.
@@ -133,6 +150,11 @@ def allocate(
         resource: what the budget limits.
         answers: ``"classes"`` where the outputs hold scores of classes, see :mod:`polarspike.sensitivity`.
         table: prices for joules; 45 nm CMOS unless given.
+        gains: ``"kept"``, or ``"dyadic"``: a fixed gain may become 2^-m, for a network that runs one timestep, or with
+            holding neurons. It then stays fixed at that, in files and in training, and whole numbers can hold it (as after
+            :func:`polarspike.snap_gains`). Learned gains, and those of sites that stand for zero below zero (ReLU), stay.
+            More timesteps of polarity neurons refine the grid towards g x below zero, where the float network has x, and
+            so come *further* from it with a gain below 1, unless the network is trained with it.
 
     Raises:
         SpecError: not a quantized network, an argument is out of range, or no choice of levels keeps the budget: what the
@@ -140,7 +162,7 @@ def allocate(
         CalibrationError: a site has no step, no batch came, or NaN or Inf, with site and batch.
     """
     require_calibrated("allocate", qann)
-    _check(budget, resource, answers)
+    _check(budget, resource, answers, gains)
     if torch.is_inference_mode_enabled():
         raise SpecError("allocate: expected to be called outside of torch.inference_mode(): it needs gradients")
     with evaluating(qann):
@@ -151,7 +173,7 @@ def allocate(
     weights = sensitivities(qann, kept, answers)
     meter = _Meter(qann, kept, resource, table)
     options = {
-        name: candidates(site, laws[name], weights[name], meter.units(name, site), resource)
+        name: candidates(site, laws[name], weights[name], meter.units(name), resource, meter.second_scale(name), gains)
         for name, site in qann.sites().items()
     }
     try:
@@ -181,6 +203,12 @@ def _best(
                 raise  # nothing at all keeps the budget
             continue
         found.append((_error(qann, pairs, answers), chosen, spent))
+        plain = with_kept_gains(chosen, options)
+        if plain != chosen:
+            _apply(qann, plain)
+            spent = meter.measure()
+            if spent <= budget:
+                found.append((_error(qann, pairs, answers), plain, spent))
     for chosen in uniform(options):
         if cost(chosen) > 1.2 * (budget - meter.fixed):
             continue  # far beyond what is allowed: not worth measuring
@@ -252,20 +280,26 @@ class _Meter:
         self.table = table or CostTable.cmos45()
         self.fixed = 0.0
         self._prices: dict[str, float] = {}
+        self._second_scales: dict[str, float] = {}
         if resource == "joules":
             counts = self._counts()
             row = estimate_energy(counts, self.table).row("b")
-            self.fixed = (row.joules - row.spikes_pj * 1e-12) / counts.images
+            self.fixed = (row.joules - (row.spikes_pj + row.second_scale_pj) * 1e-12) / counts.images
             self._prices = _prices(counts, self.table.add_pj("int8") * 1e-12)
+            self._second_scales = _second_scales(counts, self.table.mac_pj("int8") * 1e-12)
         self.codes: dict[str, Tensor] = {}
         self.before = self.measure()
         if resource == "joules":
             self.see()
 
-    def units(self, name: str, site: PolarityQuantizer) -> float:
+    def units(self, name: str) -> float:
         """Cost per image of one event, spike or bit at every neuron of a site."""
         neurons = float(self.codes[name].sum()) / self._images
         return neurons * self._prices.get(name, 0.0) if self.resource == "joules" else neurons
+
+    def second_scale(self, name: str) -> float:
+        """Cost per image of a gain other than 0 and 1 at a site with negative levels, beside what fires."""
+        return self._second_scales.get(name, 0.0)
 
     def measure(self) -> float:
         """The resource per image, with every site quantized."""
@@ -326,6 +360,16 @@ def _prices(counts: OperationCounts, add: float) -> dict[str, float]:
     return prices
 
 
+def _second_scales(counts: OperationCounts, mac: float) -> dict[str, float]:
+    """Joules per image of a second scale at every site: a multiply-accumulate for every output that its spikes reach."""
+    found = {site.site: 0.0 for site in counts.sites}
+    for row in counts.synapses:
+        if row.spiking:
+            for name in row.sources:
+                found[name] += mac * row.outputs / counts.images
+    return found
+
+
 @torch.no_grad()
 def _rows(
     qann: QuantizedNetwork, former: Mapping[str, PolarityQuantizer], chosen: Mapping[str, Option], meter: _Meter
@@ -346,9 +390,11 @@ def _rows(
     return rows
 
 
-def _check(budget: object, resource: object, answers: object) -> None:
+def _check(budget: object, resource: object, answers: object, gains: object) -> None:
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
         raise SpecError(f"allocate: budget: expected a positive number, got {budget!r}")
     if resource not in get_args(Resource):
         raise SpecError(f"allocate: resource: expected one of {', '.join(get_args(Resource))}, got {resource!r}")
+    if gains not in get_args(Gains):
+        raise SpecError(f"allocate: gains: expected one of {', '.join(get_args(Gains))}, got {gains!r}")
     require_answers("allocate", answers)

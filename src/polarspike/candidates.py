@@ -14,14 +14,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from polarspike.distortion import distortion
+from polarspike.distortion import best_gain, distortion
 from polarspike.information import best_step, code_probabilities
 from polarspike.laws import Law
 from polarspike.quantizers import PolarityQuantizer
+from polarspike.sites import dyadic_gains
 from polarspike.specs import SiteSpec
 
 #: What a budget limits.
 Resource = Literal["events", "spikes", "joules", "bits"]
+#: Whether a site keeps the gain of its negative spikes, or may get a power of two.
+Gains = Literal["kept", "dyadic"]
 
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 24, 31, 48, 63, 96, 127, 255)
 _STRETCHES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.8, 2.0, 2.3, 2.7, 3.2)  # of the step of least square error
@@ -31,45 +34,82 @@ _STRETCHES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.8, 2.0, 2.3, 2.7, 3.2) 
 class Option:
     """Levels, gain and step that a site may get, with the loss of the answer and the cost per image that they predict.
 
-    ``stretch`` is the step over that of least square error.
+    ``stretch`` is the step over that of least square error; ``kept`` says that the gain is what it was.
     """
 
     spec: SiteSpec
     step: Tensor
     stretch: float
+    kept: bool
     loss: float
     cost: float
 
 
 @torch.no_grad()
-def candidates(site: PolarityQuantizer, law: Law, weight: Tensor, units: float, resource: Resource) -> list[Option]:
-    """Every candidate of one site; ``units`` is the cost per neuron's event, spike or bit, over all its neurons."""
-    spec, gain, slope = site.spec, float(site.gain), site.slope
+def candidates(
+    site: PolarityQuantizer,
+    law: Law,
+    weight: Tensor,
+    units: float,
+    resource: Resource,
+    second_scale: float = 0.0,
+    gains: Gains = "kept",
+) -> list[Option]:
+    """Every candidate of one site.
+
+    Args:
+        site: as it is; its levels are the most.
+        law: of its input.
+        weight: loss per unit of square error, (G,).
+        units: the cost per neuron's event, spike or bit, over all its neurons.
+        resource: what costs.
+        second_scale: what a gain other than 0 and 1 costs beside that, whatever fires.
+        gains: whether a power of two may take the place of a fixed gain.
+    """
+    spec, present, slope = site.spec, float(site.gain), site.slope
     found = []
     for negative, positive in _levels(spec):
-        kept_gain = gain if negative else 1.0
+        kept_gain = present if negative else 1.0
         learned = spec.learned_gain and negative > 0
-        candidate = dataclasses.replace(
-            spec, negative=negative, positive=positive, learned_gain=learned, gain=kept_gain
-        )
+        kept = dataclasses.replace(spec, negative=negative, positive=positive, learned_gain=learned, gain=kept_gain)
         best = best_step((negative, positive), "mse", law, kept_gain)
         best = torch.where(best > 0, best, best[best > 0].median() if bool((best > 0).any()) else 1.0)
         for stretch in _STRETCHES:
             step = best * stretch
             if spec.ceiling is not None:
                 step = step.clamp(max=spec.ceiling / positive)
-            error = distortion(law, (negative, positive), step, kept_gain, slope, spec.ceiling).error
             codes = code_probabilities(law, (negative, positive), step)
-            found.append(
-                Option(
-                    candidate,
-                    (step if spec.channels else step[0]).float(),
-                    stretch,
-                    float((error.cpu() * weight).sum()),
-                    units * float(amount(codes, negative, resource).mean()),
+            fired = units * float(amount(codes, negative, resource).mean())
+            for gain in [kept_gain] if gains == "kept" else _gains(kept, law, step, weight):
+                error = distortion(law, (negative, positive), step, gain, slope, spec.ceiling).error
+                scaled = negative > 0 and gain not in (0.0, 1.0)
+                found.append(
+                    Option(
+                        kept if gain == kept_gain else dataclasses.replace(kept, gain=gain),
+                        (step if spec.channels else step[0]).float(),
+                        stretch,
+                        gain == kept_gain,
+                        float((error.cpu() * weight).sum()),
+                        fired + (second_scale if scaled else 0.0),
+                    )
                 )
-            )
     return found
+
+
+def _gains(spec: SiteSpec, law: Law, step: Tensor, weight: Tensor) -> list[float]:
+    """The gain that a site has, and the power of two of least loss at this step if that is better.
+
+    The codes are the same for every gain. A learned gain stays what training made of it; and where the float function is
+    zero below zero, least squares would only bring negative codes to nothing, which no negative levels do for less.
+    """
+    if spec.learned_gain or spec.slope == 0.0:
+        return [spec.gain]
+    ideal = best_gain(law, spec.levels, step, spec.slope, weight)
+    if ideal is None:
+        return [spec.gain]
+    # The loss is a parabola about the ideal gain: what is nearest is best.
+    nearest = min((spec.gain, *dyadic_gains(*spec.levels)), key=lambda gain: abs(gain - ideal))
+    return [spec.gain] if nearest == spec.gain else [spec.gain, nearest]
 
 
 def amount(codes: Tensor, negative: int, resource: Resource) -> Tensor:
@@ -100,9 +140,26 @@ def finer(options: Mapping[str, list[Option]], stretch: float) -> dict[str, list
     return {name: [option for option in site if option.stretch <= stretch] for name, site in options.items()}
 
 
+def with_kept_gains(chosen: Mapping[str, Option], options: Mapping[str, list[Option]]) -> dict[str, Option]:
+    """The same levels and steps with the gains that were there."""
+    return {
+        name: next(
+            other
+            for other in options[name]
+            if other.kept and other.spec.levels == option.spec.levels and other.stretch == option.stretch
+        )
+        for name, option in chosen.items()
+    }
+
+
 def uniform(options: Mapping[str, list[Option]]) -> list[dict[str, Option]]:
-    """The same P everywhere (or the most that a site may get) at the step of least square error, largest P first."""
-    plain = {name: [option for option in site if option.stretch == 1.0] for name, site in options.items()}
+    """The same P everywhere (or the most that a site may get), largest P first, at the step of least square error.
+
+    The gains are those that were there.
+    """
+    plain = {
+        name: [option for option in site if option.stretch == 1.0 and option.kept] for name, site in options.items()
+    }
     sizes = {option.spec.positive for site in plain.values() for option in site}
     return [
         {

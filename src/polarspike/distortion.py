@@ -151,6 +151,35 @@ def distortion(
     )
 
 
+def best_gain(
+    law: Law, levels: tuple[int, int], step: Tensor, slope: float, weight: Tensor | float = 1.0
+) -> float | None:
+    """The gain of least square error below zero, for given levels and step; it changes values, and never a code.
+
+        g = a sum_G w E[s k x; x < 0] / sum_G w E[(s k)^2; x < 0],    at most 1
+
+    Code ``k < 0`` begins at ``(k + 1/2) s``, so inside the levels g lies between a / 2 and a (slope ``a``): a / 2 where
+    the signal ends right behind where its code begins, a where it is symmetric about the code.
+
+    Args:
+        law: of the input, G groups, which share the gain.
+        levels: ``(N, P)``.
+        step: s > 0, (G,) or 0-d.
+        slope: a in [0, 1], of the float function below zero.
+        weight: w of a unit of square error in each group, (G,) or one number.
+
+    Returns:
+        The gain, or None where no negative code of any weight occurs: every gain is as good.
+    """
+    if levels[0] == 0:
+        return None
+    step = torch.as_tensor(step, dtype=torch.float64, device=law.device).expand(law.groups)
+    codes, product = _Side(law.mirrored(), step, levels[0], closed=False).moments()
+    weight = torch.as_tensor(weight, dtype=torch.float64).to(law.device)
+    power = float((weight * codes).sum())
+    return min(slope * float((weight * product).sum()) / power, 1.0) if power > 0.0 else None
+
+
 def decibels(error: float) -> float:
     """``-10 log10(error)``: 20 dB is 1 % of the power; infinite for no error.
 
@@ -174,7 +203,7 @@ class _Side:
     def parts(self, gain: float, slope: float, ceiling: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The error inside the levels, the error beyond them, and the power of ``slope min(x, ceiling)``; (G,) each."""
         top = gain * self.count * self.step  # the value of the last code
-        mean = self.law.excess(self.edges) + self.edges * self.survival  # E[x; x >= e_k]
+        mean = self._means()
         power = self.law.power().unsqueeze(1)
         survival, excess, square = self.beyond
         miss = top - slope * self.last
@@ -187,12 +216,25 @@ class _Side:
             miss = top - slope * ceiling
             surplus = slope**2 * over_square - 2.0 * slope * miss * over  # (top - slope x)^2 - miss^2 over x >= ceiling
             beyond = torch.where(self.last < limit, beyond - surplus, miss.square() * survival)
-        codes = 2.0 * self.step * (self.edges * self.survival).sum(1, keepdim=True)  # E (s k)^2
-        product = self.step * mean.sum(1, keepdim=True)  # E s k min(x, ceiling)
+        codes, product = self._moments(mean)
         whole = gain**2 * codes - 2.0 * gain * slope * product + slope**2 * power
         beyond = beyond.clamp(min=0.0)
         inside = (whole - beyond).clamp(min=0.0)
         return inside.squeeze(1), beyond.squeeze(1), (slope**2 * power).clamp(min=0.0).squeeze(1)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """E (s k)^2 and E s k x; (G,) each."""
+        codes, product = self._moments(self._means())
+        return codes.squeeze(1), product.squeeze(1)
+
+    def _means(self) -> Tensor:
+        """E[x; x >= e_k]; (G, K)."""
+        return self.law.excess(self.edges) + self.edges * self.survival
+
+    def _moments(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """E (s k)^2 and E s k y from E[y; x >= e_k]; (G, 1) each."""
+        codes = 2.0 * self.step * (self.edges * self.survival).sum(1, keepdim=True)
+        return codes, self.step * mean.sum(1, keepdim=True)
 
     def _tails(self, edge: Tensor, closed: bool) -> tuple[Tensor, Tensor, Tensor]:
         """S, L and Q at one edge of every group; (G, 1) each."""

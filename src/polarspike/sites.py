@@ -12,6 +12,18 @@ from polarspike import ops
 from polarspike.errors import CalibrationError, CheckpointError, SpecError
 from polarspike.specs import SiteSpec
 
+#: Differences of codes that whole numbers of a byte hold.
+_BYTE = 255
+
+
+def dyadic_gains(negative: int, positive: int) -> list[float]:
+    """1 and the powers 2^-m with ``N + 2^m P <= 255``: gains of which whole numbers of a byte hold the values.
+
+    >>> dyadic_gains(7, 7)
+    [1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125]
+    """
+    return [1.0, *(2.0**-m for m in range(1, 8) if negative + positive * 2**m <= _BYTE)]
+
 
 class Site(nn.Module):
     """Base of :class:`~polarspike.quantizers.PolarityQuantizer` and :class:`~polarspike.neurons.PolarityNeuron`.

@@ -15,8 +15,8 @@ from polarspike.observation import observe
 from polarspike.ops import LEAST_START
 from polarspike.quantized import QuantizedNetwork, require_calibrated
 from polarspike.quantizers import PolarityQuantizer
+from polarspike.sites import dyadic_gains
 
-_BYTE = 255
 #: Exponents of steps: down to the least start of a site, and up to where float32 still holds many of them.
 _EXPONENTS = (round(math.log2(LEAST_START)), 100)
 
@@ -48,7 +48,11 @@ def snap_gains(qann: QuantizedNetwork) -> dict[str, tuple[float, float]]:
         if not negative:
             continue
         kept = gain == 0.0 or math.frexp(gain)[0] == 0.5  # a power of two
-        near = gain if kept else min(_allowed(negative, positive), key=lambda value: (abs(value - gain), value))
+        near = (
+            gain
+            if kept
+            else min((0.0, *dyadic_gains(negative, positive)), key=lambda value: (abs(value - gain), value))
+        )
         if near == gain and not site.spec.learned_gain:
             continue
         levels = {"negative": 0, "gain": 1.0} if near == 0.0 else {"gain": near}
@@ -99,11 +103,6 @@ def snap_steps(
         qann.network.set_submodule(name, site.with_fixed_step(after))
         moved[name] = (before, after.clone())
     return moved
-
-
-def _allowed(negative: int, positive: int) -> list[float]:
-    powers = [2.0**-m for m in range(1, 8) if negative + positive * 2**m <= _BYTE]
-    return [0.0, 1.0, *powers]
 
 
 def _power(site: PolarityQuantizer, law: Law | None) -> Tensor:
