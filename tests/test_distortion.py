@@ -135,7 +135,7 @@ def test_the_best_gain_is_least_squares_over_the_codes_that_the_quantizer_makes(
     whole = ops.encode(x, STEP.unsqueeze(1), *levels).clamp(max=0) * STEP.unsqueeze(1)
     expected = slope * float(((whole * x).mean(1) * weight).sum() / (whole.square().mean(1) * weight).sum())
     found = best_gain(points(x), levels, STEP, slope, weight)
-    assert found == pytest.approx(min(1.0, expected), rel=1e-9)
+    assert found is not None and found == pytest.approx(min(1.0, expected), rel=1e-9)
 
     def loss(gain: float) -> float:
         return float((distortion(points(x), levels, STEP, gain, slope).error * weight).sum())

@@ -153,8 +153,8 @@ def allocate(
         gains: ``"kept"``, or ``"dyadic"``: a fixed gain may become 2^-m, for a network that runs one timestep, or with
             holding neurons. It then stays fixed at that, in files and in training, and whole numbers can hold it (as after
             :func:`polarspike.snap_gains`). Learned gains, and those of sites that stand for zero below zero (ReLU), stay.
-            More timesteps of polarity neurons refine the grid towards g x below zero, where the float network has x, and
-            so come *further* from it with a gain below 1, unless the network is trained with it.
+            More timesteps of polarity neurons refine the grid towards g x below zero, where the float network has x: do not
+            ask for it where T grows.
 
     Raises:
         SpecError: not a quantized network, an argument is out of range, or no choice of levels keeps the budget: what the
