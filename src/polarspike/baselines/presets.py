@@ -37,6 +37,9 @@ _NAMED = (
     "ann", "polarspike", "scale-and-fire", "st-bif", "qcfs", "lsq", "lsq+", "lif", "integer-lif",
 )  # fmt: skip
 
+#: What is asked again at more levels: ours, the closest binary rival, and a quantized network.
+_LEVELED = ("polarspike", "qcfs", "lsq")
+
 _SMALL = Comparison(
     data="fashion-mnist-14", methods=_EVERY, trained_steps=(1, 4), budgets=("time",), float_epochs=5, epochs=3
 )
@@ -71,6 +74,8 @@ PRESETS: dict[str, tuple[Part, ...]] = {
             "Transformer, two more seeds",
             dataclasses.replace(_VIT, methods=("ann", "polarspike", "st-bif", "lsq", "lsq+"), seeds=(1, 2)),
         ),
+        Part("residual network, 8 levels", dataclasses.replace(_RESNET, methods=_LEVELED, levels=(8,))),
+        Part("plain network, 8 levels", dataclasses.replace(_PLAIN, methods=_LEVELED, levels=(8,))),
     ),
     "full": (
         Part("residual network", _FULL_RESNET),
