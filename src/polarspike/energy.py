@@ -284,8 +284,8 @@ def _dense_row(
     parts = {
         "spikes_pj": 0.0,
         "analog_pj": totals["ann_macs"] * mac + _unweighted(counts) * add,
-        "second_scale_pj": joins // counts.timesteps * mac if quantized else 0.0,
-        "neurons_pj": neurons // counts.timesteps * mac if quantized else 0.0,
+        "second_scale_pj": joins // counts.timesteps * counts.passes * mac if quantized else 0.0,
+        "neurons_pj": neurons // counts.timesteps * counts.passes * mac if quantized else 0.0,
         "biases_pj": totals["ann_biases"] * add,
         "elementwise_pj": sum(totals.get(f"ann_{name}", 0) for name in _MULTIPLICATIONS) * mac
         + (totals["ann_comparisons"] + totals["ann_additions"] - _unweighted(counts)) * add,
@@ -333,8 +333,9 @@ def _second_scale_pj(row: SynapseCounts, convention: System, mac: float, add: fl
 
 
 def _unweighted(counts: OperationCounts) -> int:
-    """Additions of one dense pass over connections without a weight: averages, sums of spikes and graded values."""
-    return sum(row.connections for row in counts.synapses if row.in_dense_network and not row.weighted)
+    """Additions of the dense passes over connections without a weight: averages, sums of spikes and graded values."""
+    rows = (row for row in counts.synapses if row.in_dense_network and not row.weighted)
+    return counts.passes * sum(row.connections for row in rows)
 
 
 def _row(

@@ -48,6 +48,7 @@ class OperationCounts:
     * An **embedding** of integers is looked up, which costs nothing here, and is graded like the input.
     * The **input is analog**: the first layer costs dense multiply-accumulates at *every* step. Hardware that sees the
       same image at every step could compute it once: of ``input_macs`` (a part of ``macs``) ``static_input_macs`` stay.
+      The frames of a sequence differ (``repeated`` is false), and all stay.
     * A **negative code with gain 0** is worth nothing: the site fires it (``valueless_events``), nothing sends it on.
     * The activation function of the float network where it becomes a site, the division of an average, masks and the
       readout are free.
@@ -55,6 +56,8 @@ class OperationCounts:
     Attributes:
         images: in the batch. timesteps: T.
         sites, synapses, elementwise: the rows, in the order in which a signal meets them.
+        passes: how often the float network runs for the same answers: once for each frame that it reads by itself.
+        repeated: the input was the same at every step.
     """
 
     images: int
@@ -62,27 +65,30 @@ class OperationCounts:
     sites: tuple[SiteCounts, ...]
     synapses: tuple[SynapseCounts, ...]
     elementwise: tuple[ElementwiseCounts, ...]
+    passes: int = 1
+    repeated: bool = True
 
     @property
     def totals(self) -> dict[str, int]:
         """Sums over the rows, for the batch; ``neurons`` alone is of one image.
 
-        Names that begin with ``ann_`` are of one pass of the float network. ``additions`` are those of graded values, in
+        Names that begin with ``ann_`` are of the float network's ``passes``. ``additions`` are those of graded values, in
         averages and residual sums, and those of sums that max pooling keeps over time. ``mean_updates`` are the
         multiplications that means over time cost.
         """
         sums = {name: sum(getattr(row, name) for row in self.synapses) for name in _OF_SYNAPSES}
         static = [row for row in self.synapses if row.static]
         sums["input_macs"] = sum(row.macs for row in static)
-        sums["static_input_macs"] = sum(row.macs // row.timesteps for row in static)
+        sums["static_input_macs"] = sum(row.macs // (row.timesteps if self.repeated else 1) for row in static)
         sums |= {name: sum(getattr(row, name) for row in self.sites) for name in _OF_SITES}
         sums["additions"] = sum(row.adds for row in self.synapses) + self._elementwise("add", "spiking")
         sums |= {name: self._elementwise(kind, "spiking") for name, kind in _OF_ELEMENTS.items()}
         plain = (row.connections for row in self.synapses if row.in_dense_network and not row.weighted)
-        sums["ann_macs"] = sum(row.connections for row in self.synapses if row.weighted)
-        sums["ann_additions"] = sum(plain) + self._elementwise("add", "dense")
+        dense = {"ann_macs": sum(row.connections for row in self.synapses if row.weighted)}
+        dense["ann_additions"] = sum(plain) + self._elementwise("add", "dense")
         once = {name: kind for name, kind in _OF_ELEMENTS.items() if kind != "mean"}
-        return sums | {f"ann_{name}": self._elementwise(kind, "dense") for name, kind in once.items()}
+        dense |= {f"ann_{name}": self._elementwise(kind, "dense") for name, kind in once.items()}
+        return sums | {name: self.passes * count for name, count in dense.items()}
 
     @property
     def per_image(self) -> dict[str, float]:
@@ -138,14 +144,15 @@ class OperationCounts:
         )
 
     def ann_memory(self) -> MemoryCounts:
-        """Memory accesses of one dense pass."""
+        """Memory accesses of the float network's dense passes."""
         rows = [row for row in self.synapses if row.in_dense_network and row.kind != "add"]
         sums = self._elementwise("add", "dense") + self._elementwise("product", "dense")
         sums += sum(row.connections for row in self.synapses if row.kind == "add")
         return MemoryCounts(
-            weight_reads=sum(row.connections for row in rows if row.weighted) + self._elementwise("bias", "dense"),
-            activation_reads=sum(row.connections for row in rows) + 2 * sums,
-            output_writes=sum(row.outputs for row in rows) + sums,
+            weight_reads=self.passes
+            * (sum(row.connections for row in rows if row.weighted) + self._elementwise("bias", "dense")),
+            activation_reads=self.passes * (sum(row.connections for row in rows) + 2 * sums),
+            output_writes=self.passes * (sum(row.outputs for row in rows) + sums),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,6 +160,8 @@ class OperationCounts:
         return {
             "images": self.images,
             "timesteps": self.timesteps,
+            "passes": self.passes,
+            "repeated": self.repeated,
             "totals": self.totals,
             "sites": [_plain(row) for row in self.sites],
             "synapses": [_plain(row) for row in self.synapses],
@@ -166,6 +175,7 @@ class OperationCounts:
 
     def __str__(self) -> str:
         head = f"{self.images} images, {self.timesteps} timestep{'s' if self.timesteps > 1 else ''}; counts are of the batch"
+        head += f" (ann: of {self.passes} passes, one for each frame)" if self.passes > 1 else ""
         synapses = [("synapses", "arrives", "dense MAC", "MAC", "events in", "AC by event", "AC by spike")]
         synapses += [
             (row.name, "spikes" if row.spiking else "graded", f"{row.dense_macs:,}", f"{row.macs:,}",

@@ -12,51 +12,63 @@ from polarspike.counting.counts import OperationCounts
 from polarspike.counting.recording import Recording
 from polarspike.counting.tally import Tally
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, tensors_of
+from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, frames_of, tensors_of
 from polarspike.neurons import NeuronState
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork, SpikingState
 
 
 @torch.no_grad()
-def count_operations(snn: SpikingNetwork, batch: Any, timesteps: int = 1) -> OperationCounts:
+def count_operations(
+    snn: SpikingNetwork, batch: Any, timesteps: int | None = None, *, time_dim: int | None = None
+) -> OperationCounts:
     """Count what a spiking network does with a batch in T timesteps, and what the float network would do.
 
-    The batch is run once, with the same input at every step, and every spike is followed to every connection that it
-    crosses. What is counted how: :class:`~polarspike.counting.OperationCounts`.
+    The batch is run once, with the same input or the next frame at every step, and every spike is followed to every
+    connection that it crosses. What is counted how: :class:`~polarspike.counting.OperationCounts`.
 
     Args:
         snn: what :func:`polarspike.convert` made.
         batch: inputs, or (inputs, target).
-        timesteps: T.
+        timesteps: T; 1 if not given, or the length of the sequences.
+        time_dim: the inputs are sequences with their time in this dimension. Where each frame is a first timestep
+            (``ConvertSpec(reading="frames")``), the float network runs once for each, too; else once for the mean frame.
 
     Raises:
-        SpecError: not a spiking network, one of capped neurons, or T is not a positive integer.
+        SpecError: not a spiking network, one of capped neurons, T is not a positive integer or not the length of the
+            sequences, or the network takes the frames of a sequence as channels.
         InputError: the batch does not fit the network, is empty, or holds NaN or Inf.
         OperatorError: an operator has no count.
     """
     if not isinstance(snn, SpikingNetwork):
         raise SpecError(f"count_operations: expected what polarspike.convert returns, got {type(snn).__name__}")
-    if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-        raise SpecError(f"timesteps: expected a positive integer, got {timesteps!r}")
     if snn.spec.max_spikes_per_step is not None:
         raise SpecError(
             f"count_operations: max_spikes_per_step={snn.spec.max_spikes_per_step} spreads spikes over steps without input, "
             "which have no count; convert without the cap, whose codes are the same once nothing waits (snn.latency tells "
             "how long that takes)"
         )
+    if snn.spec.reading == "channels" and time_dim is not None:
+        raise SpecError(
+            "count_operations: reading='channels' takes a sequence as one timestep; convert with "
+            "ConvertSpec(), and give the frames side by side as channels, without time_dim"
+        )
     inputs, _ = next(iter(batches_of([batch])))
     _check(inputs)
+    frames = frames_of(inputs, timesteps, time_dim)
+    timesteps = len(frames)
+    passes = timesteps if time_dim is not None and snn.spec.reading == "frames" else 1
     period = 1 if snn.spec.reading == "frames" else snn.spec.window or timesteps  # steps until all starts from rest
     later = timesteps - -(-timesteps // period)
     state: SpikingState | None = None
     tally: Tally | None = None
-    for step in range(timesteps):
+    for step, frame in enumerate(frames):
         before: Mapping[str, NeuronState] = {} if state is None or step % period == 0 else state.neurons
-        _, state = snn.step(inputs, state)  # checks the inputs first
+        _, state = snn.step(frame, state)  # checks the inputs first
         if tally is None:
-            recording = Recording(snn.network, _in_order(snn.network, inputs))
-            tally = Tally(recording, timesteps, later, batch_size(inputs))
+            recording = Recording(snn.network, _in_order(snn.network, frame))
+            images, repeated = batch_size(frame), time_dim is None
+            tally = Tally(recording, timesteps, later, images, passes=passes, repeated=repeated)
         tally.step(before, state.neurons)
     assert tally is not None  # timesteps >= 1
     return tally.result()

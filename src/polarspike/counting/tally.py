@@ -34,11 +34,15 @@ class Tally:
     Args:
         recording: of the network on the batch.
         timesteps: T. later: how many of them start from a state, as those after the first do.
-        images: in the batch.
+        images: in the batch. passes: of the float network for the same answers.
+        repeated: the input is the same at every step.
     """
 
-    def __init__(self, recording: Recording, timesteps: int, later: int, images: int) -> None:
+    def __init__(
+        self, recording: Recording, timesteps: int, later: int, images: int, *, passes: int = 1, repeated: bool = True
+    ) -> None:
         self.recording = recording
+        self.passes, self.repeated = passes, repeated
         self.timesteps = timesteps
         self.later = later
         self.images = images
@@ -70,6 +74,8 @@ class Tally:
             tuple(site.row(name, self.images, self.timesteps) for name, site in self.sites.items()),
             tuple(synapse.row(self.sites, self.timesteps) for synapse in self.synapses.values()),
             tuple(self.elementwise.values()),
+            self.passes,
+            self.repeated,
         )
 
     # What each kind of operator adds.
