@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 from collections.abc import Callable
@@ -27,11 +28,13 @@ class Source:
         root: the folder that the user named; then no other is looked at.
         download: whether files that are not found may be fetched from the network.
         frames: how the recordings of an event data set become frames; None for the usual way.
+        sequences: the frames of an event data set are timesteps, and not side by side as channels.
     """
 
     root: Path | None = None
     download: bool = False
     frames: FrameSpec | None = None
+    sequences: bool = False
 
     def folders(self, name: str, *usual: Path) -> list[Path]:
         """Folders to look into, best first: ``root`` alone, else ``$POLARSPIKE_DATA/name``, then the usual ones."""
@@ -134,6 +137,7 @@ def load(
     *,
     download: bool = False,
     frames: FrameSpec | None = None,
+    sequences: bool = False,
 ) -> AnyDataset:
     """A data set; the same name gives the same images in the same order and parts everywhere.
 
@@ -141,10 +145,12 @@ def load(
         name: one of :func:`names`.
         root: the folder of its files. Without it: ``$POLARSPIKE_DATA/<name>``, then where a package puts them.
         download: allow fetching what is not found; nothing is ever fetched otherwise.
-        frames: of an event data set: how its recordings become frames, whose bins are then side by side as channels.
+        frames: of an event data set: how its recordings become frames.
+        sequences: of an event data set: the bins are T timesteps, a :class:`~polarspike.data.events.SequenceDataset` whose
+            batches are (B, T, 2, H, W). Else they are side by side as channels, (B, T * 2, H, W).
 
     Raises:
-        SpecError: frames of a data set that holds no events.
+        SpecError: frames or sequences of a data set that holds no events.
         DataError: the name is unknown, or files are missing or damaged; the message says what was expected where and
             how to get it.
         MissingExtraError: the data set comes inside a package that is not installed.
@@ -152,34 +158,37 @@ def load(
     entry = describe(name)
     if root is not None and not Path(root).is_dir():
         raise DataError(f"{name}: expected root to be a folder, got {str(root)!r}, which is none")
-    require_events(entry, frames)
-    return entry.read(Source(None if root is None else Path(root), download, frames))
+    require_events(entry, frames, sequences)
+    return entry.read(Source(None if root is None else Path(root), download, frames, sequences))
 
 
-def require_events(entry: DatasetEntry, frames: FrameSpec | None) -> None:
-    """Refuse frames of a data set that holds no events.
+def require_events(entry: DatasetEntry, frames: FrameSpec | None, sequences: bool = False) -> None:
+    """Refuse frames or sequences of a data set that holds no events.
 
     Raises:
         SpecError: it holds none.
     """
-    if frames is not None and not entry.events:
+    if (frames is not None or sequences) and not entry.events:
+        asked = "frames" if frames is not None else "sequences"
         raise SpecError(
-            f"frames: expected an event data set, got {entry.name!r}, whose images need none; leave frames out, or take "
+            f"{asked}: expected an event data set, got {entry.name!r}, whose images need none; leave {asked} out, or take "
             f"one of: {', '.join(name for name in names() if _entries[name].events)}"
         )
 
 
-def shape_of(name: str, frames: FrameSpec | None = None) -> Shape:
+def shape_of(name: str, frames: FrameSpec | None = None, *, sequences: bool = False) -> Shape:
     """What the images of a data set look like; of an event data set, as ``frames`` says if it is given.
 
+    With ``sequences``, what one frame looks like.
+
     Raises:
-        SpecError: frames of a data set that holds no events.
+        SpecError: frames or sequences of a data set that holds no events.
         DataError: the name is unknown.
     """
     entry = describe(name)
-    require_events(entry, frames)
-    if frames is None:
-        return entry.shape
+    require_events(entry, frames, sequences)
     usual = entry.shape
+    if frames is None:
+        return dataclasses.replace(usual, channels=2) if sequences else usual
     bins, signs, height, width = frames.shape((usual.height, usual.width))
-    return Shape(bins * signs, height, width, usual.classes)
+    return Shape(signs if sequences else bins * signs, height, width, usual.classes)

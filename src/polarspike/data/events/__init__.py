@@ -9,6 +9,7 @@ from polarspike.data.events import published, simulated
 from polarspike.data.events.dataset import EventDataset, find_source, load_events, names
 from polarspike.data.events.formats import read_aedat, read_bin, read_npy, write_bin
 from polarspike.data.events.frames import FrameSpec, to_frames
+from polarspike.data.events.sequences import SequenceDataset
 from polarspike.data.events.simulation import CameraSpec, simulate
 from polarspike.data.events.streams import EventStream
 
@@ -17,6 +18,7 @@ __all__ = [
     "EventDataset",
     "EventStream",
     "FrameSpec",
+    "SequenceDataset",
     "find_source",
     "load_events",
     "names",

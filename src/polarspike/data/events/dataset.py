@@ -1,7 +1,7 @@
 """An event data set as frames, and the registry of those that can be read.
 
 What a sequence means to a network (docs/theory.md): T bins side by side as channels are one timestep
-(:meth:`EventDataset.channels`); T frames are T timesteps (:meth:`EventDataset.sequences`), integrated, read one by one, or
+(:meth:`EventDataset.channels`); T frames are T timesteps (:meth:`EventDataset.in_time`), integrated, read one by one, or
 trained through time.
 """
 
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.events.cache import cached, stamp
 from polarspike.data.events.frames import FrameSpec, to_frames
+from polarspike.data.events.sequences import SequenceDataset, Sequences, repeated
 from polarspike.data.events.streams import EventStream
 from polarspike.data.loaders import batches
 from polarspike.data.local import cache
@@ -107,7 +107,8 @@ def register_events(source: EventSource) -> None:
 
     @register(source.name, Shape(2 * FrameSpec().bins, height, width, source.classes), summary, events=True)
     def as_images(place: Source) -> ImageDataset:
-        return load_events(source.name, place.root, place.frames).channels()
+        found = load_events(source.name, place.root, place.frames)
+        return found.in_time() if place.sequences else found.channels()
 
 
 def names() -> list[str]:
@@ -152,27 +153,27 @@ class EventDataset(Parted[Split]):
 
     @functools.cached_property  # it reads all training frames
     def normalization(self) -> Normalization:
-        """Of the training counts of either sign, the same for every bin: for merged channels, T times over."""
+        """Of the training counts of either sign, the same for every bin: for merged channels, 2 T numbers."""
         if self.scaling is not None:
             return self.scaling
         count, channels, height, width = self.train.images.shape
         frames = self.train.images.view(count * channels // 2, 2, height, width)
-        one = Normalization.of(frames)
-        return Normalization(one.mean * self.spec.bins, one.std * self.spec.bins)
+        return repeated(Normalization.of(frames), self.spec.bins)
 
     def channels(self) -> ImageDataset:
         """The bins side by side as channels, (N, T * 2, H, W): one timestep."""
-        return ImageDataset(
-            name=self.name,
-            train=self.train,
-            test=self.test,
-            classes=self.classes,
-            origin=self.origin,
-            licence=self.licence,
-            normalization=self.normalization,
-            augmentation=self.augmentation,
-            validation=self.validation,
+        return ImageDataset(**self._held())
+
+    def in_time(self) -> SequenceDataset:
+        """The bins one after the other as frames, (T, 2, H, W): T timesteps; the normalization is that of a frame."""
+        merged = self.normalization
+        return SequenceDataset(
+            **self._held() | {"normalization": Normalization(merged.mean[:2], merged.std[:2])}, bins=self.spec.bins
         )
+
+    def _held(self) -> dict[str, Any]:
+        """What the data set has in common with one of images."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(ImageDataset)}
 
     def sequences(self, part: Part, batch_size: int, *, shuffle: bool = False, augmented: bool = False) -> Any:
         """Batches of (frames (B, T, 2, H, W) float32, labels); every change is the same for all frames of a sample.
@@ -191,32 +192,7 @@ class EventDataset(Parted[Split]):
             drop_last=augmented,
             classes=len(self.classes),
         )
-        return _Sequences(merged, self.spec.bins)
-
-
-class _Sequences:
-    """Merged channels as frames again."""
-
-    def __init__(self, loader: Any, bins: int) -> None:
-        self.loader, self.bins = loader, bins
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return map(self._frames, self.loader)
-
-    def every(self, first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As of the loader: some of its batches."""
-        return map(self._frames, self.loader.every(first, step))
-
-    def portions(self) -> Iterator[tuple[tuple[Tensor, Tensor], int]]:
-        """As of the loader: this process's rows of every batch, and the size of the whole one."""
-        return ((self._frames(batch), whole) for batch, whole in self.loader.portions())
-
-    def _frames(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        merged, labels = batch
-        return merged.view(len(merged), self.bins, 2, *merged.shape[2:]), labels
+        return Sequences(merged, self.spec.bins)
 
 
 def load_events(
