@@ -12,6 +12,7 @@ from torch import nn
 
 import polarspike as ps
 from polarspike import models, recipes, rehearsal
+from polarspike.data.events import FrameSpec
 from polarspike.errors import RunError
 from polarspike.experiment import Recipe
 from polarspike.recipes import RECIPES
@@ -24,7 +25,9 @@ WIDTHS = {"vgg16": 16, "resnet18": 8, "event_cnn": 8}
 
 
 def small(recipe: Recipe) -> Recipe:
-    """The recipe with fewer layers and channels of the same kinds."""
+    """The recipe with fewer layers and channels of the same kinds, and shorter sequences."""
+    if recipe.in_time:
+        recipe = dataclasses.replace(recipe, frames=dataclasses.replace(recipe.frames, bins=3))
     if recipe.model == "vit":
         width, options = 16 * int(recipe.options["heads"]), {**recipe.options, "depth": 2}
         return dataclasses.replace(recipe, width=width, options=options)
@@ -53,10 +56,22 @@ def test_every_recipe_rehearses(name: str) -> None:
     assert "verified at T = 1: 0 of" in " ".join(said) and "all 64 images right" in said[-1]
 
 
+@pytest.mark.slow
+def test_integrated_frames_rehearse() -> None:
+    said: list[str] = []
+    rehearse(
+        dataclasses.replace(small(RECIPES["n_mnist_event_cnn"]), reading="integrate", frames=FrameSpec(bins=3)),
+        say=said.append,
+    )
+    assert "64 random images (6, 16, 16)" in said[0] and any("verified at T = 3: 0 of" in line for line in said)
+
+
 def test_random_images_have_the_shape_and_the_classes_of_the_dataset() -> None:
     made = random_images(RECIPES["imagenet_vit_s"])
     assert made.train.images.shape == (64, 3, 32, 32) and made.num_classes == 1000  # two patches a side
     assert random_images(RECIPES["n_mnist_event_cnn"]).in_channels == 20
+    frames, _ = next(iter(random_images(RECIPES["dvs128_gesture_event_cnn_frames"]).evaluation(5)))
+    assert frames.shape == (5, 10, 2, 16, 16)
     assert torch.equal(made.train.images, random_images(RECIPES["imagenet_vit_s"]).train.images)
 
 

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 import polarspike as ps
 from polarspike import models
 from polarspike.baselines import RivalSpec, prepare
-from polarspike.baselines.scene import OverFrames
+from polarspike.readings import AtOnce, OverFrames, seen
 from polarspike.runs import RunDirectory
+from polarspike.specs import Reading
 
 PARENT_EPOCHS, EPOCHS = 8, 4
 PARENT_RATE, LIF_RATES = 0.2, (0.2, 0.05)
@@ -44,32 +45,12 @@ ASKED = ("task", "reading", "seed", "rate")
 FOUND = ("ann", "control", "qann", "snn", "half", "spikes", "events", "leaks", "minutes")
 
 
-class AtOnce(nn.Module):
-    """A network without time that reads sequences (batch, frames, 2, H, W) in one of the ways (i) to (iii)."""
-
-    def __init__(self, network: nn.Module, reading: str) -> None:
-        super().__init__()
-        self.network, self.reading = network, reading
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Class scores (batch, classes): the mean of the answers to what is seen."""
-        answers: Tensor = self.network(seen(frames, self.reading))
-        return answers.unflatten(0, (len(frames), -1)).mean(1)
-
-
 class OneTimestep(OverFrames):
     """A spiking network that reads all frames as channels."""
 
     def forward(self, frames: Tensor, *, timesteps: int | None = None, every_step: bool = False) -> Any:
         """The answer to the whole sequence."""
         return self.network(frames, time_dim=1, every_step=every_step)
-
-
-def seen(frames: Tensor, reading: str) -> Tensor:
-    """What a network without time sees, (N, C, H, W)."""
-    if reading == "mean":
-        return frames.mean(1)
-    return frames.flatten(1, 2) if reading == "channels" else frames.flatten(0, 1)
 
 
 def runs() -> list[Row]:
@@ -94,15 +75,15 @@ def _at_once(asked: Row) -> Row:
     task, reading, seed = asked["task"], asked["reading"], asked["seed"]
     parent = _parent(task, reading, seed)
     tuning = fine_tuning("event_cnn", EPOCHS, seed, **RECIPE)
-    control = _trained(AtOnce(copy.deepcopy(parent), reading), task, f"{reading}-{seed}-control", tuning)
+    control = _trained(_reading(copy.deepcopy(parent), reading), task, f"{reading}-{seed}-control", tuning)
     qann = _quantized(parent, task, reading)
-    _trained(AtOnce(qann, reading), task, f"{reading}-{seed}-quantized", tuning)
+    _trained(_reading(qann, reading), task, f"{reading}-{seed}-quantized", tuning)
     found = {
-        "ann": _accuracy(AtOnce(parent, reading), task),
+        "ann": _accuracy(_reading(parent, reading), task),
         "control": _accuracy(control, task),
-        "qann": _accuracy(AtOnce(qann, reading), task),
+        "qann": _accuracy(_reading(qann, reading), task),
     }
-    snn = ps.convert(qann, ps.ConvertSpec(reading="integrate" if reading == "mean" else reading))
+    snn = ps.convert(qann, ps.ConvertSpec(reading=_named(reading)))
     return found | _over_time(OneTimestep(snn) if reading == "channels" else OverFrames(snn), task)
 
 
@@ -112,7 +93,7 @@ def _through_time(asked: Row) -> Row:
     net = ps.unroll(ps.convert(_quantized(parent, task, "frames")), leak=0.9)
     _trained(net, task, f"through-time-{seed}", fine_tuning("event_cnn", EPOCHS, seed, **RECIPE))
     leaks = " ".join(f"{torch.as_tensor(site.leak).item():.2f}" for site in net.sites().values())
-    return {"ann": _accuracy(AtOnce(parent, "frames"), task), "leaks": leaks, **_over_time(net, task)}
+    return {"ann": _accuracy(_reading(parent, "frames"), task), "leaks": leaks, **_over_time(net, task)}
 
 
 def _lif(asked: Row) -> Row:
@@ -125,6 +106,16 @@ def _lif(asked: Row) -> Row:
     return _over_time(_trained(network, task, f"lif-{seed}-{rate:g}", spec), task)
 
 
+def _named(reading: str) -> Reading:
+    """What the library calls a reading of this table."""
+    names: dict[str, Reading] = {"mean": "integrate", "frames": "frames", "channels": "channels"}
+    return names[reading]
+
+
+def _reading(network: nn.Module, reading: str) -> nn.Module:
+    return AtOnce(network, _named(reading))
+
+
 def _model(task: str, reading: str) -> nn.Module:
     channels = 2 * FRAMES.bins if reading == "channels" else 2
     return models.create("event_cnn", num_classes=CLASSES[task], in_channels=channels, width=16, stages=3)
@@ -134,12 +125,12 @@ def _parent(task: str, reading: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = _model(task, reading).to(memory_format=torch.channels_last)
     spec = fine_tuning("event_cnn", PARENT_EPOCHS, seed, learning_rate=PARENT_RATE, step_rate=0.0)
-    _trained(AtOnce(model, reading), task, f"{reading}-{seed}-float", spec)
+    _trained(_reading(model, reading), task, f"{reading}-{seed}-float", spec)
     return model
 
 
 def _quantized(parent: nn.Module, task: str, reading: str) -> ps.QuantizedNetwork:
-    batches = [seen(frames, reading) for frames, _ in _few(task)]
+    batches = [seen(frames, _named(reading)) for frames, _ in _few(task)]
     qann = ps.quantize(parent, SPEC, example=batches[0][:2])
     ps.calibrate(qann, batches)
     return qann

@@ -33,8 +33,9 @@ from polarspike.modules import move_for_training
 from polarspike.outcome import Outcome, examine
 from polarspike.quantization import quantize
 from polarspike.quantized import QuantizedNetwork
+from polarspike.readings import AtOnce, Seen, seen, timesteps_of
 from polarspike.runs import RunDirectory
-from polarspike.specs import QuantSpec, Spec, TrainSpec
+from polarspike.specs import ConvertSpec, QuantSpec, Reading, Spec, TrainSpec
 from polarspike.training import fit
 
 _TEST_BATCH = 256
@@ -57,10 +58,14 @@ class Recipe(Spec):
         ann: how the float network is trained.
         quant: which codes the sites get.
         qann: how the quantized network is fine-tuned; the control continues with the same.
-        timesteps: the T that are evaluated; each is verified, too.
+        timesteps: the T that are evaluated; each is verified, too. Of sequences, those below their number of frames, and
+            that number itself.
         augment: the dataset's usual random changes in training.
         augmentation: further ones (RandAugment, erasing, MixUp, CutMix), or other values in place of the usual.
         frames: how the recordings of an event dataset become frames.
+        reading: what the bins of an event dataset are: ``"channels"`` side by side, one timestep; or timesteps, which the
+            spiking network is streamed through, T bins in T steps: ``"frames"``, each a first timestep of its own whose
+            answers are averaged, or ``"integrate"``, whose mean frame the float network learns.
         calibration_images: training images, without augmentation, that choose the steps.
         proof_images: test images on which codes are compared.
         seed: of the initial weights.
@@ -80,6 +85,7 @@ class Recipe(Spec):
     augment: bool = True
     augmentation: Augmentation = field(default_factory=Augmentation)
     frames: FrameSpec = field(default_factory=FrameSpec)
+    reading: Reading = "channels"
     calibration_images: int = 2048
     proof_images: int = 256
     seed: int = 0
@@ -95,6 +101,11 @@ class Recipe(Spec):
                 "Recipe.options"
             )
         self._require("workers", self.workers >= 0, "an integer of at least 0")
+        if self.in_time and self.data in data.names() and not data.describe(self.data).events:
+            raise SpecError(
+                f"Recipe.reading: expected 'channels' for {self.data}, whose images are no sequences, got {self.reading!r}; "
+                f"those of event datasets are: {', '.join(data.events.names())}"
+            )
         if self.ann.distillation:
             raise SpecError("Recipe.ann.distillation: the float network has no teacher; give it to qann instead")
         if self.ann.activity:
@@ -122,6 +133,20 @@ class Recipe(Spec):
         """``frames``, or None where they say nothing of images that are none."""
         plain = self.data in data.names() and not data.describe(self.data).events
         return None if plain and self.frames == FrameSpec() else self.frames
+
+    @property
+    def in_time(self) -> bool:
+        """Whether the bins of an event dataset are timesteps."""
+        return self.reading != "channels"
+
+    @property
+    def asked_timesteps(self) -> tuple[int, ...]:
+        """The T that are evaluated: of sequences, those that they have."""
+        return timesteps_of(self.timesteps, self.frames.bins) if self.in_time else self.timesteps
+
+    def read_by(self, network: nn.Module) -> nn.Module:
+        """A network without time as it reads this recipe's data: what is trained and evaluated."""
+        return AtOnce(network, self.reading) if self.in_time else network
 
     def changes(self, usual: Augmentation) -> Augmentation:
         """All random changes in training, from those that are usual for the dataset."""
@@ -156,7 +181,7 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
     with distributed.together():
         require_device(device)
         parents.require(recipe.model, recipe.weights)
-    dataset = load_dataset(recipe.data, root, download=download, frames=recipe.asked_frames)
+    dataset = load_dataset(recipe.data, root, download=download, frames=recipe.asked_frames, sequences=recipe.in_time)
     with distributed.together():
         if recipe.weights is not None:
             dataset = parents.as_trained(dataset, recipe.model)
@@ -175,7 +200,12 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
 
 
 def load_dataset(
-    name: str, root: str | None = None, *, download: bool = False, frames: FrameSpec | None = None
+    name: str,
+    root: str | None = None,
+    *,
+    download: bool = False,
+    frames: FrameSpec | None = None,
+    sequences: bool = False,
 ) -> AnyDataset:
     """A data set, read by the main process first: what it fetches or keeps, the others find.
 
@@ -185,7 +215,7 @@ def load_dataset(
     for turn in (True, False):
         with distributed.together():
             if distributed.is_main() == turn:
-                dataset = data.load(name, root, download=download, frames=frames)
+                dataset = data.load(name, root, download=download, frames=frames, sequences=sequences)
     return dataset
 
 
@@ -227,26 +257,33 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     )
     train, test, calibration = _loaders(dataset, recipe, device)
     ann = move_for_training(prepared.ann, device)
+    reader = recipe.read_by(ann)
+    if recipe.in_time:
+        left = [t for t in recipe.timesteps if t not in recipe.asked_timesteps]
+        say(
+            f"bins as timesteps, reading={recipe.reading!r}: sequences of {recipe.frames.bins} frames"
+            + (f", which have no T = {', '.join(map(str, left))}" if left else "")
+        )
 
     if recipe.weights is None:
         where = device if processes == 1 else f"{processes} x {torch.device(device).type}"
         say(f"train the ANN: {recipe.model} on {recipe.data}, {recipe.ann.epochs} epochs ({where})")
-        fit(ann, train, recipe.ann, run=run.stage("ann"), resume=run.resume)
+        fit(reader, train, recipe.ann, run=run.stage("ann"), resume=run.resume)
     else:
         say(f"take the ANN as it is: {recipe.model} with the weights of {Path(recipe.weights).name}")
         ann.eval()
     say(f"quantize and calibrate ({recipe.quant.init})")
     qann = quantize_for(recipe, dataset, ann, calibration)
-    teacher = copy.deepcopy(ann) if recipe.qann.distillation else None
+    teacher = copy.deepcopy(reader) if recipe.qann.distillation else None
     say(f"fine-tune the quantized network, {recipe.qann.epochs} epochs")
-    fit(qann, train, recipe.qann, teacher=teacher, run=run.stage("qann"), resume=run.resume)
+    fit(recipe.read_by(qann), train, recipe.qann, teacher=teacher, run=run.stage("qann"), resume=run.resume)
     say(f"continue the ANN for the same {recipe.qann.epochs} epochs")
     control = dataclasses.replace(recipe.qann, activity=0.0)  # it has no spikes to lower
-    fit(ann, train, control, teacher=teacher, run=run.stage("control"), resume=run.resume)
+    fit(reader, train, control, teacher=teacher, run=run.stage("control"), resume=run.resume)
 
     say("convert, verify and evaluate")
-    snn = convert(qann)
-    outcome = examine(ann, qann, snn, test, _proof_batches(dataset, recipe), recipe.timesteps)
+    snn = convert(qann, conversion_of(recipe))
+    outcome = examine(reader, qann, snn, test, _proof_batches(dataset, recipe), recipe.asked_timesteps, recipe.reading)
     run.write_json("results.json", json.loads(json.dumps(outcome.to_dict())))
     if not distributed.is_main():
         return outcome
@@ -266,6 +303,8 @@ def quantize_for(recipe: Recipe, dataset: AnyDataset, ann: nn.Module, calibratio
     """The calibrated quantized network of a trained ANN, with what a user of its file must know in ``notes``."""
     device = next(ann.parameters()).device
     example, _ = next(iter(calibration))
+    if recipe.in_time:
+        example, calibration = seen(example, recipe.reading), Seen(calibration, recipe.reading)
     qann = quantize(ann, recipe.quant, example=example[:2].to(device))
     calibrate(qann, calibration)
     qann.notes = {
@@ -280,8 +319,14 @@ def quantize_for(recipe: Recipe, dataset: AnyDataset, ann: nn.Module, calibratio
     if isinstance(dataset, StreamedDataset):
         qann.notes |= {"shape": [dataset.in_channels, *dataset.image_size], "crop": dataset.size / dataset.resize}
     if (frames := recipe.asked_frames) is not None:
-        qann.notes["frames"] = frames.to_dict()
+        qann.notes |= {"frames": frames.to_dict(), "reading": recipe.reading}
     return qann
+
+
+def conversion_of(recipe: Recipe) -> ConvertSpec:
+    """How the recipe's quantized network is converted."""
+    # Bins that are channels are an image to the network, which may be shown for several timesteps.
+    return ConvertSpec(reading=recipe.reading) if recipe.in_time else ConvertSpec()
 
 
 def build_model(dataset: AnyDataset, recipe: Recipe) -> nn.Module:
@@ -328,13 +373,19 @@ def _loaders(dataset: AnyDataset, recipe: Recipe, device: str) -> tuple[Any, Any
     # Images in memory have nothing to decode: workers would only copy them.
     there = None if torch.device(device).type == "cpu" else device  # a GPU changes images faster than it is fed
     ahead: dict[str, Any] = {"workers": recipe.workers} if isinstance(dataset, StreamedDataset) else {}
+    size = evaluation_batch(recipe)
     return (
         dataset.training(recipe.batch_size, workers=recipe.workers, device=there),
-        dataset.evaluation(_TEST_BATCH, **ahead),
-        dataset.evaluation(_TEST_BATCH, "train", images=recipe.calibration_images, seed=recipe.seed, **ahead),
+        dataset.evaluation(size, **ahead),
+        dataset.evaluation(size, "train", images=recipe.calibration_images, seed=recipe.seed, **ahead),
     )
 
 
 def _proof_batches(dataset: AnyDataset, recipe: Recipe) -> list[Any]:
     """The first ``proof_images`` images of the test part."""
-    return list(dataset.evaluation(_TEST_BATCH, images=recipe.proof_images))
+    return list(dataset.evaluation(evaluation_batch(recipe), images=recipe.proof_images))
+
+
+def evaluation_batch(recipe: Recipe) -> int:
+    """Samples per batch where nothing is trained: sequences take the memory of their frames."""
+    return max(1, _TEST_BATCH // recipe.frames.bins) if recipe.in_time else _TEST_BATCH

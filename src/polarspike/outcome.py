@@ -15,7 +15,14 @@ from polarspike.evaluation import Evaluation, evaluate
 from polarspike.modules import device_of
 from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork
+from polarspike.readings import AtOnce, OverFrames, verify_sequences
+from polarspike.specs import Reading
 from polarspike.spiking import SpikingNetwork
+
+_READINGS: dict[Reading, str] = {
+    "integrate": "ANN and QANN see the mean of all frames, the SNN equals the refined QANN on the mean of T",
+    "frames": "ANN and QANN see every frame by itself, as the SNN does, and answers are averaged",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Outcome:
     counts: OperationCounts
     energy: EnergyEstimate
     network: SpikingNetwork
+    reading: Reading = "channels"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``results.json``."""
@@ -69,7 +77,10 @@ class Outcome:
                 f"{shown.events_per_neuron:>8.3f} {shown.spikes_per_neuron:>8.3f} "
                 f"{shown.positive_spikes_per_neuron:>9.3f} {shown.negative_spikes_per_neuron:>9.3f}"
             )
-        lines.append(f"({self.snn.total} test images; events and spikes per neuron and image, up to T)")
+        what = "image" if self.reading == "channels" else "sequence"
+        lines.append(f"({self.snn.total} test {what}s; events and spikes per neuron and {what}, up to T)")
+        if self.reading != "channels":
+            lines.append(f"(T: the first T frames, streamed; {_READINGS[self.reading]})")
         for proof in self.proofs:
             if proof.different:
                 lines.append(
@@ -91,16 +102,37 @@ def examine(
     test: Iterable[Any],
     proof_batches: Sequence[Any],
     timesteps: Sequence[int],
+    reading: Reading = "channels",
 ) -> Outcome:
-    """Evaluate the three networks on the whole test set, verify the conversion, count and price the first proof batch."""
+    """Evaluate the three networks on the whole test set, verify the conversion, count and price the first proof batch.
+
+    Args:
+        ann: the float network, which reads what ``test`` gives.
+        qann: the quantized network; of sequences it reads what ``reading`` says.
+        snn: what it became.
+        test: batches (inputs, labels).
+        proof_batches: others, on which codes are compared.
+        timesteps: the T; of sequences, of their first T frames.
+        reading: what the inputs are: images, or merged bins (``"channels"``), or sequences (batch, frames, C, H, W).
+    """
     images, _ = proof_batches[0]
-    counts = count_operations(snn, images.to(device_of(snn)))
+    inputs = images.to(device_of(snn))
+    if reading == "channels":
+        counts = count_operations(snn, inputs)
+        proofs = tuple(verify(qann, snn, proof_batches, timesteps=t) for t in timesteps)
+        whole: nn.Module = qann
+        spiking: nn.Module = snn
+    else:
+        counts = count_operations(snn, inputs, time_dim=1)
+        proofs = tuple(verify_sequences(qann, snn, [frames for frames, _ in proof_batches], t) for t in timesteps)
+        whole, spiking = AtOnce(qann, reading), OverFrames(snn)
     return Outcome(
         ann=evaluate(ann, test, progress=True),
-        qann=evaluate(qann, test, progress=True),
-        snn=evaluate(snn, test, timesteps, progress=True),
-        proofs=tuple(verify(qann, snn, proof_batches, timesteps=t) for t in timesteps),
+        qann=evaluate(whole, test, progress=True),
+        snn=evaluate(spiking, test, timesteps, progress=True),
+        proofs=proofs,
         counts=counts,
         energy=estimate_energy(counts, CostTable.cmos45()),
         network=snn,
+        reading=reading,
     )

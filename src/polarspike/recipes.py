@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from polarspike.data import Augmentation
+from polarspike.data.events import FrameSpec
 from polarspike.experiment import Recipe
 from polarspike.specs import Precision, QuantSpec, TrainSpec
 
@@ -111,5 +112,11 @@ RECIPES: dict[str, Recipe] = {
     "n_caltech101_event_cnn": _convolutional("n-caltech101", "event_cnn", epochs=100, fine=30, batch=32),
     "cifar10_dvs_event_cnn": _convolutional("cifar10-dvs", "event_cnn", epochs=100, fine=30, batch=32),
     "dvs128_gesture_event_cnn": _convolutional("dvs128-gesture", "event_cnn", epochs=150, fine=30, batch=16),
+    "dvs128_gesture_event_cnn_frames": _convolutional(
+        "dvs128-gesture", "event_cnn", epochs=150, fine=30, batch=16, reading="frames"
+    ),
     "events_fashion_mnist_event_cnn": _convolutional("events-fashion-mnist", "event_cnn", epochs=15, fine=5, width=16),
+    "events_fashion_mnist_event_cnn_frames": _convolutional(
+        "events-fashion-mnist", "event_cnn", epochs=15, fine=5, width=16, reading="frames", frames=FrameSpec(bins=6)
+    ),
 }

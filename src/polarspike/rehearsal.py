@@ -15,6 +15,7 @@ import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,11 +24,14 @@ from polarspike import data, models, parents
 from polarspike.checkpoint import load, save
 from polarspike.conversion import convert
 from polarspike.data import Augmentation, ImageDataset, Normalization, Split
+from polarspike.data.events import SequenceDataset
 from polarspike.equivalence import verify
 from polarspike.errors import RunError
 from polarspike.evaluation import evaluate
-from polarspike.experiment import Recipe, build_model, quantize_for
+from polarspike.experiment import Recipe, build_model, conversion_of, quantize_for
 from polarspike.exporters import export
+from polarspike.quantized import refine
+from polarspike.readings import OverFrames, verify_sequences
 from polarspike.specs import TrainSpec
 from polarspike.training import fit
 
@@ -52,62 +56,81 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     torch.manual_seed(recipe.seed)
     parents.require(recipe.model, recipe.weights)
     if recipe.weights is not None:  # whether they fit; the rehearsal itself learns from the start, on small images
-        parents.build(recipe.model, data.shape_of(recipe.data, recipe.asked_frames), recipe.options, recipe.weights)
+        parents.build(recipe.model, _shape(recipe), recipe.options, recipe.weights)
     ann = build_model(dataset, dataclasses.replace(recipe, weights=None))
     batches = list(dataset.evaluation(IMAGES, "train"))
-    _change(ann, dataset, recipe, say)
-    _learn("the float network", ann, dataset, recipe.ann, say)
+    _change(recipe.read_by(ann), dataset, recipe, say)
+    _learn("the float network", recipe.read_by(ann), dataset, recipe.ann, say)
     qann = quantize_for(recipe, dataset, ann, batches)
-    _learn("the quantized network", qann, dataset, recipe.qann, say)
-    snn = convert(qann)
-    for timesteps in recipe.timesteps:
-        proof = verify(qann, snn, batches[:1], timesteps=timesteps)
-        if timesteps == 1 and not proof.exact:
+    _learn("the quantized network", recipe.read_by(qann), dataset, recipe.qann, say)
+    snn = convert(qann, conversion_of(recipe))
+    inputs, _ = batches[0]
+    for timesteps in recipe.asked_timesteps:
+        if recipe.in_time:
+            proof = verify_sequences(qann, snn, [inputs], timesteps)
+        else:
+            proof = verify(qann, snn, [inputs], timesteps=timesteps)
+        if (timesteps == 1 or recipe.reading == "frames") and not proof.exact:
             raise RunError(
-                f"rehearsal, verify at T = 1: {proof.different} codes differ, first at {proof.first_difference}"
+                f"rehearsal, verify at T = {timesteps}: {proof.different} codes differ, first at {proof.first_difference}"
             )
         say(f"verified at T = {timesteps}: {proof.different} of {proof.compared} codes differ")
-    right = evaluate(snn, batches).correct[1]
-    if right < IMAGES:
-        raise RunError(f"rehearsal, spiking network: expected all {IMAGES} images right at T = 1, got {right}")
+    # A sequence has been read after all of its frames.
+    last, spiking = (recipe.frames.bins, OverFrames(snn)) if recipe.in_time else (1, snn)
+    right = evaluate(spiking, batches, last).correct[last]
+    wanted = IMAGES
+    if recipe.reading == "integrate":  # it refines the grid, on which an image may look otherwise
+        wanted = evaluate(recipe.read_by(refine(qann, last)), batches).correct[1]
+    if right < wanted:
+        raise RunError(f"rehearsal, spiking network: expected {wanted} of {IMAGES} right at T = {last}, got {right}")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "snn.safetensors"
         save(snn, path)
-        inputs, _ = batches[0]
-        if not torch.equal(load(path)(inputs), snn(inputs)):
+        loaded = load(path)
+        answers = OverFrames(loaded)(inputs) if recipe.in_time else loaded(inputs)
+        if not torch.equal(answers, spiking(inputs)):
             raise RunError("rehearsal, file: the network that was saved and loaded answers otherwise")
-        written = export(snn, Path(folder) / "snn.pt2", "torch-export", inputs)
+        frame = inputs[:, 0] if recipe.in_time else inputs
+        written = export(snn, Path(folder) / "snn.pt2", "torch-export", frame)
     if written.decisions:
         raise RunError(f"rehearsal, export: {written.decisions} of {IMAGES} images are classified otherwise")
-    say(f"the spiking network has all {IMAGES} images right at T = 1, and so have its files")
+    many = f"all {IMAGES}" if right == IMAGES else f"{right} of {IMAGES}"
+    say(f"the spiking network has {many} images right at T = {last}, and so have its files")
 
 
 def random_images(recipe: Recipe) -> ImageDataset:
-    """64 random images of the shape and the classes of the recipe's dataset, the same for training and test."""
-    shape = data.shape_of(recipe.data, recipe.asked_frames)
+    """64 random images (sequences) of the shape and the classes of the recipe's dataset, the same for training and test."""
+    shape = _shape(recipe)
+    bins = recipe.frames.bins if recipe.in_time else 1
     usual = _FOREIGN_SIDE if parents.package_of(recipe.model) else models.describe(recipe.model).image_size
     side = 2 * int(recipe.options["patch"]) if "patch" in recipe.options else usual
     if recipe.options.get("stem") == "imagenet":
         side *= 4  # the stem has a quarter of the pixels left
     height, width = min(shape.height, side), min(shape.width, side)
     generator = torch.Generator().manual_seed(recipe.seed)
-    images = torch.randint(256, (IMAGES, shape.channels, height, width), dtype=torch.uint8, generator=generator)
+    images = torch.randint(256, (IMAGES, bins * shape.channels, height, width), dtype=torch.uint8, generator=generator)
     split = Split(images, torch.randint(shape.classes, (IMAGES,), generator=generator))
-    return ImageDataset(
-        name=recipe.data,
-        train=split,
-        test=split,
-        classes=tuple(f"class {index}" for index in range(shape.classes)),
-        origin="random numbers",
-        licence="none needed",
-        normalization=Normalization.of(images),
-        augmentation=Augmentation(),
-    )
+    made: dict[str, Any] = {
+        "name": recipe.data,
+        "train": split,
+        "test": split,
+        "classes": tuple(f"class {index}" for index in range(shape.classes)),
+        "origin": "random numbers",
+        "licence": "none needed",
+        "normalization": Normalization.of(images.reshape(-1, shape.channels, height, width)),
+        "augmentation": Augmentation(),
+    }
+    return SequenceDataset(**made, bins=bins) if recipe.in_time else ImageDataset(**made)
+
+
+def _shape(recipe: Recipe) -> data.Shape:
+    """Of an image of the recipe's dataset, or of a frame."""
+    return data.shape_of(recipe.data, recipe.asked_frames, sequences=recipe.in_time)
 
 
 def _change(model: nn.Module, dataset: ImageDataset, recipe: Recipe, say: Callable[[str], None]) -> None:
     """One step of a copy of the network on images that are changed as the recipe says."""
-    shape = data.shape_of(recipe.data, recipe.asked_frames)
+    shape = _shape(recipe)
     recipe.augmentation.require(shape.channels, shape.height, shape.width)
     if recipe.augmentation.is_identity:
         return

@@ -17,7 +17,7 @@ from polarspike.baselines.comparison import Comparison
 from polarspike.baselines.contest import Contest
 from polarspike.baselines.cost import announcement
 from polarspike.baselines.published import published, published_table
-from polarspike.baselines.scene import MeanFrame, OverFrames, Scene
+from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import steps_read
 from polarspike.errors import MissingExtraError, SpecError
 from polarspike.runs import RunDirectory
@@ -242,16 +242,6 @@ def test_frames_are_the_same_for_every_method() -> None:
     assert next(iter(sequences))[0].shape == (128, 2, 1, 28, 28)
     means = scene.calibration(50)
     assert torch.equal(means[0][0], scene.calibration(50)[0][0]) and len(labels) == 200
-    assert torch.equal(MeanFrame(torch.nn.Identity())(first), first.mean(1))
-
-
-def test_a_network_over_frames_reads_the_first_ones() -> None:
-    class Last(torch.nn.Module):
-        def forward(self, frames: torch.Tensor, time_dim: int, every_step: bool) -> torch.Tensor:
-            assert time_dim == 1 and not every_step
-            return frames[:, -1]
-
-    assert OverFrames(Last())(torch.arange(6).view(1, 6), timesteps=4).item() == 3
 
 
 @pytest.mark.parametrize(

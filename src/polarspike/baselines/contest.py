@@ -23,12 +23,13 @@ from polarspike.baselines.measurement import FLOAT_BITS, MEASURED, measured, wit
 from polarspike.baselines.methods import Method, describe
 from polarspike.baselines.peers import PEERS, convert_with, version
 from polarspike.baselines.rival import Rival, RivalSpec, prepare
-from polarspike.baselines.scene import MeanFrame, OverFrames, Scene
+from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import Stage, control_stage, float_stage, own_stage, steps_read
 from polarspike.errors import InputError, MissingExtraError, OperatorError, RunError, SpecError
 from polarspike.evaluation import evaluate
 from polarspike.ledger import Ledger, as_text
 from polarspike.locks import locked
+from polarspike.readings import AtOnce, OverFrames
 from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
 from polarspike.training import fit
@@ -188,7 +189,7 @@ class Contest:
             # The value of a ternary spike is no step of a calibrated quantizer: the optimizer of the weights moves it.
             train = dataclasses.replace(train, step_rate=0.0)
             if self.scene.frames:
-                trained, teacher = OverFrames(trained), MeanFrame(teacher)
+                trained, teacher = OverFrames(trained), AtOnce(teacher, "integrate")
         seconds = self._fit(trained, stage, train, teacher, sequences=steps if direct else 0)
         own = {"own_epochs": stage.epochs, "own_seconds": seconds, "setting": f"rate {rate:g}"}
         return rival, {**own, "epochs": stage.epochs} if direct else own
@@ -233,7 +234,7 @@ class Contest:
         return _accuracy(network, self.scene.validation(), run["trained_steps"])
 
     def _whole(self, ann: nn.Module) -> nn.Module:
-        return MeanFrame(ann) if self.scene.frames else ann
+        return AtOnce(ann, "integrate") if self.scene.frames else ann
 
     def _fit(
         self, model: nn.Module, stage: Stage, spec: TrainSpec, teacher: nn.Module | None = None, *, sequences: int = 0

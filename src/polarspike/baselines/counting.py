@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarspike.baselines.scene import OverFrames
 from polarspike.counting.counts import OperationCounts
 from polarspike.counting.recording import Recording
 from polarspike.counting.tally import Tally
@@ -16,6 +15,7 @@ from polarspike.inputs import as_call, batch_size, batches_of, bind, map_inputs
 from polarspike.modules import apply
 from polarspike.neurons import NeuronState
 from polarspike.quantized import parameters_of
+from polarspike.readings import OverFrames
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def count_rival(network: nn.Module, batch: Any, timesteps: int = 1) -> Operation
     first = map_inputs(lambda value: value[:, 0], inputs) if over_frames else inputs
     recording = Recording(inner.network, list(bind(parameters_of(inner.network), *as_call(first)).values()))
     steps = min(len(train) for train in trains.values())
-    tally = Tally(recording, steps, steps - 1, batch_size(inputs))
+    tally = Tally(recording, steps, steps - 1, batch_size(inputs), repeated=not over_frames)
     before: dict[str, NeuronState] = {}
     for t in range(steps):
         codes = {site: train[t] + (before[site].codes if before else 0) for site, train in trains.items()}

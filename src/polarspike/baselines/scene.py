@@ -7,7 +7,6 @@ than one. Methods that integrate are trained on the mean of 1 to ``frames`` of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from polarspike import data, models
 from polarspike.data import ImageDataset
 from polarspike.data.splits import Split
 from polarspike.modules import move_for_training
-from polarspike.spiking import Observer
 
 _BATCH = 128
 _VALIDATION = 1 / 12  # of the training images, where settings are chosen
@@ -113,32 +111,3 @@ class _Noisy:
             else:
                 count = torch.randint(1, self.frames + 1, (len(images), 1, 1, 1), generator=generator)
                 yield images + torch.randn(images.shape, generator=generator) / count.sqrt(), labels
-
-
-class OverFrames(nn.Module):
-    """A spiking network that reads (batch, frames, ...), so that T steps are the first T frames."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def observe(self, observer: Observer) -> AbstractContextManager[Any]:
-        """As of the network."""
-        context: AbstractContextManager[Any] = self.network.observe(observer)  # type: ignore[operator]
-        return context
-
-    def forward(self, frames: Tensor, *, timesteps: int | None = None, every_step: bool = False) -> Any:
-        """The running mean of the outputs over the first ``timesteps`` frames, all of them if not given."""
-        return self.network(frames[:, :timesteps], time_dim=1, every_step=every_step)
-
-
-class MeanFrame(nn.Module):
-    """A float network that sees the mean of all frames at once."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, frames: Tensor) -> Any:
-        """The answer to the mean frame."""
-        return self.network(frames.mean(1))

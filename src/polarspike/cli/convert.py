@@ -15,7 +15,7 @@ from polarspike.calibration import calibrate
 from polarspike.candidates import Resource
 from polarspike.checkpoint import save
 from polarspike.cli.command import show, tell
-from polarspike.cli.files import load_quantized
+from polarspike.cli.files import load_quantized, reading_of
 from polarspike.cli.network import Network, NetworkCommand
 from polarspike.cli.refinement import Likeness, equalized, improved, within_budget
 from polarspike.conversion import convert
@@ -25,6 +25,7 @@ from polarspike.plan import Plan
 from polarspike.proof import Proof
 from polarspike.quantization import inspect, quantize
 from polarspike.quantized import QuantizedNetwork
+from polarspike.specs import ConvertSpec
 
 _ROWS, _WIDTH = 6, 120
 
@@ -152,7 +153,8 @@ class Convert(NetworkCommand):
         if asked:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
             raise SpecError(f"{self.model}: a quantized network is calibrated already; leave {flags} out")
-        snn = convert(qann)
+        reading = reading_of(Path(self.model), qann)
+        snn = convert(qann, ConvertSpec() if reading == "channels" else ConvertSpec(reading=reading))
         save(snn, self.snn)
         show(snn.report)
         tell(f"written: {self.snn}")

@@ -16,7 +16,10 @@ from polarspike.energy import CostTable, estimate_energy
 from polarspike.errors import SpecError
 from polarspike.evaluation import evaluate
 from polarspike.processes import join
+from polarspike.readings import timesteps_of
 from polarspike.spiking import SpikingNetwork
+
+_TIMESTEPS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,8 @@ class Evaluate(Command):
     Args:
         file: what `train`, `demo` or `convert` wrote.
         data: a dataset; the one that the file was made for, if not given.
-        timesteps: increasing numbers T; 1 2 4 8 for a spiking network if not given. A quantized network has no time.
+        timesteps: increasing numbers T; 1 2 4 8 for a spiking network if not given, and of sequences the number of their
+            frames as the last. A quantized network has no time.
         root: the folder of the dataset's files, where it is not the usual one.
         download: allow the dataset to be downloaded.
         device: where to evaluate; of several processes each takes its own.
@@ -50,23 +54,32 @@ class Evaluate(Command):
             source.check()
             network = load_static(self.file)
             spiking = isinstance(network, SpikingNetwork)
-            timesteps = self.timesteps or ((1, 2, 4, 8) if spiking else (1,))
+            timesteps = self.timesteps or (_TIMESTEPS if spiking else (1,))
             if not spiking and timesteps != (1,):
                 raise SpecError(
                     f"{self.file}: a quantized network has no time: expected --timesteps 1, got {list(timesteps)}; "
                     f"convert it first: polarspike convert {self.file} SNN.safetensors"
                 )
             images = images_for(self.file, network, source)
+            if spiking and images.frames is not None:
+                timesteps = self.timesteps or timesteps_of(_TIMESTEPS, images.frames)
+                if max(timesteps) > images.frames:
+                    raise SpecError(
+                        f"--timesteps: expected at most {images.frames}, the frames of a sequence that {self.file} reads, "
+                        f"got {max(timesteps)}"
+                    )
         network.to(device)
         batches = images.batches()
-        table = evaluate(network, batches, timesteps, progress=True)
+        table = evaluate(images.read_by(network), batches, timesteps, progress=True)
         if not distributed.is_main():
             return 0
         kind = "spiking" if spiking else "quantized"
         show(f"{self.file}: {kind} network ({network.notes.get('model', 'model unknown')}) on {images.dataset.name}")
+        if images.frames is not None:
+            show(f"sequences of {images.frames} frames, reading={images.reading!r}; T: the first T frames")
         show(table)
         if isinstance(network, SpikingNetwork):
             inputs, _ = next(iter(batches))
-            counts = count_operations(network, inputs.to(device))
+            counts = count_operations(network, inputs.to(device), time_dim=None if images.frames is None else 1)
             show(f"\n{counts}\n\n{estimate_energy(counts, CostTable.cmos45())}")
         return 0

@@ -63,7 +63,8 @@ class Train(Command):
         recipe: a Python file that sets RECIPE = Recipe(...); it is run, as your own code. Without it, the recipe that is
             published for the dataset. Options override its values.
         rehearse: run every stage on 64 random images of the right shape, write nothing, and fail where anything is wrong.
-        run: the directory for everything that it makes; runs/DATA-MODEL if not given.
+        run: the directory for everything that it makes; runs/DATA-MODEL if not given (and -READING of bins that are
+            timesteps).
         resume: continue the run that is there (`--run`), with what it was asked for.
         root: the folder of the dataset's files, where it is not the usual one.
         download: allow the dataset to be downloaded.
@@ -109,7 +110,8 @@ class Train(Command):
     @property
     def place(self) -> Path:
         """The run directory."""
-        return self.run or Path("runs") / f"{self.values.data}-{self.values.model}"
+        reading = f"-{self.values.reading}" if self.values.in_time else ""
+        return self.run or Path("runs") / f"{self.values.data}-{self.values.model}{reading}"
 
     def execute(self) -> int:
         if self.rehearse:

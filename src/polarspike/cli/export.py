@@ -60,7 +60,8 @@ class Export(Command):
         example = random_inputs(snn)
         batches = None
         if self.images:
-            batches = images_for(self.file, snn, Source(self.data, self.root, False, "cpu")).batches(self.images)
+            found = images_for(self.file, snn, Source(self.data, self.root, False, "cpu"))
+            batches = found.at_one_timestep(self.images)
         elif chosen in ("onnx-int8", "integer"):
             tell("note: --images N shows how large signals become; random inputs may be far from real ones")
         show(export(snn, output, chosen, example, batches))

@@ -6,18 +6,21 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from torch import nn
 
 from polarspike import data
 from polarspike.checkpoint import load
 from polarspike.cli.command import tell
 from polarspike.data import AnyDataset, Normalization, StreamedDataset
-from polarspike.data.events import FrameSpec
+from polarspike.data.events import FrameSpec, SequenceDataset
 from polarspike.errors import CheckpointError, DataError, SpecError
 from polarspike.experiment import require_device
 from polarspike.quantized import QuantizedNetwork
+from polarspike.readings import AtOnce, OverFrames, Seen
+from polarspike.specs import Reading
 from polarspike.spiking import SpikingNetwork
 from polarspike.through_time import TemporalNetwork
 
@@ -87,29 +90,73 @@ class Source:
             data.load(self.data)  # raises: the registry knows the closest name
 
 
+def reading_of(path: Path, network: QuantizedNetwork | SpikingNetwork) -> Reading:
+    """What a file's network takes the bins of event recordings for; ``"channels"`` where the file does not say.
+
+    Raises:
+        CheckpointError: the file says something else, or its spiking network was converted for another reading.
+    """
+    noted = network.notes.get("reading", "channels")
+    if noted not in get_args(Reading):
+        raise CheckpointError(
+            f"{path}: expected the note 'reading' to be one of {', '.join(get_args(Reading))}, got {noted!r}"
+        )
+    reading: Reading = noted
+    if isinstance(network, SpikingNetwork) and reading not in ("channels", network.spec.reading):
+        raise CheckpointError(
+            f"{path}: trained on sequences with reading={reading!r}, and converted with reading={network.spec.reading!r}; "
+            f"convert its quantized network again: polarspike convert QANN {path}, or ConvertSpec(reading={reading!r})"
+        )
+    return reading
+
+
 @dataclass(frozen=True)
 class Images:
-    """Test images that fit a network."""
+    """Test images, or sequences of frames, that fit a network.
+
+    Args:
+        dataset: where they are from.
+        normalization: of an image or a frame.
+        reading: of sequences; ``"channels"`` for images.
+    """
 
     dataset: AnyDataset
     normalization: Normalization
+    reading: Reading = "channels"
+
+    @property
+    def frames(self) -> int | None:
+        """T of sequences; None for images."""
+        return self.dataset.bins if isinstance(self.dataset, SequenceDataset) else None
+
+    def read_by(self, network: QuantizedNetwork | SpikingNetwork) -> nn.Module:
+        """A module that answers to these batches as the network does: T steps of a spiking one are the first T frames."""
+        if self.frames is None:
+            return network
+        return OverFrames(network) if isinstance(network, SpikingNetwork) else AtOnce(network, self.reading)
+
+    def at_one_timestep(self, count: int | None = None) -> Any:
+        """Batches of what a spiking network takes at one timestep: images, or single frames."""
+        batches = self.batches(count)
+        return batches if self.frames is None else Seen(batches, "frames")
 
     def batches(self, count: int | None = None) -> Any:
-        """Batches of the first ``count`` test images, of all if None.
+        """Batches of the first ``count`` test images (sequences), of all if None.
 
         Raises:
             SpecError: there are not so many.
         """
         if count is not None and not 1 <= count <= (there := self.dataset.count("test")):
             raise SpecError(f"--images: expected 1..{there} ({self.dataset.name}), got {count}")
-        return self.dataset.evaluation(_BATCH, images=count, normalization=self.normalization)
+        size = max(1, _BATCH // (self.frames or 1))
+        return self.dataset.evaluation(size, images=count, normalization=self.normalization)
 
 
 def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: Source) -> Images:
-    """The test images of a dataset, refused if the network of ``path`` was not made for such images.
+    """The test images of a dataset, or its sequences, refused if the network of ``path`` was not made for such images.
 
     Raises:
-        CheckpointError: the file does not say how images are scaled.
+        CheckpointError: the file does not say how images are scaled, or how sequences are read.
         DataError: the dataset is unknown or missing, or has other channels or classes than the network.
         InputError: the network cannot take images of this size.
     """
@@ -127,7 +174,15 @@ def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: S
             f"{path}: made for {made_for!r}, which is no dataset here; give --data, one of: {', '.join(data.names())}"
         )
     name, root = source.data or made_for, None if source.root is None else str(source.root)
-    dataset = _as_cut(path, notes, data.load(name, root, download=source.download, frames=_frames(path, notes, name)))
+    reading, frames = reading_of(path, network), _frames(path, notes, name)
+    in_time = reading != "channels"
+    if in_time and frames is None and name in data.events.names():
+        raise CheckpointError(
+            f"{path}: expected the note 'frames' beside reading={reading!r}, as polarspike train writes it, got none: "
+            "nothing says how many frames a sequence has"
+        )
+    loaded = data.load(name, root, download=source.download, frames=frames, sequences=in_time)
+    dataset = _as_cut(path, notes, loaded)
     wanted, got = (len(normalization.mean), classes), (dataset.in_channels, dataset.num_classes)
     if wanted != got:
         raise DataError(
@@ -136,10 +191,11 @@ def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: S
         )
     if dataset.name != made_for:
         tell(f"note: {path} was made for {made_for}, and its classes may mean something else in {dataset.name}")
+    images = Images(dataset, normalization, reading)
     with torch.no_grad():
-        first, _ = next(iter(dataset.evaluation(1, images=1, normalization=normalization)))
-        network(first)  # a network for one image size says so here
-    return Images(dataset, normalization)
+        first, _ = next(iter(images.batches(1)))
+        images.read_by(network)(first)  # a network for one image size says so here
+    return images
 
 
 def _as_cut(path: Path, notes: Mapping[str, Any], dataset: AnyDataset) -> AnyDataset:

@@ -17,6 +17,9 @@ from polarspike.cli.files import Images, Source, images_for, load_quantized, loa
 from polarspike.equivalence import verify
 from polarspike.errors import SpecError
 from polarspike.proof import Proof
+from polarspike.quantized import QuantizedNetwork
+from polarspike.readings import timesteps_of, verify_sequences
+from polarspike.spiking import SpikingNetwork
 
 _NOISE = 0.5
 
@@ -29,8 +32,9 @@ class Verify(Command):
         qann: the file of the quantized network.
         snn: the file of the spiking network.
         data: a dataset; the one that the files were made for, if not given.
-        timesteps: the numbers T to prove; T = 1 is always among them. The exit code is 1 if a proof
-            fails, and 4 if all hold but some site fires too little for that to mean something.
+        timesteps: the numbers T to prove, T = 1 always among them; of sequences, of which T means the first T frames, those
+            below their number, and that number itself. The exit code is 1 if a proof fails, and 4 if all hold but some site
+            fires too little for that to mean something.
         against: the quantized network, or the event-by-event simulator, which only adds (small networks, few images).
         precision: fp32, where codes at T > 1 may differ if a sum lies at a boundary to rounding (they are counted and
             shown); bf16 (autocast), which is judged at T = 1 alone; fp64, where every T must be exact.
@@ -69,10 +73,9 @@ class Verify(Command):
             qann.double()
             snn.double()
         failed, void = [], False
-        for t in sorted({1, *self.timesteps}):
-            time_dim = 1 if self.varying and t > 1 else None
+        for t in self._wanted(images):
             with self._autocast():
-                proof = verify(qann, snn, self._frames(images, t), t, against=self.against, time_dim=time_dim)
+                proof = self._prove(qann, snn, images, t)
             show(proof)
             if t > 1 and self.precision == "bf16":
                 show("  not judged: in bfloat16 the sums over several steps are rounded to 8 bits")
@@ -87,6 +90,28 @@ class Verify(Command):
             )
         return 1 if failed else 4 if void else 0
 
+    def _wanted(self, images: Images) -> tuple[int, ...]:
+        """The T to prove: of sequences those that they have."""
+        if images.frames is None:
+            return tuple(sorted({1, *self.timesteps}))
+        if self.varying or self.against == "events":
+            raise SpecError(
+                f"--varying, --against events: expected a network of images, {self.snn} reads sequences, whose frames vary "
+                "by themselves; leave them out"
+            )
+        return timesteps_of((1, *self.timesteps), images.frames)
+
+    def _prove(self, qann: QuantizedNetwork, snn: SpikingNetwork, images: Images, timesteps: int) -> Proof:
+        if images.frames is not None:
+            sequences = [frames for frames, _ in images.batches(self.images)]
+            return verify_sequences(qann, snn, [self._cast(frames) for frames in sequences], timesteps)
+        time_dim = 1 if self.varying and timesteps > 1 else None
+        frames = self._frames(images, timesteps)
+        return verify(qann, snn, frames, timesteps, against=self.against, time_dim=time_dim)
+
+    def _cast(self, frames: Tensor) -> Tensor:
+        return frames.double() if self.precision == "fp64" else frames
+
     def _frames(self, images: Images, timesteps: int) -> Iterator[Tensor]:
         """Batches of images (B, C, H, W), or of T > 1 noisy versions of each (B, T, C, H, W)."""
         generator = torch.Generator().manual_seed(0)
@@ -96,7 +121,7 @@ class Verify(Command):
                 shape = (batch.shape[0], timesteps, *batch.shape[1:])
                 frames = batch.unsqueeze(1) + _NOISE * torch.randn(shape, generator=generator)
                 frames = frames if timesteps > 1 else frames[:, 0]
-            yield frames.double() if self.precision == "fp64" else frames
+            yield self._cast(frames)
 
     @contextlib.contextmanager
     def _autocast(self) -> Iterator[None]:
