@@ -19,7 +19,7 @@ def spiking(reading: str) -> ps.SpikingNetwork:
     model = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
     )  # fmt: skip
-    qann = ps.quantize(model.eval(), ps.QuantSpec(2, 5, gain=0.5), example=FRAMES[:, 0])
+    qann = ps.quantize(model.eval(), ps.QuantSpec(2, 5, gain=0.5, signed="all"), example=FRAMES[:, 0])
     ps.calibrate(qann, [FRAMES.flatten(0, 1)])
     return ps.convert(qann, ps.ConvertSpec(reading=reading))  # type: ignore[arg-type]
 
@@ -32,9 +32,11 @@ def test_frames_that_are_first_timesteps_cost_what_they_cost_by_themselves() -> 
     # What is of one image, and pairs (neuron, sequence) that never fired, are no sums.
     assert {n for n, total in together.totals.items() if total != sums[n]} <= {"neurons", "silent", "second_scale_acs"}
     assert together.passes == 3 and together.totals["ann_macs"] == 3 * each[0].totals["ann_macs"] > 0
+    assert max(site.bits for site in together.sites) == 3  # codes -2..5 of one step, not of three
     # Both sides of the comparison have seen every frame: the ratio is the mean of those of the frames, weighted.
     table = CostTable.cmos45()
     whole, parts = estimate_energy(together, table), [estimate_energy(counts, table) for counts in each]
+    assert whole.code_bits == 3 and "3 passes, one for each frame" in str(whole) and "passes" not in str(parts[0])
     for number, row in enumerate(whole.rows):
         assert row.total_pj == pytest.approx(sum(part.rows[number].total_pj for part in parts), rel=1e-12)
         assert row.memory.words == sum(part.rows[number].memory.words for part in parts)
@@ -44,6 +46,7 @@ def test_integrated_frames_are_compared_with_one_pass_and_save_no_input() -> Non
     snn = spiking("integrate")
     counts = count_operations(snn, FRAMES, time_dim=1)
     once = count_operations(snn, FRAMES[:, 0])
+    assert max(site.bits for site in counts.sites) == 5  # codes -6..15
     assert counts.passes == 1 and counts.totals["ann_macs"] == once.totals["ann_macs"]
     assert counts.totals["static_input_macs"] == counts.totals["input_macs"] == 3 * once.totals["input_macs"] > 0
     assert all(row.input_once_pj == 0 for row in estimate_energy(counts, CostTable.cmos45()).rows)

@@ -290,7 +290,7 @@ def _dense_row(
         "elementwise_pj": sum(totals.get(f"ann_{name}", 0) for name in _MULTIPLICATIONS) * mac
         + (totals["ann_comparisons"] + totals["ann_additions"] - _unweighted(counts)) * add,
     }
-    return _row(table, precision, system, parts, counts.ann_memory(), ann_pj, 0.0)
+    return _row(counts, table, precision, system, parts, counts.ann_memory(), ann_pj, 0.0)
 
 
 def _spiking_row(
@@ -310,7 +310,7 @@ def _spiking_row(
     }
     memory = counts.memory(_MESSAGES[convention])
     saved = (totals["input_macs"] - totals["static_input_macs"]) * mac
-    return _row(table, precision, convention, parts, memory, ann_pj, saved)
+    return _row(counts, table, precision, convention, parts, memory, ann_pj, saved)
 
 
 def _spikes_pj(row: SynapseCounts, convention: System, mac: float, add: float) -> float:
@@ -339,6 +339,7 @@ def _unweighted(counts: OperationCounts) -> int:
 
 
 def _row(
+    counts: OperationCounts,
     table: CostTable,
     precision: Arithmetic,
     system: System,
@@ -348,6 +349,8 @@ def _row(
     saved_pj: float,
 ) -> EnergyRow:
     name, hides = _RIVALS[system] if system in _RIVALS else CONVENTIONS[system]
+    if system in _RIVALS and counts.passes > 1:
+        hides = f"{counts.passes} passes, one for each frame; of each: {hides}"
     total = sum(parts.values())
     reference = total if ann_pj is None else ann_pj
     return EnergyRow(

@@ -43,7 +43,7 @@ def count_rival(network: nn.Module, batch: Any, timesteps: int = 1) -> Operation
     first = map_inputs(lambda value: value[:, 0], inputs) if over_frames else inputs
     recording = Recording(inner.network, list(bind(parameters_of(inner.network), *as_call(first)).values()))
     steps = min(len(train) for train in trains.values())
-    tally = Tally(recording, steps, steps - 1, batch_size(inputs), repeated=not over_frames)
+    tally = Tally(recording, steps, steps, batch_size(inputs), repeated=not over_frames)
     before: dict[str, NeuronState] = {}
     for t in range(steps):
         codes = {site: train[t] + (before[site].codes if before else 0) for site, train in trains.items()}

@@ -59,7 +59,6 @@ def count_operations(
     timesteps = len(frames)
     passes = timesteps if time_dim is not None and snn.spec.reading == "frames" else 1
     period = 1 if snn.spec.reading == "frames" else snn.spec.window or timesteps  # steps until all starts from rest
-    later = timesteps - -(-timesteps // period)
     state: SpikingState | None = None
     tally: Tally | None = None
     for step, frame in enumerate(frames):
@@ -68,7 +67,7 @@ def count_operations(
         if tally is None:
             recording = Recording(snn.network, _in_order(snn.network, frame))
             images, repeated = batch_size(frame), time_dim is None
-            tally = Tally(recording, timesteps, later, images, passes=passes, repeated=repeated)
+            tally = Tally(recording, timesteps, period, images, passes=passes, repeated=repeated)
         tally.step(before, state.neurons)
     assert tally is not None  # timesteps >= 1
     return tally.result()

@@ -26,6 +26,7 @@ class SiteCounts:
         second_scale_events: events whose value needs the second scale g s, at gains other than 0 and 1. At T = 1 these are
             the negative events; later, all events that change C[t] below zero.
         valueless_events: events without any value, because the gain is 0 and C[t] changed below zero only.
+        span: after so many steps codes start from rest again; T if never.
     """
 
     site: str
@@ -39,6 +40,7 @@ class SiteCounts:
     take_backs: int
     second_scale_events: int
     valueless_events: int
+    span: int
 
     @property
     def events(self) -> int:
@@ -82,8 +84,8 @@ class SiteCounts:
 
     @property
     def bits(self) -> int:
-        """Bits of an equivalent quantized activation after T steps, ``ceil(log2(T (N + P) + 1))`` (arXiv 2409.08290)."""
-        return math.ceil(math.log2(self.timesteps * sum(self.levels) + 1))
+        """Bits of an equivalent quantized activation, ``ceil(log2(span (N + P) + 1))`` (arXiv 2409.08290)."""
+        return math.ceil(math.log2(self.span * sum(self.levels) + 1))
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class SiteSubtotal:
         if self.site.spec.negative and float(self.site.gain) == 0.0:
             self.sums["valueless_events"] += int((events & (above == was_above)).sum())
 
-    def row(self, name: str, images: int, timesteps: int) -> SiteCounts:
+    def row(self, name: str, images: int, timesteps: int, span: int) -> SiteCounts:
         """The finished row."""
         assert self.fired is not None  # made when it fires first
         return SiteCounts(
@@ -138,4 +138,5 @@ class SiteSubtotal:
             take_backs=self.sums["take_backs"],
             second_scale_events=self.sums["second_scale_events"],
             valueless_events=self.sums["valueless_events"],
+            span=span,
         )

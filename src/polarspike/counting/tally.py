@@ -33,18 +33,19 @@ class Tally:
 
     Args:
         recording: of the network on the batch.
-        timesteps: T. later: how many of them start from a state, as those after the first do.
+        timesteps: T. period: after so many of them all starts from rest again.
         images: in the batch. passes: of the float network for the same answers.
         repeated: the input is the same at every step.
     """
 
     def __init__(
-        self, recording: Recording, timesteps: int, later: int, images: int, *, passes: int = 1, repeated: bool = True
+        self, recording: Recording, timesteps: int, period: int, images: int, *, passes: int = 1, repeated: bool = True
     ) -> None:
         self.recording = recording
         self.passes, self.repeated = passes, repeated
         self.timesteps = timesteps
-        self.later = later
+        self.span = min(period, timesteps)
+        self.later = timesteps - -(-timesteps // period)  # steps that start from a state
         self.images = images
         self.synapses: dict[str, SynapseSubtotal] = {}
         self.elementwise: dict[tuple[str, str], ElementwiseCounts] = {}
@@ -71,7 +72,7 @@ class Tally:
         return OperationCounts(
             self.images,
             self.timesteps,
-            tuple(site.row(name, self.images, self.timesteps) for name, site in self.sites.items()),
+            tuple(site.row(name, self.images, self.timesteps, self.span) for name, site in self.sites.items()),
             tuple(synapse.row(self.sites, self.timesteps) for synapse in self.synapses.values()),
             tuple(self.elementwise.values()),
             self.passes,
