@@ -14,13 +14,14 @@ import torch
 
 import polarspike as ps
 from polarspike import cli, data, experiment
-from polarspike.cli.experiments import Train
+from polarspike.cli.experiments import Train, named_recipe
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
 from polarspike.errors import CheckpointError, InputError, MissingExtraError, RunError, SpecError
 from polarspike.experiment import Recipe, carry_out, prepare
 from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
+from polarspike.sources import weights
 from polarspike.specs import QuantSpec, TrainSpec
 
 MIXED = Augmentation(erasing=0.5, mixup=0.8, cutmix=1.0)
@@ -108,6 +109,22 @@ def test_a_rehearsal_steps_on_changed_images(monkeypatch: pytest.MonkeyPatch) ->
     assert "one step on changed images" in said[-1] and torch.isfinite(torch.tensor(float(said[-1].split()[-1])))
 
 
+def test_a_data_set_in_place_of_a_recipe_names_its_recipes() -> None:
+    for name in ("cifar10", "cifar-10", "CIFAR_10"):
+        with pytest.raises(
+            SpecError, match=rf"'{name}' is a data set: expected one of its recipes: cifar10_vgg16, cifar10_"
+        ):
+            named_recipe(name)
+    with pytest.raises(SpecError, match=r"one of its recipes: demo; or give --data mnist-5k"):
+        named_recipe("mnist5k")
+    with pytest.raises(
+        SpecError, match="'digits' is a data set: expected a recipe's name, and none is of this data set"
+    ):
+        named_recipe("digits")
+    with pytest.raises(SpecError, match="unknown recipe 'cifar11'"):
+        named_recipe("cifar11")
+
+
 # --- networks of other packages, and trained weights ----------------------------------------------------------------------
 
 
@@ -143,6 +160,56 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, start: Callable[[Re
         start(dataclasses.replace(recipe, width=17))
     with pytest.raises(CheckpointError, match="expected a file of weights, found nothing"):
         start(dataclasses.replace(recipe, weights=str(tmp_path / "none.pth")))
+
+
+def test_a_file_of_weights_is_read_and_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = trained_weights(tmp_path)
+    seen: list[str] = []
+    for name in ("read_weights", "sha256"):
+        original = getattr(weights, name)
+        monkeypatch.setattr(weights, name, lambda path, *rest, o=original, n=name: seen.append(n) or o(path, *rest))  # type: ignore[func-returns-value]
+    carry_out(prepare(recipe), RunDirectory(tmp_path / "run"))
+    assert seen == ["read_weights", "sha256"]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    notes = ps.load(tmp_path / "run" / "qann.safetensors").notes  # type: ignore[union-attr]
+    assert config["specs"]["weights"] == notes["weights"]["sha256"] == weights.sha256(tmp_path / "trained.pth")
+    # A network that is not of its model's usual width fits in a rehearsal, too.
+    monkeypatch.setattr("polarspike.rehearsal._learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        rehearse(recipe)
+
+
+def test_a_converted_network_is_no_file_of_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ps.models.create("mlp", num_classes=10, in_channels=1, image_size=(8, 8), width=16)
+    qann = ps.quantize(model, QuantSpec(), example=torch.rand(2, 1, 8, 8))
+    ps.calibrate(qann, [torch.rand(8, 1, 8, 8)])
+    for network, kind in ((qann, "quantized"), (ps.convert(qann), "spiking")):
+        path = tmp_path / f"{kind}.safetensors"
+        ps.save(network, path)
+        for start in (prepare, rehearse):
+            with pytest.raises(CheckpointError, match=rf"float network, the file holds a {kind} network of polarspike"):
+                start(dataclasses.replace(SMALL, weights=str(path)))
+
+
+def test_a_run_goes_on_with_another_number_of_loading_processes(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, augmentation=Augmentation(cutout=2), batch_size=500)
+    whole = carry_out(prepare(recipe), RunDirectory(tmp_path / "whole"))
+    run = RunDirectory(tmp_path / "run")
+
+    def stop(message: str) -> None:
+        if message.startswith("fine-tune"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(prepare(recipe), run, say=stop)
+    more = dataclasses.replace(recipe, workers=1)
+    resumed = carry_out(prepare(more), RunDirectory(tmp_path / "run", resume=True))
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["specs"]["recipe"]["workers"] == 1
+    with pytest.raises(RunError, match=r"recipe\.batch_size was 500 and is 400 now"):
+        carry_out(prepare(dataclasses.replace(more, batch_size=400)), RunDirectory(tmp_path / "run", resume=True))
 
 
 def test_a_network_of_timm_is_a_parent_with_its_own_scaling(tmp_path: Path) -> None:

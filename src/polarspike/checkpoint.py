@@ -188,6 +188,22 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     return header, tensors
 
 
+def kind_of(path: str | os.PathLike[str]) -> str | None:
+    """Which network of this library a safetensors file holds: quantized, spiking, temporal; None for other tensors.
+
+    Raises:
+        SafetensorError: the file is none, or truncated.
+    """
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(_KEY)
+    try:
+        header = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+    kind = header.get("kind") if isinstance(header, dict) else None
+    return kind if kind in _KINDS else None
+
+
 def _is_permuted(value: Tensor) -> bool:
     """Whether a tensor is dense, but lies in memory in another order than the two that have a name."""
     named = value.is_contiguous() or (value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last))

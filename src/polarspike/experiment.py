@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from polarspike import data, distributed, parents, sources
+from polarspike import data, distributed, parents
 from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
 from polarspike.conversion import convert
@@ -35,6 +35,7 @@ from polarspike.quantization import quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import AtOnce, Seen, seen, timesteps_of
 from polarspike.runs import RunDirectory
+from polarspike.sources import Weights
 from polarspike.specs import ConvertSpec, QuantSpec, Reading, Spec, TrainSpec
 from polarspike.training import fit
 
@@ -69,8 +70,11 @@ class Recipe(Spec):
         calibration_images: training images, without augmentation, that choose the steps.
         proof_images: test images on which codes are compared.
         seed: of the initial weights.
-        workers: processes that make training batches ahead, and all batches of pictures that are decoded meanwhile.
+        workers: processes that make training batches ahead, and all batches of pictures that are decoded meanwhile; the
+            same batches, however many.
     """
+
+    indifferent = frozenset({"workers"})
 
     data: str = "fashion-mnist"
     model: str = "resnet20"
@@ -155,12 +159,16 @@ class Recipe(Spec):
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment whose data are loaded and whose network is built: what could not work was refused by now."""
+    """An experiment whose data are loaded and whose network is built: what could not work was refused by now.
+
+    ``digest`` is the SHA-256 of its file of weights, if it has one.
+    """
 
     recipe: Recipe
     dataset: AnyDataset
     ann: nn.Module
     device: str
+    digest: str | None = None
 
 
 def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, device: str = "cpu") -> Prepared:
@@ -180,7 +188,7 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
     """
     with distributed.together():
         require_device(device)
-        parents.require(recipe.model, recipe.weights)
+        weights = parents.require(recipe.model, recipe.weights)
     dataset = load_dataset(recipe.data, root, download=download, frames=recipe.asked_frames, sequences=recipe.in_time)
     with distributed.together():
         if recipe.weights is not None:
@@ -196,7 +204,8 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
         dataset = dataclasses.replace(dataset, augmentation=recipe.changes(dataset.augmentation))
         dataset.augmentation.require(dataset.in_channels, *dataset.image_size)
         torch.manual_seed(recipe.seed)
-        return Prepared(recipe, dataset, build_model(dataset, recipe), device)
+        digest = None if weights is None else weights.sha256
+        return Prepared(recipe, dataset, build_model(dataset, recipe, weights), device, digest)
 
 
 def load_dataset(
@@ -253,7 +262,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
         device=device if processes == 1 else torch.device(device).type,  # each takes its own, whose number is its rank
         data=fingerprint(dataset),
         processes=processes,
-        **_digest_of_weights(recipe),
+        **({} if prepared.digest is None else {"weights": prepared.digest}),  # to be continued from no other
     )
     train, test, calibration = _loaders(dataset, recipe, device)
     ann = move_for_training(prepared.ann, device)
@@ -273,7 +282,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
         say(f"take the ANN as it is: {recipe.model} with the weights of {Path(recipe.weights).name}")
         ann.eval()
     say(f"quantize and calibrate ({recipe.quant.init})")
-    qann = quantize_for(recipe, dataset, ann, calibration)
+    qann = quantize_for(recipe, dataset, ann, calibration, prepared.digest)
     teacher = copy.deepcopy(reader) if recipe.qann.distillation else None
     say(f"fine-tune the quantized network, {recipe.qann.epochs} epochs")
     fit(recipe.read_by(qann), train, recipe.qann, teacher=teacher, run=run.stage("qann"), resume=run.resume)
@@ -299,7 +308,9 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     return outcome
 
 
-def quantize_for(recipe: Recipe, dataset: AnyDataset, ann: nn.Module, calibration: Iterable[Any]) -> QuantizedNetwork:
+def quantize_for(
+    recipe: Recipe, dataset: AnyDataset, ann: nn.Module, calibration: Iterable[Any], digest: str | None = None
+) -> QuantizedNetwork:
     """The calibrated quantized network of a trained ANN, with what a user of its file must know in ``notes``."""
     device = next(ann.parameters()).device
     example, _ = next(iter(calibration))
@@ -314,8 +325,8 @@ def quantize_for(recipe: Recipe, dataset: AnyDataset, ann: nn.Module, calibratio
         "model": recipe.model,
         "augmentation": recipe.changes(dataset.augmentation).to_dict(),
     }
-    if recipe.weights is not None:
-        qann.notes["weights"] = {"file": Path(recipe.weights).name, "sha256": sources.sha256(Path(recipe.weights))}
+    if recipe.weights is not None and digest is not None:
+        qann.notes["weights"] = {"file": Path(recipe.weights).name, "sha256": digest}
     if isinstance(dataset, StreamedDataset):
         qann.notes |= {"shape": [dataset.in_channels, *dataset.image_size], "crop": dataset.size / dataset.resize}
     if (frames := recipe.asked_frames) is not None:
@@ -329,16 +340,11 @@ def conversion_of(recipe: Recipe) -> ConvertSpec:
     return ConvertSpec(reading=recipe.reading) if recipe.in_time else ConvertSpec()
 
 
-def build_model(dataset: AnyDataset, recipe: Recipe) -> nn.Module:
-    """The recipe's network for the images of a dataset, with its weights, or fresh ones from torch's global generator."""
+def build_model(dataset: AnyDataset, recipe: Recipe, weights: Weights | None = None) -> nn.Module:
+    """The recipe's network for the images of a dataset, with these weights, or fresh ones from torch's global generator."""
     shape = data.Shape(dataset.in_channels, *dataset.image_size, dataset.num_classes)
     options = {**recipe.options, **({} if recipe.width is None else {"width": recipe.width})}
-    return parents.build(recipe.model, shape, options, recipe.weights)
-
-
-def _digest_of_weights(recipe: Recipe) -> dict[str, str]:
-    """What a run keeps of a file of weights, to be continued from no other."""
-    return {} if recipe.weights is None else {"weights": sources.sha256(Path(recipe.weights))}
+    return parents.build(recipe.model, shape, options, weights)
 
 
 def fingerprint(dataset: AnyDataset) -> dict[str, Any]:

@@ -27,24 +27,26 @@ def package_of(model: str) -> str | None:
     return prefix if colon and prefix in PACKAGES else None
 
 
-def require(model: str, weights: str | None) -> None:
+def require(model: str, weights: str | None) -> sources.Weights | None:
     """Refuse what can be refused without data: a name that nobody knows, a missing package, a missing file.
+
+    Returns:
+        The weights, if a file of them is named.
 
     Raises:
         SpecError: no network of ours has the name.
         MissingExtraError: the package is not installed.
-        CheckpointError: there is no such file of weights.
+        CheckpointError: there is no such file of weights, or it holds something else.
     """
     if package_of(model) is None:
         models.describe(model)
     else:
         sources.preprocessing(model)
-    if weights is not None:
-        sources.read_weights(Path(weights))
+    return None if weights is None else sources.Weights.read(Path(weights))
 
 
 def build(
-    model: str, shape: data.Shape, options: Mapping[str, Any] | None = None, weights: str | None = None
+    model: str, shape: data.Shape, options: Mapping[str, Any] | None = None, weights: sources.Weights | None = None
 ) -> nn.Module:
     """A float network for images of this shape and as many classes, with fresh weights from torch's global generator.
 
@@ -54,7 +56,7 @@ def build(
         model: a name of :mod:`polarspike.models`, ``timm:NAME`` or ``torchvision:NAME``.
         shape: of the images.
         options: of the builder.
-        weights: a ``.safetensors`` file or a state dict; None for fresh weights.
+        weights: of a file, None for fresh ones.
 
     Raises:
         SpecError: an unknown name or option, or images that the network cannot take.
@@ -69,8 +71,7 @@ def build(
     made = models.create(model, num_classes=shape.classes, in_channels=shape.channels, **given)
     if weights is None:
         return made
-    path = Path(weights)
-    return sources.fit_weights(made, sources.read_weights(path), path, model)
+    return sources.fit_weights(made, weights.tensors, weights.path, model)
 
 
 def as_trained(dataset: data.AnyDataset, model: str) -> data.AnyDataset:
@@ -92,7 +93,9 @@ def as_trained(dataset: data.AnyDataset, model: str) -> data.AnyDataset:
     return dataclasses.replace(dataset, **changes)
 
 
-def _of_package(package: str, model: str, shape: data.Shape, options: dict[str, Any], weights: str | None) -> nn.Module:
+def _of_package(
+    package: str, model: str, shape: data.Shape, options: dict[str, Any], weights: sources.Weights | None
+) -> nn.Module:
     options = {"num_classes": shape.classes, **options}
     if shape.channels != 3:
         if package not in _CHANNELS:
@@ -106,7 +109,7 @@ def _of_package(package: str, model: str, shape: data.Shape, options: dict[str, 
         try:
             made = sources.build(
                 model,
-                None if weights is None else Path(weights),
+                weights,
                 random_weights=weights is None,
                 options={**options, **more},
             )

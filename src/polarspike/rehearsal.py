@@ -54,10 +54,11 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     dataset = random_images(recipe)
     say(f"rehearse {recipe.model} on {IMAGES} random images {tuple(dataset.train.images.shape[1:])}, {recipe.data}")
     torch.manual_seed(recipe.seed)
-    parents.require(recipe.model, recipe.weights)
-    if recipe.weights is not None:  # whether they fit; the rehearsal itself learns from the start, on small images
-        parents.build(recipe.model, _shape(recipe), recipe.options, recipe.weights)
-    ann = build_model(dataset, dataclasses.replace(recipe, weights=None))
+    weights = parents.require(recipe.model, recipe.weights)
+    if weights is not None:  # whether they fit; the rehearsal itself learns from the start, on small images
+        width = {} if recipe.width is None else {"width": recipe.width}
+        parents.build(recipe.model, _shape(recipe), {**recipe.options, **width}, weights)
+    ann = build_model(dataset, recipe)
     batches = list(dataset.evaluation(IMAGES, "train"))
     _change(recipe.read_by(ann), dataset, recipe, say)
     _learn("the float network", recipe.read_by(ann), dataset, recipe.ann, say)

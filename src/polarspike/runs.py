@@ -105,8 +105,8 @@ class RunDirectory:
     def configure(self, **specs: object) -> None:
         """Record what the run was asked to do, under ``specs`` in ``config.json``.
 
-        Values are specs or plain data. What a resumed run records again must be what it recorded first. Of several
-        processes all call this, and the values of the main one count.
+        Values are specs or plain data. What a resumed run records again must be what it recorded first, but for fields of
+        specs that are ``indifferent``. Of several processes all call this, and the values of the main one count.
 
         Raises:
             RunError: a value differs from the recorded one; the message names every field that does.
@@ -125,6 +125,8 @@ class RunDirectory:
             before = recorded.get(key)
             if isinstance(value, Spec):  # written by a release that knew fewer fields, it asked for their defaults
                 before = json.loads(_to_json(value.completed(before), key))
+                if isinstance(before, dict):
+                    before |= {name: data[name] for name in value.indifferent}
             if key in recorded and (changed := differences(before, data, key)):
                 raise RunError(
                     f"{self.path}: the run that is there was asked for something else: {'; '.join(changed)}; "

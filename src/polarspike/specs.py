@@ -31,6 +31,8 @@ class Spec:
     """Base of all specs: checks its ``Literal`` fields, and turns into and out of a plain dictionary."""
 
     version: ClassVar[int] = 1
+    #: Fields that say how fast something is done, and nothing of what comes out: a run is continued with any values of them.
+    indifferent: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self
 import torch
 import tyro
 
-from polarspike import distributed, recipes
+from polarspike import data, distributed, recipes
 from polarspike.cli.command import Command, ending_together, show, tell
 from polarspike.errors import SpecError, closest
 from polarspike.experiment import Prepared, Recipe, carry_out, prepare
@@ -140,7 +140,16 @@ def named_recipe(name: str) -> Recipe:
     if name.endswith(".py"):
         return read_recipe(Path(name))
     known = recipes.RECIPES
+    if dataset := next((one for one in data.names() if _letters(one) == _letters(name)), None):
+        those = [recipe for recipe, values in known.items() if values.data == dataset]
+        repair = f"one of its recipes: {', '.join(those)}" if those else "a recipe's name, and none is of this data set"
+        raise SpecError(f"{name!r} is a data set: expected {repair}; or give --data {dataset}, and --model")
     raise SpecError(f"unknown recipe {name!r}: expected a .py file or one of {', '.join(known)}{closest(name, known)}")
+
+
+def _letters(name: str) -> str:
+    """A name without what people leave out or write otherwise."""
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def read_recipe(path: Path) -> Recipe:

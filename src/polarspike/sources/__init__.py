@@ -7,11 +7,12 @@ from polarspike.sources.exported import load_exported
 from polarspike.sources.images import images
 from polarspike.sources.models import WEIGHT_FILES, build, preprocessing
 from polarspike.sources.preprocessing import Preprocessing
-from polarspike.sources.weights import fit_weights, read_weights, sha256
+from polarspike.sources.weights import Weights, fit_weights, read_weights, sha256
 
 __all__ = [
     "WEIGHT_FILES",
     "Preprocessing",
+    "Weights",
     "build",
     "fit_weights",
     "images",

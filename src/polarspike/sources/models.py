@@ -21,7 +21,7 @@ from polarspike.sources.packages import (
     preprocessing_of_torchvision,
 )
 from polarspike.sources.preprocessing import Preprocessing
-from polarspike.sources.weights import Say, fit_weights, read_weights, renamed, silent
+from polarspike.sources.weights import Say, Weights, fit_weights, read_weights, renamed, silent
 
 FORMS = "torchvision:NAME, timm:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, or PROGRAM.pt2 (what torch.export.save wrote)"
 #: How the names of files end that hold weights alone, without the network that they belong to.
@@ -30,7 +30,7 @@ WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".bin")
 
 def build(
     reference: str,
-    weights: Path | None = None,
+    weights: Path | Weights | None = None,
     *,
     random_weights: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -43,7 +43,8 @@ def build(
     Args:
         reference: ``torchvision:resnet18`` or the bare name, ``timm:vit_small_patch16_224``, ``path/to/file.py:factory``
             or ``package.module:factory`` (the user's own code, which is executed), or ``program.pt2``.
-        weights: a ``.safetensors`` file or a state dict that ``torch.save`` wrote; an exported program has its own.
+        weights: a ``.safetensors`` file or a state dict that ``torch.save`` wrote, or what was read of one; an exported
+            program has its own.
         random_weights: without ``weights``, take the network as it is built: at random, or with what a factory loaded.
         options: keyword arguments of the network's builder or the factory.
         say: told what was decided: entries and prefixes of the weights, the number of classes.
@@ -67,14 +68,15 @@ def build(
         )
     if weights is None:
         return make(given).eval()
-    held = read_weights(weights, say)  # first: building a large network takes longer
+    # First: building a large network takes longer.
+    held = weights.tensors if isinstance(weights, Weights) else read_weights(weights, say)
     model = make(given)
     if "num_classes" not in given and _package(reference):
         classes = _classes(model, renamed(model, held))
         if classes is not None:
             say(f"weights: {classes} classes")
             model = make({**given, "num_classes": classes})
-    return fit_weights(model, held, weights, reference, say).eval()
+    return fit_weights(model, held, weights.path if isinstance(weights, Weights) else weights, reference, say).eval()
 
 
 def preprocessing(reference: str, options: Mapping[str, Any] | None = None) -> Preprocessing:

@@ -10,13 +10,16 @@ import hashlib
 import pickle
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from polarspike.checkpoint import kind_of
 from polarspike.errors import CheckpointError
 
 # What training scripts call the state dict inside of a larger checkpoint, the most usual first.
@@ -50,6 +53,12 @@ def read_weights(path: Path, say: Say = silent) -> dict[str, Tensor]:
         )
     if path.suffix == ".safetensors":
         try:
+            if kind := kind_of(path):
+                raise CheckpointError(
+                    f"{path}: expected the weights of a float network, the file holds a {kind} network of polarspike, whose "
+                    "weights belong to its sites; give what the float network was saved as, or use this file as it is: "
+                    f"polarspike evaluate {path}"
+                )
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
@@ -68,6 +77,30 @@ def read_weights(path: Path, say: Say = silent) -> dict[str, Tensor]:
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
     return _unwrapped(path, content, say)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """The tensors of a file, read once.
+
+    Args:
+        path: of the file.
+        tensors: by name, as :func:`read_weights` finds them.
+        sha256: the digest of the file.
+    """
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    sha256: str
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Those of a file.
+
+        Raises:
+            CheckpointError: as for :func:`read_weights`.
+        """
+        return cls(path, read_weights(path), sha256(path))
 
 
 def fit_weights(
