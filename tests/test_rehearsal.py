@@ -111,8 +111,8 @@ def test_levels_that_are_too_few_are_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_conversion_that_differs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(qann: ps.QuantizedNetwork) -> ps.SpikingNetwork:
-        snn = ps.convert(qann)
+    def wrong(qann: ps.QuantizedNetwork, spec: ps.ConvertSpec) -> ps.SpikingNetwork:
+        snn = ps.convert(qann, spec)
         next(iter(snn.sites().values())).start.mul_(1.01)
         return snn
 
