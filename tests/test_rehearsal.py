@@ -21,7 +21,7 @@ from polarspike.specs import TrainSpec
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 #: Narrower than the recipes, for the tests' sake; `polarspike train NAME --rehearse` takes them as they are.
-WIDTHS = {"vgg16": 16, "resnet18": 8, "event_cnn": 8}
+WIDTHS = {"vgg16": 8, "resnet18": 8, "event_cnn": 8}
 
 
 def small(recipe: Recipe) -> Recipe:
