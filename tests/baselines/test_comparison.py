@@ -24,7 +24,8 @@ from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
 from polarspike.training import History
 
-pytestmark = pytest.mark.slow
+#: What is carried out once is read by many tests: one worker runs them all.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("comparison")]
 
 SMALL = Comparison(
     data="mnist-5k",

@@ -19,7 +19,7 @@ from polarspike.models.initialization import initialize
 from polarspike.specs import TrainSpec
 from polarspike.training import fit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("shapes")]
 
 
 def network(pool: type[nn.Module]) -> nn.Module:
