@@ -97,6 +97,24 @@ def test_a_state_of_other_levels_is_refused() -> None:
         ready(SiteSpec(0, 7)).load_state_dict(ready(SiteSpec(0, 3)).state_dict())
 
 
+def test_a_state_of_another_fixed_gain_is_refused() -> None:
+    site = ready(SiteSpec(2, 7, gain=0.5)).bfloat16()  # which no change of the type hides
+    with pytest.raises(CheckpointError, match=r"expected a state with a fixed gain of 1, got 0\.5"):
+        ready(SiteSpec(2, 7)).load_state_dict(site.state_dict())
+    ready(SiteSpec(2, 7, gain=0.5)).load_state_dict(site.state_dict())
+    ready(SiteSpec(0, 7)).load_state_dict(ready(SiteSpec(0, 7, gain=0.5)).state_dict())  # where it plays no part
+    site.spec = SiteSpec(2, 7, gain=0.25)  # as snapping does
+    ready(SiteSpec(2, 7, gain=0.25)).load_state_dict(site.state_dict())
+
+
+def test_a_state_that_says_nothing_of_the_gain_is_taken() -> None:
+    state = ready(SiteSpec(2, 7, gain=0.5)).state_dict()
+    state["bounds"] = state["bounds"][:2]
+    site = ready(SiteSpec(2, 7))
+    site.load_state_dict(state)
+    assert site.state_dict()["bounds"].tolist() == [2, 7, 2**30]
+
+
 def test_adopt_copies_every_bit_and_shares_nothing() -> None:
     quantizer = ready(LEARNED)
     quantizer.offset.requires_grad_(False)

@@ -14,6 +14,8 @@ from polarspike.specs import SiteSpec
 
 #: Differences of codes that whole numbers of a byte hold.
 _BYTE = 255
+#: A fixed gain as it is kept beside the levels, in whole units; this number for a learned one.
+_GAIN_UNITS, _LEARNED = 2**30, -1
 
 
 def dyadic_gains(negative: int, positive: int) -> list[float]:
@@ -54,14 +56,24 @@ class Site(nn.Module):
         self.name = name
         shape = (spec.channels,) if spec.channels else ()
         self.register_buffer("start", torch.full(shape, torch.nan))
-        # Travels with the state, so that a state of other levels is refused and not read as these.
-        self.register_buffer("bounds", torch.tensor(spec.levels, dtype=torch.int64))
+        # Travels with the state, so that a state of other levels or another fixed gain is refused and not read as these.
+        self.register_buffer("bounds", self._bounds())
         if spec.learned_step:
             self.offset = nn.Parameter(torch.zeros(shape))
         else:  # no optimizer, nor a caller's requires_grad_, reaches a buffer
             self.register_buffer("offset", torch.zeros(shape))
         self.raw_gain = nn.Parameter(torch.tensor(float(spec.gain))) if spec.learned_gain else None
         self.calibrated = False
+
+    @property
+    def _fixed_gain(self) -> int:
+        """The gain in whole units, which no change of the floating type rounds; 1 where it plays no part."""
+        if self.spec.learned_gain:
+            return _LEARNED
+        return round(_GAIN_UNITS * (self.spec.gain if self.spec.negative else 1.0))
+
+    def _bounds(self, device: torch.device | None = None) -> Tensor:
+        return torch.tensor([*self.levels, self._fixed_gain], dtype=torch.int64, device=device)
 
     @property
     def step(self) -> Tensor:
@@ -162,12 +174,25 @@ class Site(nn.Module):
         fixed = "" if self.spec.learned_step else ", fixed"
         return f"levels={self.levels}, gain={gain}, step={step if self.calibrated else 'not calibrated'}{fixed}"
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # A spec may have been exchanged since the site was made.
+        self.bounds = self._bounds(self.bounds.device)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        bounds = state_dict.get(f"{prefix}bounds")
-        if bounds is not None and bounds.tolist() != list(self.levels):
-            raise CheckpointError(
-                f"site {self.name!r}: expected a state of levels {self.levels}, got {tuple(bounds.tolist())}; "
-                "quantize with the spec that the state was made with"
-            )
+        held = state_dict.get(f"{prefix}bounds")
+        if held is not None:
+            *levels, gain = held.tolist() if len(held) > 2 else [*held.tolist(), self._fixed_gain]
+            if levels != list(self.levels):
+                raise CheckpointError(
+                    f"site {self.name!r}: expected a state of levels {self.levels}, got {tuple(levels)}; "
+                    "quantize with the spec that the state was made with"
+                )
+            if gain != self._fixed_gain and self.raw_gain is None and gain != _LEARNED:
+                raise CheckpointError(
+                    f"site {self.name!r}: expected a state with a fixed gain of {self.spec.gain:g}, got "
+                    f"{gain / _GAIN_UNITS:g}; quantize with the spec that the state was made with"
+                )
+            state_dict[f"{prefix}bounds"] = self._bounds(held.device)  # it may be of two numbers, without the gain
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.calibrated = bool((torch.isfinite(self.start) & (self.start > 0)).all())
