@@ -50,14 +50,21 @@ def test_any_other_weights_are_as_near_as_their_bits() -> None:
     assert (np.abs(made.weight).max(axis=1) > 120).all()  # all of the 8 bits
 
 
-def test_weights_on_a_grid_of_127_keep_their_integers() -> None:
-    generator = np.random.default_rng(1)
-    whole = generator.integers(-127, 128, (5, 40))
-    whole[:, 0] = 127
-    step = generator.uniform(0.0011, 0.0035, (5, 1))
-    made = rounding.firing((whole * step).astype(np.float32).astype(np.float64), np.zeros(5), 15, MOST, wide=False)
-    assert np.array_equal(made.weight, whole)
-    assert np.abs(made.divisor * step[:, 0] - 1).max() < 0.004
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_weights_on_a_grid_keep_their_integers(bits: int) -> None:
+    generator, largest = np.random.default_rng(bits), 2 ** (bits - 1) - 1
+    whole = generator.integers(-largest, largest + 1, (5, 40))
+    whole[:, 0] = largest
+    step = generator.uniform(0.0011, 0.0035, (5, 1)) * 127 / largest
+    units = (whole * step).astype(np.float32).astype(np.float64)
+    factor = 127 // largest
+    made = rounding.firing(units, np.zeros(5), 15, MOST, wide=False)
+    assert np.array_equal(made.weight, factor * whole)
+    assert np.abs(made.divisor * step[:, 0] / factor - 1).max() < 0.004
+    most = 141  # too few units a step for the whole factor, where it is not 1 already
+    made = rounding.firing(units, np.zeros(5), 15, most, wide=False)
+    smaller = np.abs(made.weight).max(axis=1, keepdims=True) / largest
+    assert made.divisor.max() <= most and (bits > 5 or np.array_equal(made.weight, smaller * whole))
 
 
 def test_sums_of_sums_stay_exact_in_float32() -> None:

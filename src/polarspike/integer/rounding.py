@@ -5,8 +5,9 @@ A layer's weights ``u`` come in steps of its neuron per code of its input. Three
 - **dyadic**: u = n / 2^p with |n| <= 63. Kept exactly, as (2 n) / 2^(p+1) with an odd bias 2 floor(2^p b) + 1, and so is any
   bias b: floor((m + 2^p b) / 2^p + 1/2) = floor((m + floor(2^p b)) / 2^p + 1/2) for whole m and p > 0. The added half of a
   unit lies below the grid of the sums, so halves go up as the spiking network's do, in any runtime.
-- **on a grid of 127**: u = n g with the largest |n| = 127, as a :class:`~polarspike.quantizers.WeightQuantizer` of 8 bits
-  leaves them. The integers are kept, and the divisor is the odd number next to 1 / g.
+- **on a grid**: u = n g with the largest |n| = 2^(bits - 1) - 1, as a :class:`~polarspike.quantizers.WeightQuantizer` of
+  2 to 8 bits leaves them. The integers are kept, times the largest f with which they stay within 127, and the divisor is the
+  odd number next to f / g.
 - **any other**: the largest odd divisor q with which ``round(q u)`` stays within 127.
 
 In all of them 2 * sum is never an odd multiple of the divisor, so no sum lies on a threshold. Where sums do not fire at once
@@ -29,6 +30,8 @@ Vector = NDArray[np.float64]
 #: Half of the limit, because dyadic weights are doubled.
 _DYADIC_LIMIT = WEIGHT_LIMIT // 2
 _POWERS = 20
+#: The largest weights of 8 to 2 bits.
+_GRIDS = (127, 63, 31, 15, 7, 3, 1)
 #: How far from whole numbers weights on a grid may be, because they were rounded to float32 and scaled.
 _ON_GRID = 1e-3
 #: Biases stay within these bits, which leaves half of 32-bit membranes to the codes.
@@ -196,17 +199,30 @@ def largest_sum(weight: NDArray[Any], largest_input: int) -> float:
 
 
 def _near_grid(units: Vector, divisor: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """For channels whose weights are n g with a largest |n| of 127: the odd number next to 1 / g, not below it."""
-    grid = peaks(units) / WEIGHT_LIMIT
+    """For channels whose weights are n g with |n| up to 2^(bits - 1) - 1: the odd number next to f / g, not below it.
+
+    The weights are f n then, with the largest f that has room: the finer the units, the nearer an odd number of them.
+    """
     found = divisor.copy()
-    for channel in np.flatnonzero(grid > 0):
-        whole = units[channel] / grid[channel]
-        near = odd_at_most(1 / grid[channel] + 1)  # the nearest odd number: at most 1 away
-        # Weights keep their integers where the divisor's error moves none of them by half of one.
-        kept = np.array_equal(np.rint(units[channel] * near), np.rint(whole))
-        if np.abs(whole - np.rint(whole)).max() < _ON_GRID and near <= most and kept:
+    for channel, peak in enumerate(peaks(units)):
+        if peak > 0 and (near := _grid_of(units[channel], float(peak), most)) is not None:
             found[channel] = near
     return found
+
+
+def _grid_of(weights: Vector, peak: float, most: int) -> int | None:
+    """The divisor with which the weights of a channel keep their integers; None where they lie on no grid."""
+    for largest in _GRIDS:
+        whole = weights * (largest / peak)
+        counts = np.rint(whole)
+        if np.abs(whole - counts).max() >= _ON_GRID:
+            continue
+        for factor in range(WEIGHT_LIMIT // largest, 0, -1):
+            near = odd_at_most(factor * largest / peak + 1)  # the nearest odd number: at most 1 away
+            # Weights keep their integers where the divisor's error moves none of them by half of one.
+            if near <= most and np.array_equal(np.rint(weights * near), factor * counts):
+                return near
+    return None
 
 
 def _with_room(divisor: NDArray[np.int64], bias: Vector) -> NDArray[np.int64]:
