@@ -211,7 +211,7 @@ def test_an_export_says_what_it_is_and_what_it_moves(format_name: Any, tmp_path:
     x = signal("branched", 20)
     made = ps.export(snn, tmp_path / "net", format_name, x[:2], iter([x[:10], x[10:]]))
     assert made.samples == 20 and made.codes and 0 < made.codes_rounded < made.codes / 8 and made.codes_wrong == 0
-    assert "moved by rounding weights to 8 bits, 0 differ" in str(made)
+    assert "moved by writing in whole numbers, 0 differ" in str(made)
     if format_name == "integer":
         told = json.loads(integer.load(tmp_path / "net").description)
     else:

@@ -35,7 +35,8 @@ class ExportReport:
         samples: compared.
         decisions: how many samples have the largest output at another place; None where outputs are no class scores.
         codes: compared, in formats of whole numbers; None in others.
-        codes_rounded: of them, those that differ between the spiking network and whole numbers, whose weights are rounded.
+        codes_rounded: of them, those that differ between the spiking network and whole numbers, which round weights, inputs
+            (to their grid of bytes) and branches of residual sums.
         codes_wrong: of them, those that the file's runtime places otherwise than whole numbers are defined.
     """
 
@@ -65,7 +66,7 @@ class ExportReport:
         if self.codes is None:
             return text
         return (
-            f"{text}\n{self.codes} codes: {self.codes_rounded} moved by rounding weights to 8 bits, {self.codes_wrong} "
+            f"{text}\n{self.codes} codes: {self.codes_rounded} moved by writing in whole numbers, {self.codes_wrong} "
             "differ between the runtime and whole numbers"
         )
 
