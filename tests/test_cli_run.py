@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import polarspike as ps
-from polarspike import cli
+from polarspike import cli, seals
 from tests.networks import calibrated
 
 onnx = pytest.importorskip("onnx")
@@ -80,6 +80,14 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
         return code, out, err
 
     return run
+
+
+def unsealed(path: Path) -> Any:
+    """A model as earlier versions wrote it, which can be changed."""
+    model = onnx.load(path)
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != seals.KEY}
+    onnx.helper.set_model_props(model, kept)
+    return model
 
 
 def refused(answer: tuple[int, str, str], why: str) -> None:
@@ -166,8 +174,40 @@ def test_files_that_are_not_there_or_damaged(files: Path, pictures: Path, tmp_pa
         content = (files / name).read_bytes()
         for part in (content[: len(content) // 2], content[:-9], content[7:], b"", b"text"):
             (tmp_path / name).write_bytes(part)
-            refused(call(tmp_path / name, "--images", pictures), f"{tmp_path / name}: expected an ONNX model or an")
+            sealed = name == "net.onnx" and part in (content[:-9], content[7:])  # its end is there
+            why = "the file is damaged" if sealed else "expected an ONNX model or an"
+            refused(call(tmp_path / name, "--images", pictures), f"{tmp_path / name}: {why}")
     refused(call(files / "snn.safetensors", "--images", pictures), "expected an ONNX model or an integer network")
+
+
+def test_damage_that_the_runtime_would_not_notice(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    for name in ("net.onnx", "net.integer"):
+        content = (files / name).read_bytes()
+        weights = content.index(np.array(1.0, "<f4").tobytes()) if name == "net.onnx" else len(content) - 9
+        for place in (weights, content.index(b"step"), content.index(b"cat")):
+            bad = bytearray(content)
+            bad[place] ^= 1
+            (tmp_path / name).write_bytes(bad)
+            refused(call(tmp_path / name, "--images", pictures), f"{tmp_path / name}: the file is damaged: ")
+    model = onnx.load(files / "net.onnx")
+    model.metadata_props.add(key="more", value="x")  # by another program
+    onnx.save(model, tmp_path / "net.onnx")
+    refused(call(tmp_path / "net.onnx", "--images", pictures), "another program changed it")
+    entries = list(model.metadata_props)
+    model.ClearField("metadata_props")
+    model.metadata_props.extend(entries[::-1])
+    model.metadata_props.add(key="long", value="x" * 5000)
+    onnx.save(model, tmp_path / "net.onnx")
+    refused(call(tmp_path / "net.onnx", "--images", pictures), "another program changed it")
+
+
+def test_the_runtime_says_nothing_of_its_own(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
+    content = unsealed(files / "net.onnx").SerializeToString()
+    place = content.find(b"constant#1")
+    while place >= 0:  # no text, in names of nodes and of values
+        (tmp_path / "net.onnx").write_bytes(content[:place] + b"\xee" + content[place + 1 :])
+        refused(call(tmp_path / "net.onnx", "--images", pictures / "fits.png"), f"{tmp_path / 'net.onnx'}: ")
+        place = content.find(b"constant#1", place + 1)
 
 
 def test_models_of_others(pictures: Path, tmp_path: Path, call: Call) -> None:
@@ -194,10 +234,11 @@ def test_the_advice_of_that_message_is_python(files: Path, pictures: Path, call:
     json.dumps({"format": 1, "notes": {"normalization": {"mean": ["a"] * 3, "std": [1] * 3}}}),
     json.dumps({"format": 1, "notes": {**NOTES, "classes": 3}}),
     json.dumps({"format": 1, "notes": {**NOTES, "classes": "cat"}}),
+    json.dumps({"format": 1, "notes": {**NOTES, "classes": ["cat", "dog"]}}),
     json.dumps({"format": 1, "notes": {"normalization": {"mean": [float("nan")] * 3, "std": [1] * 3}}}),
     json.dumps({"format": 1, "notes": {"normalization": {"mean": [0.5] * 3, "std": [float("inf")] * 3}}}),
     json.dumps({"format": 1, "notes": {**NOTES, "crop": True}}),
-], ids=range(14))  # fmt: skip
+], ids=range(15))  # fmt: skip
 def test_descriptions_that_make_no_sense(
     description: str, files: Path, pictures: Path, tmp_path: Path, call: Call
 ) -> None:
@@ -331,7 +372,7 @@ def test_a_table_never_takes_the_place_of_what_is_read(files: Path, pictures: Pa
 def test_a_table_never_takes_the_place_of_weights(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
     model = tmp_path / "net.onnx"
     onnx.save(
-        onnx.load(files / "net.onnx"), model, save_as_external_data=True, location="net.onnx.data", size_threshold=200
+        unsealed(files / "net.onnx"), model, save_as_external_data=True, location="net.onnx.data", size_threshold=200
     )
     model = model.rename(tmp_path / "other.onnx")
     content = (tmp_path / "net.onnx.data").read_bytes()
@@ -374,7 +415,7 @@ def test_the_share_that_the_cut_keeps_is_in_the_file(files: Path, tmp_path: Path
 
 def test_models_that_the_runtime_cannot_run(files: Path, pictures: Path, tmp_path: Path, call: Call) -> None:
     def changed(change: Callable[[Any], None]) -> Path:
-        model = onnx.load(files / "net.onnx")
+        model = unsealed(files / "net.onnx")
         change(model)
         onnx.save(model, tmp_path / "net.onnx")
         return tmp_path / "net.onnx"

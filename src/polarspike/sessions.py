@@ -29,6 +29,7 @@ def open_session(model: bytes | Path, threads: int = 0) -> Any:
     options.log_severity_level = 4  # the error says it
     given = str(model) if isinstance(model, Path) else model
     try:
-        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+        # There is nothing to fall back to; it would say on stdout that it tries.
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # its errors have no common base
         raise ExportError(str(error).strip()) from error

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,13 +69,13 @@ def test_onnx_runtime_answers_the_same_but_for_rounding(name: str, tmp_path: Pat
 @pytest.mark.slow
 def test_files_say_what_is_in_the_network(tmp_path: Path) -> None:
     snn = converted()
-    snn.notes = {"classes": ["cat", "dog"]}
+    snn.notes = {"classes": ["cat", "dog", "owl", "emu"]}
     ps.export(snn, tmp_path / "net.pt2", "torch-export", signal("branched"))
     held = {"polarspike.json": ""}
     torch.export.load(io.BytesIO((tmp_path / "net.pt2").read_bytes()), extra_files=held)
     found = json.loads(held["polarspike.json"])
     assert found["inputs"] == {"x": list(signal("branched").shape[1:])}
-    assert found["format"] == 1 and found["timesteps"] == 1 and found["notes"] == {"classes": ["cat", "dog"]}
+    assert found["format"] == 1 and found["timesteps"] == 1 and found["notes"] == snn.notes
     for name, neuron in snn.sites().items():
         site = found["sites"][name]
         assert tuple(site["levels"]) == neuron.levels and torch.equal(torch.tensor(site["step"]), neuron.step)
@@ -91,7 +93,8 @@ def test_weights_beyond_one_file_are_beside_it(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(runtime, "MOST_BYTES", 100)
     snn = converted()
     made = ps.export(snn, tmp_path / "net.onnx", "onnx-float", signal("branched"))
-    assert {entry.name for entry in tmp_path.iterdir()} == {"net.onnx", "net.onnx.data"}
+    (weights,) = runtime.weights_of(tmp_path / "net.onnx")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"net.onnx", weights.name}
     assert made.bytes == sum(entry.stat().st_size for entry in tmp_path.iterdir())
     x = signal("branched", 5, seed=3)
     again = onnx_float.runner(tmp_path / "net.onnx")(x)[0]  # from its final place
@@ -103,7 +106,47 @@ def test_weights_beyond_one_file_are_beside_it(tmp_path: Path, monkeypatch: pyte
     whole = ps.convert(calibrated(network("branched"), ps.QuantSpec(0, 3), signal("branched", 16)))
     monkeypatch.setattr(runtime, "MOST_BYTES", 100)
     made = ps.export(whole, tmp_path / "whole.onnx", "onnx-int8", signal("branched"))
-    assert made.codes_wrong == 0 and (tmp_path / "whole.onnx.data").stat().st_size > 100
+    (weights,) = runtime.weights_of(tmp_path / "whole.onnx")
+    assert made.codes_wrong == 0 and weights.stat().st_size > 100
+
+
+def test_a_model_never_reads_the_weights_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(runtime, "MOST_BYTES", 100)
+    path, x = tmp_path / "net.onnx", torch.randn(8, 12)
+    one, other = (ps.convert(calibrated(network("mlp", seed=seed), ps.QuantSpec(0, 3), x)) for seed in (0, 1))
+    ps.export(one, path, "onnx-int8", x)
+    first = runtime.session(path).run(None, {"x": x.numpy()})[0]
+    replace = os.replace
+
+    def interrupted(source: Any, target: Any) -> None:
+        if Path(target) == path:
+            raise OSError("no power")
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(ExportError, match="no power"):
+        patch.setattr(os, "replace", interrupted)
+        ps.export(other, path, "onnx-int8", x)  # whose weights are there now, and whose model is not
+    assert np.array_equal(runtime.session(path).run(None, {"x": x.numpy()})[0], first)
+    ps.export(other, path, "onnx-int8", x)
+    assert not np.array_equal(runtime.session(path).run(None, {"x": x.numpy()})[0], first)
+    (weights,) = runtime.weights_of(path)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"net.onnx", weights.name}
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ExportError, match="the file is damaged"):
+        runtime.session(path)
+
+
+def test_every_class_has_a_name_or_none_has(tmp_path: Path) -> None:
+    snn = converted("mlp")
+    for names in (["a", "b"], ["a"] * 6):
+        snn.notes = {"classes": names}
+        with pytest.raises(ExportError, match=f"expected 5 names of classes, one for each output, got {len(names)}"):
+            ps.export(snn, tmp_path / "net", "integer", signal("mlp"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import polarspike as ps
-from polarspike import integer
+from polarspike import integer, seals
 from polarspike.errors import CheckpointError
 from polarspike.exporters.integer import integer_network
 from polarspike.integer.network import DESCRIPTION
@@ -52,7 +52,8 @@ def altered(path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     header = json.loads(metadata[KEY])
     change(header, tensors)
-    save_file(tensors, path, metadata={KEY: json.dumps(header), DESCRIPTION: metadata[DESCRIPTION]})
+    texts = {KEY: json.dumps(header), DESCRIPTION: metadata[DESCRIPTION]}
+    save_file(tensors, path, metadata={**texts, seals.KEY: seals.arrays_digest(texts, tensors)})
 
 
 def other_version(header: dict[str, Any], tensors: dict[str, Any]) -> None:
@@ -102,8 +103,33 @@ def test_damage_is_one_error(change: Callable[[dict[str, Any], dict[str, Any]], 
     path = tmp_path / "net.integer"
     integer.save(made(), path)
     altered(path, change)
-    with pytest.raises(CheckpointError, match=str(path)):
+    with pytest.raises(CheckpointError, match=str(path)) as caught:
         integer.load(path)
+    assert "SHA-256" not in str(caught.value)
+
+
+def test_one_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "net.integer"
+    integer.save(made("branched"), path)
+    whole, generator = path.read_bytes(), np.random.default_rng(0)
+    with safe_open(path, framework="numpy") as file:
+        (digest,) = (value for name, value in file.metadata().items() if name == seals.KEY)
+    for place in [*generator.integers(len(whole), size=40), whole.index(digest.encode()) + 5, len(whole) - 1]:
+        bad = bytearray(whole)
+        bad[place] ^= 1 << int(generator.integers(8))
+        path.write_bytes(bad)
+        with pytest.raises(CheckpointError, match=r"cannot be read|is damaged|safetensors file"):
+            integer.load(path)
+
+
+def test_a_file_without_a_digest_as_earlier_versions_wrote_it(tmp_path: Path) -> None:
+    path = tmp_path / "net.integer"
+    integer.save(made("branched"), path)
+    with safe_open(path, framework="numpy") as file:
+        texts = {name: value for name, value in file.metadata().items() if name != seals.KEY}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata=texts)
+    assert integer.load(path).sites == dict(made("branched").sites)
 
 
 def test_other_files(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from polarspike import integer
+from polarspike import integer, seals
 from polarspike.cli.command import Command, show, tell
 from polarspike.decoding import SUFFIXES, decoded, pictures_in
 from polarspike.errors import DataError, ExportError, SpecError
@@ -60,7 +60,8 @@ class Run(Command):
         images: a folder of pictures (.png, .jpg), searched with all folders in it but hidden ones, or one picture.
         output: also write the lines as CSV to this file.
         batch: how many pictures at a time.
-        threads: of the runtime, at most one for each core; all cores if 0.
+        threads: of ONNX Runtime, at most one for each core; all cores if 0. An integer network runs in NumPy, whose threads
+            the environment sets (OMP_NUM_THREADS, OPENBLAS_NUM_THREADS).
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.onnx")]
@@ -114,7 +115,7 @@ def open_file(path: Path, threads: int = 0) -> Reader:
     Raises:
         DataError: there is no such file.
         ExportError: it is neither an ONNX model nor an integer network, is damaged, or was not written by polarspike.
-        CheckpointError: a damaged integer network.
+        CheckpointError: a damaged integer network; damage is noticed by its digest, before anything is computed.
         MissingExtraError: ONNX Runtime is not installed.
     """
     if not path.is_file():
@@ -124,7 +125,9 @@ def open_file(path: Path, threads: int = 0) -> Reader:
         if len(network.inputs) != 1 or len(network.outputs) != 1:
             raise ExportError(f"{path}: expected one input and one output; run it from Python (polarspike.integer)")
         name, shape = network.inputs[0]
-        return _reader(path, lambda x: integer.run(network, {name: x})[0], shape, network.description)
+        outputs = network.outputs[0][1]
+        return _reader(path, lambda x: integer.run(network, {name: x})[0], shape, outputs, network.description)
+    sealed = seals.require_whole(path)
     try:
         session = open_session(path, threads)
     except ExportError as error:
@@ -134,6 +137,8 @@ def open_file(path: Path, threads: int = 0) -> Reader:
         ) from error
     given = session.get_inputs()
     metadata = session.get_modelmeta().custom_metadata_map
+    if seals.KEY in metadata and not sealed:  # no longer at the end, where it was written
+        raise seals.damaged(path)
     if DESCRIPTION not in metadata:
         raise ExportError(
             f"{path}: an ONNX model that polarspike did not write; it does not say how pictures are scaled"
@@ -152,10 +157,10 @@ def open_file(path: Path, threads: int = 0) -> Reader:
             raise ExportError(f"{path}: fails on pictures {x.shape}: {reason}; export it again") from error
         return scores
 
-    return _reader(path, answer, sizes, metadata[DESCRIPTION])
+    return _reader(path, answer, sizes, session.get_outputs()[0].shape[1:], metadata[DESCRIPTION])
 
 
-def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, description: str) -> Reader:
+def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, outputs: Any, description: str) -> Reader:
     try:
         told = json.loads(description)
         version, notes = told["format"], told["notes"]
@@ -169,6 +174,11 @@ def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, descriptio
         raise ExportError(f"{path}: its description is damaged ({error!r}); export it again") from error
     if not isinstance(classes, list):
         raise ExportError(f"{path}: notes['classes']: expected a list of names, got {classes!r}")
+    if classes and len(outputs) == 1 and isinstance(outputs[0], int) and outputs[0] != len(classes):
+        raise ExportError(
+            f"{path}: notes['classes']: expected {outputs[0]} names, one for each output, got {len(classes)}; export it "
+            "again with snn.notes['classes'] of that length"
+        )
     if len(sizes) != 3 or not all(isinstance(size, int) for size in sizes):
         raise ExportError(
             f"{path}: expected a network of pictures (channels, height, width), got an input {tuple(sizes)}"

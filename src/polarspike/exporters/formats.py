@@ -78,7 +78,8 @@ def _float(format_name: str, snn: SpikingNetwork, example: Inputs) -> Prepared:
 
     if format_name == "torch-export":
         return Prepared(lambda path: programs.save(program, path, description), ordered(programs.runner))
-    return Prepared(lambda path: onnx_float.save(program, path, description, names), ordered(onnx_float.runner))
+    write = _sealed(lambda path: onnx_float.save(program, path, description, names))
+    return Prepared(write, ordered(onnx_float.runner))
 
 
 def _whole_numbers(format_name: str, snn: SpikingNetwork, example: Inputs, shown: Sequence[Inputs]) -> Prepared:
@@ -123,7 +124,15 @@ def _whole_numbers(format_name: str, snn: SpikingNetwork, example: Inputs, shown
             )
         return compared, apart, wrong
 
-    return Prepared(lambda path: runtime.save(model, path), read_model, codes)
+    return Prepared(_sealed(lambda path: runtime.save(model, path)), read_model, codes)
+
+
+def _sealed(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    def written(path: Path) -> None:
+        write(path)
+        runtime.seal(path)
+
+    return written
 
 
 def _meaning(network: IntegerNetwork, given: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ code. Residual sums are edges that meet. Batch norms are folded into the layer i
 next to a threshold may move, and :func:`polarspike.export` counts what that does to the outputs. Convolutions in groups are
 written as dense ones.
 
-Metadata "polarspike" of the graph: :mod:`polarspike.exporters.description`, levels, step and gain of each site by name.
+Metadata "polarspike" of the graph: :mod:`polarspike.exporters.description`, levels, step and gain of each site by name;
+"polarspike_sha256": a digest of the graph (:func:`polarspike.exporters.nir_modules.digest_of`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from polarspike import ops
+from polarspike import ops, seals
 from polarspike.errors import ExportError, MissingExtraError
 from polarspike.exporters.aten import (
     arguments_of,
@@ -42,6 +43,7 @@ from polarspike.exporters.aten import (
 )
 from polarspike.exporters.description import KEY, describe
 from polarspike.exporters.marking import marked_program
+from polarspike.exporters.nir_modules import digest_of
 from polarspike.graph import attribute
 from polarspike.inputs import Inputs
 from polarspike.neurons import PolarityNeuron
@@ -73,7 +75,9 @@ def graph_of(snn: SpikingNetwork, example: Inputs) -> Any:
     program, _ = marked_program(snn, example)
     walk = _Walk(program, snn.sites())
     walk.run()
-    return nir.NIRGraph(walk.nodes, walk.edges, metadata={KEY: describe(snn)})
+    graph = nir.NIRGraph(walk.nodes, walk.edges, metadata={KEY: describe(snn)})
+    graph.metadata[seals.KEY] = digest_of(graph)
+    return graph
 
 
 def save(graph: Any, path: Path) -> None:
@@ -124,6 +128,11 @@ class _Walk:
         if rule is None or not isinstance(node.meta.get("val"), Tensor):
             if node.target is torch.ops.aten.sym_size.int:
                 return
+            if name in _CURVES and (average := _average_behind(node)) is not None:
+                raise self.refuse(
+                    f"NIR has no node for {name.removeprefix('aten::')} alone: its site stands behind {average}, which "
+                    "averages it in front of a synapse. Pool by stride or by a convolution instead, or export as onnx-int8"
+                )
             raise self.refuse(
                 f"NIR has no node for {name.removeprefix('aten::')}; it holds convolutions, linear layers on vectors, "
                 "average pooling, residual sums and flattening. Export as onnx-int8 instead"
@@ -337,11 +346,30 @@ def _same(walk: _Walk, node: fx.Node, given: Arguments) -> Sources:
     return walk.signals[given.get("self", given.get("input"))]
 
 
+def _average_behind(node: fx.Node) -> str | None:
+    """The average that reads a curve's values before its site does."""
+    waiting = list(node.users)
+    while waiting:
+        user = waiting.pop()
+        base = str(user.target).split(".")[1] if str(user.target).startswith("aten.") else ""
+        if base in _AVERAGES:
+            return place_of(user)
+        if base in _PASSING:
+            waiting += list(user.users)
+    return None
+
+
 def _name(node: fx.Node) -> str:
     place = place_of(node)
     return place.split("'")[1] if place.startswith("module") else node.name
 
 
+#: A curve that a site holds where it stands in front of a synapse.
+_CURVES = frozenset(
+    {"aten::relu", "aten::relu_", "aten::leaky_relu", "aten::leaky_relu_", "aten::hardtanh", "aten::clamp"}
+)
+_AVERAGES = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "mean"})
+_PASSING = frozenset({"dropout", "contiguous", "clone", "detach", "alias"})
 _RULES: dict[str, Callable[[_Walk, fx.Node, Arguments], Sources]] = {
     "polarspike::site": _site,
     "aten::conv2d": _convolution,

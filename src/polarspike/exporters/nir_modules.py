@@ -10,9 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from polarspike import seals
 from polarspike.errors import ExportError, MissingExtraError
+from polarspike.exporters.description import KEY
 from polarspike.exporters.report import Runner
 from polarspike.inputs import Inputs, tensors_of
+
+#: What nodes of ours hold.
+_HELD = ("weight", "bias", "threshold", "stride", "padding", "dilation", "groups", "kernel_size", "start_dim", "end_dim",
+         "input_shape")  # fmt: skip
 
 
 def runner(path: Path) -> Runner:
@@ -20,7 +26,7 @@ def runner(path: Path) -> Runner:
 
     Raises:
         MissingExtraError: the package nirtorch is not installed.
-        ExportError: it cannot run the graph.
+        ExportError: it cannot run the graph, or the file is damaged.
     """
     try:
         import nir
@@ -28,7 +34,14 @@ def runner(path: Path) -> Runner:
     except ImportError as error:
         raise MissingExtraError("nirtorch", "deploy") from error
     try:
-        module = nirtorch.nir_to_torch(nir.read(str(path)), node_map())
+        graph = nir.read(str(path))
+    except Exception as error:  # its errors have no common base
+        raise ExportError(f"{path}: expected a NIR graph, cannot be read: {error}; export it again") from error
+    expected = _text(graph.metadata.get(seals.KEY))
+    if expected is not None and expected != digest_of(graph):
+        raise seals.damaged(path)
+    try:
+        module = nirtorch.nir_to_torch(graph, node_map())
     except Exception as error:  # its errors have no common base
         raise ExportError(f"nirtorch cannot run what was written: {error}") from error
 
@@ -39,6 +52,27 @@ def runner(path: Path) -> Runner:
         return [answer[0] if isinstance(answer, tuple) else answer]
 
     return run
+
+
+def digest_of(graph: Any) -> str:
+    """SHA-256 of a graph: of its edges, its description, and the kind, arrays and sizes of each node."""
+    texts = {"edges": repr(sorted((str(source), str(target)) for source, target in graph.edges))}
+    texts["description"] = str(_text(graph.metadata.get(KEY)))
+    arrays: dict[str, Any] = {}
+    for name, node in graph.nodes.items():
+        texts[f"node {name}"] = type(node).__name__
+        held = {key: getattr(node, key) for key in _HELD if getattr(node, key, None) is not None}
+        if type(node).__name__ in ("Input", "Output", "Flatten"):
+            held["shape"] = node.input_type["input"]
+        for key, value in held.items():
+            array = np.asarray(value)
+            arrays[f"{name} {key}"] = array.astype(np.int64) if array.dtype.kind in "iu" else array
+    return seals.arrays_digest(texts, arrays)
+
+
+def _text(value: Any) -> Any:
+    """NIR gives texts back as bytes."""
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def node_map() -> dict[Any, Callable[[Any], nn.Module]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polarspike import seals
 from polarspike.errors import ExportError
 from polarspike.sessions import open_session
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 #: A protobuf message ends at 2 GiB; beyond it the weights are in a file beside it.
 MOST_BYTES = 1_900_000_000
+#: How many hexadecimal digits of its SHA-256 the name of a file of weights holds.
+_DIGITS = 16
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
@@ -27,6 +31,35 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     onnx.save(model, str(path), save_as_external_data=large, **place)
 
 
+def seal(path: Path) -> None:
+    """Seal a written model (:mod:`polarspike.seals`), and name ``<path>.data`` beside it by its content.
+
+    ``<path>.<the first digits of its SHA-256>.data``: between the replacement of one file and of the other, a model finds
+    its own weights or none, in any runtime.
+    """
+    import onnx
+
+    weights = path.with_name(f"{path.name}.data")
+    if not weights.exists():
+        seals.seal(path)
+        return
+    digest = seals.file_digest(weights)
+    named = weights.rename(path.with_name(f"{path.name}.{digest[:_DIGITS]}.data"))
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = named.name
+    path.write_bytes(model.SerializeToString())
+    seals.seal(path, (named.name, digest))
+
+
+def weights_of(path: Path) -> list[Path]:
+    """The files beside a model that hold weights of it, or of earlier models of its name."""
+    ours = re.compile(rf"{re.escape(path.name)}(\.[0-9a-f]{{{_DIGITS}}})?\.data")
+    return [other for other in path.parent.iterdir() if ours.fullmatch(other.name)]
+
+
 def session(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
     """A session of ONNX Runtime on the CPU.
 
@@ -36,8 +69,10 @@ def session(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
 
     Raises:
         MissingExtraError: it is not installed.
-        ExportError: it cannot run the model.
+        ExportError: it cannot run the model, or the file is damaged.
     """
+    if isinstance(model, Path):
+        seals.require_whole(model)
     try:
         if isinstance(model, Path):
             return open_session(model, threads)

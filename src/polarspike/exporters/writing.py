@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from polarspike.errors import ExportError, SpecError
-from polarspike.exporters import formats
+from polarspike.exporters import formats, runtime
 from polarspike.exporters.report import ExportReport, compare
 from polarspike.inputs import Inputs, batch_size, batches_of, float_leaves, to_device
 from polarspike.modules import apply, device_of
@@ -63,7 +63,8 @@ def export(
 
     Raises:
         SpecError: not a spiking network, or an unknown format.
-        ExportError: the network cannot be written in this format, or the file cannot.
+        ExportError: the network cannot be written in this format, its notes name more or fewer classes than it has, or the
+            file cannot be written.
         MissingExtraError: packages for the format are not installed.
     """
     if not isinstance(snn, SpikingNetwork):
@@ -79,6 +80,7 @@ def export(
     example = to_device(example, torch.device("cpu"))
     if not batch_size(example):
         raise ExportError("export: the example holds no samples; give at least one")
+    _require_names(snn, example)
     shown, all_batches = _beginning(example, batches)
     written = formats.prepare(format, snn, example, shown)
 
@@ -86,7 +88,6 @@ def export(
         with torch.no_grad():
             return float_leaves(apply(snn, inputs))
 
-    weights = target.with_name(f"{target.name}.data")
     try:
         # In a folder of its own under its final name, by which the parts of a large file know each other.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -97,13 +98,28 @@ def export(
             report = compare(target, format, size, all_batches, answers, written.read(place), written.codes)
             for part in reversed(parts):  # the model itself last
                 os.replace(part, target.with_name(part.name))
-            if not any(part.name == weights.name for part in parts):
-                weights.unlink(missing_ok=True)  # of an earlier, larger model of this name
+            for old in runtime.weights_of(target):  # of an earlier model of this name
+                if not any(part.name == old.name for part in parts):
+                    old.unlink(missing_ok=True)
     except OSError as error:
         raise ExportError(
             f"{target}: cannot be written ({error}); check the folder, permissions and free space"
         ) from error
     return report
+
+
+def _require_names(snn: SpikingNetwork, example: Inputs) -> None:
+    """A name for every class, where the notes name any: a reader of the file could only guess which is missing."""
+    names = snn.notes.get("classes")
+    if not isinstance(names, list | tuple) or not names:
+        return
+    with torch.no_grad():
+        leaves = float_leaves(apply(snn, example))
+    if len(leaves) == 1 and leaves[0].dim() == 2 and leaves[0].shape[1] != len(names):
+        raise ExportError(
+            f"export: expected {leaves[0].shape[1]} names of classes, one for each output, got {len(names)}; set "
+            "snn.notes['classes'] to a list of that length, or to []"
+        )
 
 
 def _beginning(example: Inputs, batches: Iterable[Any] | Tensor | None) -> tuple[list[Inputs], Iterator[Inputs]]:

@@ -2,6 +2,7 @@
 
 metadata "polarspike_integer"   format, inputs, outputs, sites, instructions (kind, inputs, output, attributes, range)
 metadata "polarspike"           the description of the spiking network
+metadata "polarspike_sha256"    the digest of all that (files of earlier versions have none)
 tensors                         "<number of the instruction>.<name>" and "constant.<name>"
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from polarspike import seals
 from polarspike.errors import CheckpointError
 from polarspike.files import replacing
 from polarspike.integer.execution import FLOAT_OPERATORS, run
@@ -47,9 +49,10 @@ def save(network: IntegerNetwork, path: str | os.PathLike[str]) -> None:
     for index, made in enumerate(network.instructions):
         # Of a scalar ascontiguousarray would make a vector.
         tensors.update({f"{index}.{name}": np.array(value, order="C") for name, value in made.tensors.items()})
+    texts = {KEY: json.dumps(header), DESCRIPTION: network.description}
     try:
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata={KEY: json.dumps(header), DESCRIPTION: network.description})
+            save_file(tensors, partial, metadata={**texts, seals.KEY: seals.arrays_digest(texts, tensors)})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot be written: {error}; choose a folder that exists and is writable"
@@ -60,13 +63,13 @@ def load(path: str | os.PathLike[str]) -> IntegerNetwork:
     """Read a network back.
 
     Raises:
-        CheckpointError: not such a file, one of another version, or one whose parts do not fit each other.
+        CheckpointError: not such a file, one of another version, a damaged one, or one whose parts do not fit each other.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError) as error:  # the last two of types that NumPy lacks
         raise CheckpointError(
             f"{path}: expected an integer network, cannot be read: {error}; write it again"
         ) from error
@@ -74,6 +77,9 @@ def load(path: str | os.PathLike[str]) -> IntegerNetwork:
         raise CheckpointError(
             f"{path}: expected an integer network, got another safetensors file; export with --to integer"
         )
+    expected = metadata.pop(seals.KEY, None)
+    if expected is not None and seals.arrays_digest(metadata, tensors) != expected:
+        raise CheckpointError(str(seals.damaged(path)))
     try:
         header = json.loads(metadata[KEY])
         if header["format"] != FORMAT:
