@@ -88,7 +88,7 @@ def require_whole(path: Path) -> bool:
         told = json.loads(value)
         own, data = told["model"], told["data"]
         name, weights = (None, None) if data is None else data
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise damaged(path) from error
     entry = _entry(value)
     if not tail.endswith(entry) or file_digest(path, size - len(entry)) != own:
