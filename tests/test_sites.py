@@ -107,6 +107,17 @@ def test_a_state_of_another_fixed_gain_is_refused() -> None:
     ready(SiteSpec(2, 7, gain=0.25)).load_state_dict(site.state_dict())
 
 
+def test_saving_leaves_no_trace() -> None:
+    site = ready(SiteSpec(2, 7))
+    with torch.inference_mode():
+        best = {name: value.clone() for name, value in site.state_dict().items()}
+    site.load_state_dict(best)
+    site.load_state_dict(site.state_dict())
+    assert not site.bounds.is_inference()
+    site.bounds = site.bounds[:2]  # of an older release
+    site.load_state_dict(best)
+
+
 def test_a_state_that_says_nothing_of_the_gain_is_taken() -> None:
     state = ready(SiteSpec(2, 7, gain=0.5)).state_dict()
     state["bounds"] = state["bounds"][:2]

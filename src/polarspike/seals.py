@@ -98,11 +98,26 @@ def require_whole(path: Path) -> bool:
     return True
 
 
+def require_last(path: Any, sealed: bool, metadata: Mapping[str, str]) -> None:
+    """Refuse a model whose metadata hold a seal that no longer stands where it was written, behind everything else.
+
+    Args:
+        path: of the model, for the message.
+        sealed: what :func:`require_whole` has answered.
+        metadata: of the model.
+
+    Raises:
+        ExportError: the file was changed behind its seal.
+    """
+    if KEY in metadata and not sealed:
+        raise damaged(path)
+
+
 def damaged(path: Any) -> ExportError:
     """The error of a file that is not the one that was written."""
     return ExportError(
         f"{path}: the file is damaged: expected the SHA-256 that it holds of itself, got another (or another program "
-        "changed it); export it again"
+        f"changed it); export it again, or, if the change is yours, remove its metadata entry {KEY}"
     )
 
 

@@ -175,9 +175,9 @@ class Site(nn.Module):
         return f"levels={self.levels}, gain={gain}, step={step if self.calibrated else 'not calibrated'}{fixed}"
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        # A spec may have been exchanged since the site was made.
-        self.bounds = self._bounds(self.bounds.device)
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        # A spec may have been exchanged since the site was made, which says nothing to its buffer.
+        destination[f"{prefix}bounds"] = self._bounds(self.bounds.device)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         held = state_dict.get(f"{prefix}bounds")
@@ -194,5 +194,7 @@ class Site(nn.Module):
                     f"{gain / _GAIN_UNITS:g}; quantize with the spec that the state was made with"
                 )
             state_dict[f"{prefix}bounds"] = self._bounds(held.device)  # it may be of two numbers, without the gain
+        if self.bounds.shape != (3,):  # of a site that an older release has made
+            self.bounds = self._bounds(self.bounds.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.calibrated = bool((torch.isfinite(self.start) & (self.start > 0)).all())

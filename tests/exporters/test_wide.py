@@ -125,3 +125,52 @@ def test_sums_that_float32_cannot_divide_are_refused_by_name() -> None:
         ExportError, match="sums of codes up to 5,400,000, more than 4,194,304; take the mean in two stages"
     ):
         integer_network(snn, x, [x])
+
+
+class Both(nn.Module):
+    """The mean and the maximum of every channel, side by side in front of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.hidden, self.head = nn.Conv2d(1, 32, 3, padding=1), nn.Linear(64, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv(x))
+        x = torch.cat([x.mean((2, 3)), functional.max_pool2d(x, x.shape[-1]).flatten(1)], 1)
+        return self.head(torch.relu(self.hidden(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("size", [4, 28])
+def test_means_beside_codes_keep_their_digits(size: int) -> None:
+    torch.manual_seed(0)
+    x = images(8, size)
+    snn = spiking(Both(), x, ps.QuantSpec(0, 15))
+    made = integer_network(snn, x, [x])
+    assert ("MatMul" in made.float_operators()) == (size == 28)  # steps too far apart for one grid of weights
+    meant = dict(integer.trace(made, {made.inputs[0][0]: x.numpy()}))[made.outputs[0][0]]
+    y = snn(x).detach().numpy()
+    assert np.sqrt(((meant - y) ** 2).mean()) < 0.15 * y.std() and (meant.argmax(1) == y.argmax(1)).all()
+
+
+@pytest.mark.parametrize(("weight", "bias", "what"), [(1e-9, 50.0, "ends"), (1.0, 0.0, "is refused")])
+def test_extreme_sums_end_or_are_refused(weight: float, bias: float, what: str) -> None:
+    from polarspike.integer import Instruction
+
+    inputs = 70_000 if what == "is refused" else 4
+    tensors = {
+        "weight": np.full((1, inputs), 127 if weight == 1.0 else 0, np.int8),
+        "bias": np.array([round(bias * 2**20)], np.int32),
+        "divisor": np.array([2**20 - 1], np.int32),
+    }
+    parts = (
+        Instruction("quantize", ("x",), "q", {}, {"step": np.ones((), np.float32)}, (0, 60)),
+        Instruction("window_sum", ("q",), "w", {"axes": [2], "keepdims": False}, {}, (0, 120)),
+        Instruction("synapse", ("w",), "s", {"operator": "linear", "axis": 1, "shape": [1]}, tensors, (0, 1)),
+        Instruction("decode", ("s",), "y", {}, {"step": np.ones((), np.float32)}),
+    )
+    made = IntegerNetwork((("x", (inputs, 2)),), (("y", (1,)),), parts, {}, {"s": "s"}, "{}")
+    if what == "is refused":
+        with pytest.raises(ExportError, match="a sum of 70,000 wide codes, too many for float32; take them in parts"):
+            onnx_int8.model_of(made, "polarspike")
+    else:
+        assert wrong(made, {"x": np.ones((2, inputs, 2), np.float32)}) == 0

@@ -137,8 +137,7 @@ def open_file(path: Path, threads: int = 0) -> Reader:
         ) from error
     given = session.get_inputs()
     metadata = session.get_modelmeta().custom_metadata_map
-    if seals.KEY in metadata and not sealed:  # no longer at the end, where it was written
-        raise seals.damaged(path)
+    seals.require_last(path, sealed, metadata)
     if DESCRIPTION not in metadata:
         raise ExportError(
             f"{path}: an ONNX model that polarspike did not write; it does not say how pictures are scaled"

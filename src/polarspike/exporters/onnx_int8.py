@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polarspike.errors import MissingExtraError
+from polarspike.errors import ExportError, MissingExtraError
 from polarspike.exporters.onnx_writer import FLOAT, INT32, Writer, zero_points
 from polarspike.integer import rounding
 from polarspike.integer.lattice import EXACT_IN_FLOAT32
@@ -227,7 +227,11 @@ def _by_digits(writer: Writer, made: Instruction, scale: Array) -> None:
     """
     options, tensors, fires = made.attributes, made.tensors, made.range is not None
     weight, linear = tensors["weight"], options["operator"] == "linear"
-    base = 2.0 ** math.floor(math.log2(EXACT_IN_FLOAT32 / rounding.largest_sum(weight, 1)))
+    base = 2.0 ** math.floor(math.log2(EXACT_IN_FLOAT32 / max(rounding.largest_sum(weight, 1), 1.0)))
+    if base < 2:
+        raise ExportError(
+            f"{made.output}: a sum of {weight[0].size:,} wide codes, too many for float32; take them in parts"
+        )
     most = float(max(map(abs, writer.ranges[made.inputs[0]])))
     rest, digits = writer.unfused(made.inputs[0]), []
     while most > base:

@@ -72,7 +72,14 @@ def session(model: onnx.ModelProto | Path, threads: int = 0) -> Any:
         ExportError: it cannot run the model, or the file is damaged.
     """
     if isinstance(model, Path):
-        seals.require_whole(model)
+        sealed = seals.require_whole(model)
+        opened = _opened(model, threads)
+        seals.require_last(model, sealed, opened.get_modelmeta().custom_metadata_map)
+        return opened
+    return _opened(model, threads)
+
+
+def _opened(model: onnx.ModelProto | Path, threads: int) -> Any:
     try:
         if isinstance(model, Path):
             return open_session(model, threads)

@@ -104,7 +104,8 @@ def leaves_digits(units: Vector, largest_input: int, most: int) -> bool:
 
     Weights that are kept exactly need no more digits than they have.
     """
-    kept = [*_whole(units), *_dyadic(units, _DYADIC_LIMIT, 16 * most)]
+    exact = _whole(units) | {c: 2 * whole for c, (whole, _) in _dyadic(units, _DYADIC_LIMIT, 16 * most).items()}
+    kept = [channel for channel, whole in exact.items() if np.abs(whole).sum() * largest_input <= LARGEST_SUM]
     others = np.delete(units, kept, axis=0) if kept else units
     if not len(others):
         return True

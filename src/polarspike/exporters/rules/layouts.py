@@ -14,6 +14,9 @@ from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Sign
 if TYPE_CHECKING:
     from polarspike.exporters.lowering import Lowering, Rule
 
+#: Weights of 8 bits keep 4 of them for codes whose steps are so much smaller than those beside them.
+_NEAR = 16.0
+
 
 def _view(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     source = given.get("self", given.get("input"))
@@ -93,12 +96,18 @@ def _chunks(walk: Lowering, node: fx.Node, given: Arguments) -> list[Codes | Ana
     return [_part(walk, source, axis, int(end) - size, int(end)) for end, size in zip(ends, lengths, strict=True)]
 
 
+def _apart(parts: list[Codes]) -> bool:
+    """Whether means stand beside codes whose steps are so much larger that no grid of weights serves both."""
+    steps = np.concatenate([np.atleast_1d(part.step) for part in parts])
+    return any(part.wide for part in parts) and float(steps.max()) > _NEAR * float(steps.min())
+
+
 def _concatenate(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     axis = given["dim"] % (len(shape_of(node)) + 1)
     if axis == 0:
         raise walk.emitter.refuse("a concatenation of batches")
     signals = [walk.signals[part] for part in given["tensors"]]
-    if all(isinstance(signal, Codes) for signal in signals):
+    if all(isinstance(signal, Codes) for signal in signals) and not _apart(signals):
         return walk.emitter.joined(signals, shape_of(node), axis)
     if any(isinstance(signal, Constant) for signal in signals):
         raise walk.emitter.refuse("a concatenation with a constant, as a class token is; use the mean over the tokens")
