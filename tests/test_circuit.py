@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from polarspike import circuit, contract, neurons, ops, stretches, temporal, walks
+from polarspike import circuit, contract, neurons, ops, stretches, temporal, timing, walks
 from polarspike.calibration import calibrate
 from polarspike.contract import Rule
 from polarspike.conversion import convert
@@ -190,7 +190,7 @@ def test_nothing_of_the_other_proof_is_used(monkeypatch: pytest.MonkeyPatch) -> 
 
     for name in ("encode", "decode", "quantize", "fire"):
         monkeypatch.setattr(ops, name, forbidden)
-    for place in (temporal, walks, neurons):
+    for place in (temporal, timing, walks, neurons):
         own = [part for part in vars(place).values() if getattr(part, "__module__", "") == place.__name__]
         for function in own:
             if isinstance(function, FunctionType):
@@ -266,7 +266,7 @@ def test_a_rule_that_was_changed_in_the_network_is_found(monkeypatch: pytest.Mon
     qann, snn, x = networks("vision")
     frames = [x, x.flip(0)]
     assert differing(simulate(snn, frames), snn, frames) == []
-    take_for_affine(monkeypatch, walks, "one_mlp_1")
+    take_for_affine(monkeypatch, timing, "one_mlp_1")
     broken = convert(qann)
     assert differing(simulate(broken, frames), broken, frames)[0] == "one.mlp.2_input"
 
