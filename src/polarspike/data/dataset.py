@@ -73,6 +73,11 @@ class ImageDataset(Parted[Split]):
         return self.train.images.shape[1]
 
     @property
+    def frames(self) -> int | None:
+        """T where samples are sequences of frames; None for images."""
+        return None
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of the images in pixels."""
         return self.train.images.shape[2], self.train.images.shape[3]
@@ -99,6 +104,7 @@ class ImageDataset(Parted[Split]):
             classes=self.num_classes,
             workers=workers,
             device=device,
+            frames=self.frames,
         )
 
     def evaluation(
@@ -126,4 +132,4 @@ class ImageDataset(Parted[Split]):
         split = self.part(part)
         if images is not None:
             split = split.subset(selected(len(split), images, seed))
-        return batches(split, batch_size, normalization=normalization or self.normalization)
+        return batches(split, batch_size, normalization=normalization or self.normalization, frames=self.frames)

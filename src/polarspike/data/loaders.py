@@ -31,6 +31,7 @@ def batches(
     classes: int | None = None,
     workers: int = 0,
     device: torch.device | str | None = None,
+    frames: int | None = None,
 ) -> DataLoader[Batch]:
     """A loader of ``(images, labels)``: (B, C, H, W) float32, normalized, and (B,) int64; iterate it again and again.
 
@@ -51,6 +52,8 @@ def batches(
         workers: processes that make batches ahead; the same batches as with none.
         device: bytes are moved there first, and changed, normalized and mixed there; what torchvision does to one image
             after the other (RandAugment, erasing) is done before. The same batches as without, to rounding of the scaling.
+        frames: the samples are sequences of T frames, which lie side by side as channels; batches are (B, T, C, H, W), and
+            the scaling is that of a frame. Every change is the same for all frames of a sample, and leaves their order.
 
     Raises:
         SpecError: ``batch_size`` is not an integer of at least 1, the seed is none of at least 0, or classes are missing.
@@ -64,6 +67,7 @@ def batches(
         raise DataError(
             f"batches: drop_last leaves no batch of {batch_size} from {len(split)} samples; give a smaller batch_size"
         )
+    normalization = normalization if frames is None else normalization.repeated(frames)
     if split.images.shape[1] != len(normalization.mean):
         raise DataError(
             f"batches: expected a normalization of {split.images.shape[1]} channels like the images, "
@@ -86,6 +90,7 @@ def batches(
         seed=seed,
         workers=workers,
         finish=finish,
+        frames=frames,
     )
 
 
@@ -100,6 +105,7 @@ def over(
     seed: int | None = None,
     workers: int = 0,
     finish: Finish | None = None,
+    frames: int | None = None,
 ) -> DataLoader[Batch]:
     """A loader over a data set that is indexed by whole batches (:class:`Key`).
 
@@ -113,6 +119,7 @@ def over(
         seed: see there.
         workers: see there.
         finish: makes batches of what ``made`` gives, which then is :class:`Unfinished`.
+        frames: as for :func:`batches`.
     """
     sampler = _Keys(samples, batch_size, shuffle, drop_last, seed, draws=draws)
     loader = _Loader(
@@ -124,7 +131,7 @@ def over(
         generator=torch.Generator(),  # else the loader draws from the global generator for workers it does not have
         pin_memory=finish is not None and finish.device.type == "cuda",
     )
-    loader.finish = finish
+    loader.finish, loader.frames = finish, frames
     return loader
 
 
@@ -132,11 +139,13 @@ class _Loader(DataLoader[Batch]):
     """A loader that draws once for each iteration; with workers, torch asks the sampler for its keys twice."""
 
     finish: Finish | None = None
+    frames: int | None = None
 
     def __iter__(self) -> Any:
         self._keys.begin()
-        found = super().__iter__()
-        return found if self.finish is None else map(self.finish, found)
+        found: Any = super().__iter__()
+        found = found if self.finish is None else map(self.finish, found)
+        return found if self.frames is None else (_parted(batch, self.frames) for batch in found)
 
     def every(self, first: int, step: int) -> Iterator[Batch]:
         """The batches first, first + step, ... of one iteration; the others are not made."""
@@ -315,6 +324,12 @@ def changed(
         return normalization(images), labels
     images = normalization(images if augmented else augment(images, generator))
     return augment.mixed(images, labels, classes, generator) if augment.mixes else (images, labels)
+
+
+def _parted(batch: Batch, frames: int) -> Batch:
+    """Frames side by side as channels (B, T * C, H, W) as sequences (B, T, C, H, W)."""
+    merged, labels = batch
+    return merged.view(len(merged), frames, -1, *merged.shape[2:]), labels
 
 
 def _unchanged(batch: Any) -> Any:

@@ -37,6 +37,10 @@ class Normalization(Spec):
         valid = all(math.isfinite(value) and value > 0 for value in self.std)
         self._require("std", valid and len(self.std) == len(self.mean), f"{len(self.mean)} finite positive numbers")
 
+    def repeated(self, times: int) -> Normalization:
+        """That of so many images side by side as channels."""
+        return Normalization(self.mean * times, self.std * times)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) of bytes as float32, normalized.
 

@@ -21,7 +21,7 @@ from polarspike.data.augment import Augmentation
 from polarspike.data.dataset import ImageDataset
 from polarspike.data.events.cache import cached, stamp
 from polarspike.data.events.frames import FrameSpec, to_frames
-from polarspike.data.events.sequences import SequenceDataset, Sequences, repeated
+from polarspike.data.events.sequences import SequenceDataset
 from polarspike.data.events.streams import EventStream
 from polarspike.data.loaders import batches
 from polarspike.data.local import cache
@@ -158,7 +158,7 @@ class EventDataset(Parted[Split]):
             return self.scaling
         count, channels, height, width = self.train.images.shape
         frames = self.train.images.view(count * channels // 2, 2, height, width)
-        return repeated(Normalization.of(frames), self.spec.bins)
+        return Normalization.of(frames).repeated(self.spec.bins)
 
     def channels(self) -> ImageDataset:
         """The bins side by side as channels, (N, T * 2, H, W): one timestep."""
@@ -166,10 +166,11 @@ class EventDataset(Parted[Split]):
 
     def in_time(self) -> SequenceDataset:
         """The bins one after the other as frames, (T, 2, H, W): T timesteps; the normalization is that of a frame."""
-        merged = self.normalization
-        return SequenceDataset(
-            **self._held() | {"normalization": Normalization(merged.mean[:2], merged.std[:2])}, bins=self.spec.bins
-        )
+        return SequenceDataset(**self._held() | {"normalization": self._of_a_frame}, bins=self.spec.bins)
+
+    @property
+    def _of_a_frame(self) -> Normalization:
+        return Normalization(self.normalization.mean[:2], self.normalization.std[:2])
 
     def _held(self) -> dict[str, Any]:
         """What the data set has in common with one of images."""
@@ -182,17 +183,16 @@ class EventDataset(Parted[Split]):
             DataError: there is no such part.
             SpecError: ``batch_size`` is not an integer of at least 1.
         """
-        split = self.part(part)
-        merged = batches(
-            split,
+        return batches(
+            self.part(part),
             batch_size,
-            normalization=self.normalization,
+            normalization=self._of_a_frame,
             shuffle=shuffle,
             augment=self.augmentation if augmented else None,
             drop_last=augmented,
             classes=len(self.classes),
+            frames=self.spec.bins,
         )
-        return Sequences(merged, self.spec.bins)
 
 
 def load_events(
