@@ -14,6 +14,7 @@ import polarspike as ps
 from polarspike.counting import OperationCounts, count_operations
 from polarspike.errors import OperatorError, SpecError
 from polarspike.spiking import SpikingNetwork
+from tests.counted import integers
 
 
 class Net(nn.Module):
@@ -35,10 +36,6 @@ def spiking(model: nn.Module, example: Any, step: float = 1.0, **convert: Any) -
     for site in qann.sites().values():
         site.set_step(step)
     return ps.convert(qann, ps.ConvertSpec(**convert))
-
-
-def integers(*shape: int, low: int = -2, high: int = 4, seed: int = 0) -> Tensor:
-    return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
 def element(counts: OperationCounts, name: str, kind: str) -> tuple[int, int]:

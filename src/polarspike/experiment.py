@@ -33,10 +33,10 @@ from polarspike.modules import move_for_training
 from polarspike.outcome import Outcome, examine
 from polarspike.quantization import quantize
 from polarspike.quantized import QuantizedNetwork
-from polarspike.readings import AtOnce, Seen, seen, timesteps_of
+from polarspike.readings import AtOnce, Seen, conversion_for, seen, timesteps_of
 from polarspike.runs import RunDirectory
 from polarspike.sources import Weights
-from polarspike.specs import ConvertSpec, QuantSpec, Reading, Spec, TrainSpec
+from polarspike.specs import QuantSpec, Reading, Spec, TrainSpec
 from polarspike.training import fit
 
 _TEST_BATCH = 256
@@ -291,7 +291,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     fit(reader, train, control, teacher=teacher, run=run.stage("control"), resume=run.resume)
 
     say("convert, verify and evaluate")
-    snn = convert(qann, conversion_of(recipe))
+    snn = convert(qann, conversion_for(recipe.reading))
     outcome = examine(reader, qann, snn, test, _proof_batches(dataset, recipe), recipe.asked_timesteps, recipe.reading)
     run.write_json("results.json", json.loads(json.dumps(outcome.to_dict())))
     if not distributed.is_main():
@@ -332,12 +332,6 @@ def quantize_for(
     if (frames := recipe.asked_frames) is not None:
         qann.notes |= {"frames": frames.to_dict(), "reading": recipe.reading}
     return qann
-
-
-def conversion_of(recipe: Recipe) -> ConvertSpec:
-    """How the recipe's quantized network is converted."""
-    # Bins that are channels are an image to the network, which may be shown for several timesteps.
-    return ConvertSpec(reading=recipe.reading) if recipe.in_time else ConvertSpec()
 
 
 def build_model(dataset: AnyDataset, recipe: Recipe, weights: Weights | None = None) -> nn.Module:

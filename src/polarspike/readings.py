@@ -26,7 +26,7 @@ from polarspike.inputs import to_device
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork
-from polarspike.specs import Reading
+from polarspike.specs import ConvertSpec, Reading
 from polarspike.spiking import Observer, SpikingNetwork, SpikingState
 
 # Means of float32 answers, taken in two orders: this much of their size is rounding.
@@ -103,6 +103,14 @@ class Seen:
     def every(self, first: int, step: int) -> Iterator[Tensor]:
         """As of the loader: some of its batches."""
         return (seen(frames, self.reading) for frames, _ in self.loader.every(first, step))
+
+
+def conversion_for(reading: Reading) -> ConvertSpec:
+    """How a network that has learned sequences in this reading is converted.
+
+    Bins that are channels are an image to it, which may be shown for several timesteps.
+    """
+    return ConvertSpec() if reading == "channels" else ConvertSpec(reading=reading)
 
 
 def timesteps_of(asked: Sequence[int], frames: int) -> tuple[int, ...]:

@@ -28,10 +28,10 @@ from polarspike.data.events import SequenceDataset
 from polarspike.equivalence import verify
 from polarspike.errors import RunError
 from polarspike.evaluation import evaluate
-from polarspike.experiment import Recipe, build_model, conversion_of, quantize_for
+from polarspike.experiment import Recipe, build_model, quantize_for
 from polarspike.exporters import export
 from polarspike.quantized import refine
-from polarspike.readings import OverFrames, verify_sequences
+from polarspike.readings import OverFrames, conversion_for, verify_sequences
 from polarspike.specs import TrainSpec
 from polarspike.training import fit
 
@@ -64,7 +64,7 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     _learn("the float network", recipe.read_by(ann), dataset, recipe.ann, say)
     qann = quantize_for(recipe, dataset, ann, batches)
     _learn("the quantized network", recipe.read_by(qann), dataset, recipe.qann, say)
-    snn = convert(qann, conversion_of(recipe))
+    snn = convert(qann, conversion_for(recipe.reading))
     inputs, _ = batches[0]
     for timesteps in recipe.asked_timesteps:
         if recipe.in_time:

@@ -25,7 +25,7 @@ from polarspike.plan import Plan
 from polarspike.proof import Proof
 from polarspike.quantization import inspect, quantize
 from polarspike.quantized import QuantizedNetwork
-from polarspike.specs import ConvertSpec
+from polarspike.readings import conversion_for
 
 _ROWS, _WIDTH = 6, 120
 
@@ -153,8 +153,7 @@ class Convert(NetworkCommand):
         if asked:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
             raise SpecError(f"{self.model}: a quantized network is calibrated already; leave {flags} out")
-        reading = reading_of(Path(self.model), qann)
-        snn = convert(qann, ConvertSpec() if reading == "channels" else ConvertSpec(reading=reading))
+        snn = convert(qann, conversion_for(reading_of(Path(self.model), qann)))
         save(snn, self.snn)
         show(snn.report)
         tell(f"written: {self.snn}")

@@ -192,10 +192,8 @@ class Emitter:
     def _synapse(self, term: Term, bias: Vector, sums: Sums, step: Vector, low: int, high: int, name: str) -> str:
         """A synapse that fires: weights in units of step / q with q odd."""
         most = largest_divisor(max(abs(low), abs(high)))
-        units, source = rounding.per_output(cast(Vector, term.weight), term.scale / step), term.sources[0]
-        if source.wide and not rounding.leaves_digits(units, source.largest, most):
-            term = self._shortened(term)
-            units, source = rounding.per_output(cast(Vector, term.weight), term.scale / step), term.sources[0]
+        term, units = self._with_digits(term, term.scale / step, most)
+        source = term.sources[0]
         try:
             made = rounding.firing(
                 units, np.broadcast_to(bias / step, len(units)), source.largest, most, wide=source.wide
@@ -255,10 +253,8 @@ class Emitter:
         return answer
 
     def _scaled(self, term: Term, bias: Vector, sums: Sums, name: str) -> str:
-        units, source = rounding.per_output(cast(Vector, term.weight), term.scale), term.sources[0]
-        if source.wide and not rounding.leaves_digits(units, source.largest, LARGEST_SUM):
-            term = self._shortened(term)
-            units, source = rounding.per_output(cast(Vector, term.weight), term.scale), term.sources[0]
+        term, units = self._with_digits(term, term.scale, LARGEST_SUM)
+        source = term.sources[0]
         try:
             made = rounding.scaling(units, np.broadcast_to(bias, len(units)), source.largest, wide=source.wide)
         except ExportError as error:
@@ -266,11 +262,16 @@ class Emitter:
         tensors: dict[str, Array] = {"weight": made.weight, "bias": made.bias, "scale": made.scale.astype(np.float32)}
         return self._weighted(term, sums, tensors, name, None)
 
-    def _shortened(self, term: Term) -> Term:
-        """The same term of codes in coarser units; its weights hold the steps of the codes, and so the factor."""
-        shrunk = self.shrunk(term.sources[0])
-        factor = float(np.max(shrunk.step / term.sources[0].step))
-        return replace(term, sources=(shrunk,), weight=cast(Vector, term.weight) * factor)
+    def _with_digits(self, term: Term, scale: Vector, most: int) -> tuple[Term, Vector]:
+        """A term, and its weights times a scale; of codes in coarser units where these would leave the weights no digits."""
+        source, weight = term.sources[0], cast(Vector, term.weight)
+        units = rounding.per_output(weight, scale)
+        if not source.wide or rounding.leaves_digits(units, source.largest, most):
+            return term, units
+        shrunk = self.shrunk(source)
+        # Weights hold the steps of their codes, and so the factor.
+        weight = weight * float(np.max(shrunk.step / source.step))
+        return replace(term, sources=(shrunk,), weight=weight), rounding.per_output(weight, scale)
 
     def _weighted(
         self, term: Term, sums: Sums, tensors: Mapping[str, Array], name: str, codes: tuple[int, int] | None
