@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polarspike.errors import ExportError, MissingExtraError
-from polarspike.exporters.onnx_writer import FLOAT, INT32, Writer, zero_points
-from polarspike.integer import rounding
-from polarspike.integer.lattice import EXACT_IN_FLOAT32
+from polarspike.errors import MissingExtraError
+from polarspike.exporters.onnx_sums import begins_and_ends, conv_attributes, in_float
+from polarspike.exporters.onnx_writer import FLOAT, Writer, zero_points
 from polarspike.integer.network import Instruction, IntegerNetwork, laid
 
 if TYPE_CHECKING:
@@ -90,26 +89,12 @@ def _quantize(writer: Writer, made: Instruction) -> None:
     writer.fired(made, x, step.reshape(-1), axis)
 
 
-def _pads(padding: Any) -> list[int]:
-    return [*padding[0], *padding[1]]
-
-
-def _convolution(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of ``Conv``."""
-    return {
-        "strides": options["stride"],
-        "pads": _pads(options["padding"]),
-        "dilations": options["dilation"],
-        "group": options["groups"],
-    }
-
-
 def _average(options: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes of ``AveragePool``."""
     return {
         "kernel_shape": options["kernel"],
         "strides": options["stride"],
-        "pads": _pads(options["padding"]),
+        "pads": begins_and_ends(options["padding"]),
         "count_include_pad": 1,
     }
 
@@ -121,7 +106,7 @@ def _synapse(writer: Writer, made: Instruction) -> None:
     convolution = options["operator"] == "convolution"
     integer = writer.is_bytes(x) and (fires or not convolution)
     if not integer:
-        _in_float(writer, made, scale)
+        in_float(writer, made, scale)
         return
     weight: Array = tensors["weight"]
     unsigned = writer.ranges[x][1] + writer.points[x] > _SAFE_BYTE
@@ -139,7 +124,7 @@ def _synapse(writer: Writer, made: Instruction) -> None:
     )
     values = writer.dequantized(x)
     if convolution:
-        sums = writer.node("Conv", [values, weights, bias], **_convolution(options))
+        sums = writer.node("Conv", [values, weights, bias], **conv_attributes(options))
         writer.fired(made, sums)
         return
     # Gemm has integer kernels with a bias, and takes matrices alone. The layout changes behind the dequantization: in front
@@ -169,7 +154,7 @@ def _averaged(writer: Writer, made: Instruction) -> None:
     count, (_, high) = math.prod(options["window"]["kernel"]), made.range
     weight, dims = made.tensors["weight"], made.tensors["weight"].ndim
     given = [x, writer.constant(weight.astype(np.int16) + 128, np.uint8), writer.constant(writer.points[x], np.uint8)]
-    sums = writer.node("ConvInteger", [*given, writer.constant(128, np.uint8)], **_convolution(options))
+    sums = writer.node("ConvInteger", [*given, writer.constant(128, np.uint8)], **conv_attributes(options))
     sums = writer.node("Add", [sums, writer.constant(laid(made.tensors["bias"], 1, dims), np.int32)])
     # What is larger fires the largest code by itself.
     most = writer.constant(laid(divisor * (high + 1), 1, dims))
@@ -179,89 +164,6 @@ def _averaged(writer: Writer, made: Instruction) -> None:
     if not (divisor % 2).all():  # QuantizeLinear rounds half to even; of an odd divisor there are no halves
         whole = writer.node("Add", [whole, writer.constant(laid(0.5 * (1 - divisor % 2), 1, dims))])
     writer.fired(made, whole, divisor, 1)
-
-
-def _in_float(writer: Writer, made: Instruction, scale: Array) -> None:
-    """By float kernels: whole numbers as float32, exact below 2^24; or scaled weights, where the answer is float."""
-    x, options, tensors = made.inputs[0], made.attributes, made.tensors
-    fires = made.range is not None
-    weight = tensors["weight"]
-    bias = tensors["bias"].astype(np.float32)
-    exact = fires or not writer.is_bytes(x)
-    if not exact:
-        weight = weight.astype(np.float32) * laid(scale, 0, weight.ndim)
-        bias = bias * scale
-    if exact and _largest(writer, made) > EXACT_IN_FLOAT32:
-        _by_digits(writer, made, scale)
-        return
-    values = writer.unfused(x)
-    output = made.output if not exact else None
-    linear = options["operator"] == "linear"
-    given = writer.constant(weight.T if linear else weight, weight.dtype)
-    if exact:  # bytes in the file; a runtime makes them float when it loads them
-        given = writer.node("Cast", [given], to=FLOAT)
-    if not linear:
-        sums = writer.node("Conv", [values, given, writer.constant(bias)], output, **_convolution(options))
-    else:
-        product = writer.node("MatMul", [values, given])
-        sums = writer.node("Add", [product, writer.constant(bias)], output)
-    if fires:
-        writer.fired(made, sums, tensors["divisor"], options["axis"])
-    elif exact:
-        dims = options["axis"] + 1 if linear else weight.ndim
-        writer.node("Mul", [sums, writer.constant(laid(scale, options["axis"], dims))], made.output)
-
-
-def _largest(writer: Writer, made: Instruction) -> float:
-    """The largest absolute sum that a synapse could make of the range of its input, with its bias."""
-    ends = writer.ranges[made.inputs[0]]
-    return rounding.largest_sum(made.tensors["weight"], max(map(abs, ends))) + float(np.abs(made.tensors["bias"]).max())
-
-
-def _by_digits(writer: Writer, made: Instruction, scale: Array) -> None:
-    """Sums beyond float32: one product for each digit of the input, exact in float32, added up in 32-bit integers.
-
-    Digits are those of x = d_0 + b d_1 + ..., 0 <= d_i < b but for the last, which has the sign of x; b is a power of two
-    with which the products of one digit stay below 2^24. What fires is cut off where it saturates the neuron, and so is
-    exact in float32 again.
-    """
-    options, tensors, fires = made.attributes, made.tensors, made.range is not None
-    weight, linear = tensors["weight"], options["operator"] == "linear"
-    base = 2.0 ** math.floor(math.log2(EXACT_IN_FLOAT32 / max(rounding.largest_sum(weight, 1), 1.0)))
-    if base < 2:
-        raise ExportError(
-            f"{made.output}: a sum of {weight[0].size:,} wide codes, too many for float32; take them in parts"
-        )
-    most = float(max(map(abs, writer.ranges[made.inputs[0]])))
-    rest, digits = writer.unfused(made.inputs[0]), []
-    while most > base:
-        upper = writer.node("Floor", [writer.node("Mul", [rest, writer.constant(1 / base)])])
-        digits.append(writer.node("Sub", [rest, writer.node("Mul", [upper, writer.constant(base)])]))
-        rest, most = upper, math.ceil(most / base)
-    given = writer.node("Cast", [writer.constant(weight.T if linear else weight, weight.dtype)], to=FLOAT)
-
-    def sums_of(digit: str) -> str:
-        if linear:
-            return writer.node("Cast", [writer.node("MatMul", [digit, given])], to=INT32)
-        return writer.node("Cast", [writer.node("Conv", [digit, given], **_convolution(options))], to=INT32)
-
-    sums = sums_of(rest)
-    for digit in reversed(digits):
-        upper = writer.node("Mul", [sums, writer.constant(base, np.int32)])
-        sums = writer.node("Add", [upper, sums_of(digit)])
-    dims = options["axis"] + 1 if linear else weight.ndim
-    sums = writer.node("Add", [sums, writer.constant(laid(tensors["bias"], options["axis"], dims), np.int32)])
-    if not fires:
-        values = writer.node("Cast", [sums], to=FLOAT)
-        writer.node("Mul", [values, writer.constant(laid(scale, options["axis"], dims))], made.output)
-        return
-    assert made.range is not None
-    low, high = (
-        laid(tensors["divisor"] * end, options["axis"], dims) for end in (made.range[0] - 1, made.range[1] + 1)
-    )
-    sums = writer.node("Max", [sums, writer.constant(low, np.int32)])
-    sums = writer.node("Min", [sums, writer.constant(high, np.int32)])
-    writer.fired(made, writer.node("Cast", [sums], to=FLOAT), tensors["divisor"], options["axis"])
 
 
 def _shrink(writer: Writer, made: Instruction) -> None:
@@ -335,7 +237,7 @@ def _max_pool(writer: Writer, made: Instruction) -> None:
         made.output,
         kernel_shape=options["kernel"],
         strides=options["stride"],
-        pads=_pads(options["padding"]),
+        pads=begins_and_ends(options["padding"]),
         dilations=options["dilation"],
     )
 
@@ -368,7 +270,7 @@ def _concatenate(writer: Writer, made: Instruction) -> None:
 
 def _pad(writer: Writer, made: Instruction) -> None:
     name = made.inputs[0]
-    pads = _pads([[0, 0, *made.attributes["padding"][0]], [0, 0, *made.attributes["padding"][1]]])
+    pads = begins_and_ends([[0, 0, *made.attributes["padding"][0]], [0, 0, *made.attributes["padding"][1]]])
     zero = writer.constant(writer.points[name], np.uint8) if writer.is_bytes(name) else writer.constant(0.0)
     writer.node("Pad", [name, writer.constant(pads, np.int64), zero], made.output)
 
@@ -383,7 +285,7 @@ def _float(writer: Writer, made: Instruction) -> None:
     elif kind == "AveragePool":
         options = _average(options)
     elif kind == "Conv":
-        options = _convolution(options)
+        options = conv_attributes(options)
     writer.node(kind, inputs, made.output, **options)
 
 
