@@ -26,7 +26,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.export.pt2_archive import PT2ArchiveReader
 
 from polarspike.errors import CheckpointError
 
@@ -92,6 +91,9 @@ def _load(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: expected an exported program, found {'a folder' if path.is_dir() else 'nothing'}"
         )
+    # Loads torch's compiler, which no other file needs: two seconds of every command's start.
+    from torch.export.pt2_archive import PT2ArchiveReader
+
     content = path.read_bytes()
     try:
         reader = PT2ArchiveReader(io.BytesIO(content))
