@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -153,7 +154,11 @@ class Samples:
 
     def mirrored(self) -> Samples:
         """The law of -x."""
-        return Samples(-self.values, self.weights, self.widths)
+        return self._mirror
+
+    @cached_property
+    def _mirror(self) -> Samples:
+        return Samples(-self.values, self.weights, self.widths)  # sorted once, asked for with every step that is tried
 
     def survival(self, edge: Tensor, closed: bool = True) -> Tensor:
         """P(x >= edge), or P(x > edge) when not ``closed``; (G, E) -> (G, E)."""
