@@ -10,7 +10,8 @@ STAMP = $(VENV)/.setup-stamp
 
 # Torch and the test workers share the cores instead of fighting for them.
 # Tests that share what is costly to find stay in one worker (xdist_group).
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+# Compiled sources are kept, whatever the environment says: every worker and every process that a test starts reads them.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 # Coverage is that of the fast tests: tracing costs 40 % of their time, and the slow ones add three points.
 COVERAGE = --cov --cov-report=term

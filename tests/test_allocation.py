@@ -37,7 +37,7 @@ class Net(nn.Module):
 def network(**options: object) -> tuple[nn.Module, ps.QuantizedNetwork, Tensor]:
     torch.manual_seed(0)
     model, x = Net().eval(), torch.randn(400, 8)
-    spec = ps.QuantSpec(**{"negative": 15, "positive": 15, "init": "mse", **options})  # type: ignore[arg-type]
+    spec = ps.QuantSpec(**{"negative": 7, "positive": 7, "init": "mse", **options})  # type: ignore[arg-type]
     qann = ps.quantize(model, spec, example=x[:2])
     ps.calibrate(qann, [x])
     return model, qann, x
@@ -270,7 +270,7 @@ def test_what_the_coarsest_levels_need_is_a_budget_that_is_kept() -> None:
         with pytest.raises(SpecError) as refusal:
             ps.allocate(copy.deepcopy(qann), x, 1e-3)
         least = float(str(refusal.value).partition("may get, ")[2].split()[0])
-        for budget in (1.01 * least, 1.5 * least, 2.0 * least, 3.0 * least):
+        for budget in (1.01 * least, 2.0 * least):
             one = copy.deepcopy(qann)
             allocation = ps.allocate(one, x, budget)
             # What is left in the network is what was measured, also where the last trial was not the best.

@@ -13,6 +13,7 @@ import polarspike as ps
 from polarspike.errors import InputError, SpecError
 from polarspike.neurons import PolarityNeuron
 from polarspike.quantized import QuantizedNetwork
+from polarspike.specs import SiteSpec
 from polarspike.spiking import SpikingNetwork
 from tests.networks import NETWORKS, calibrated, learned_like, network, signal
 
@@ -115,7 +116,7 @@ class TestPlantedDefects:
         qann, snn = pair(name)
         last = list(snn.sites())[-1]
         neuron = snn.sites()[last]
-        spec = ps.specs.SiteSpec(**{**vars(neuron.spec), "gain": neuron.spec.gain * 0.999})
+        spec = SiteSpec(**{**vars(neuron.spec), "gain": neuron.spec.gain * 0.999})
         snn.network.set_submodule(last, PolarityNeuron(spec, last).double().adopt(neuron))
         proof = check(name, qann, snn, timesteps)
         assert not proof.exact
@@ -126,7 +127,7 @@ class TestPlantedDefects:
         qann, snn = pair(name)
         first = next(iter(snn.sites()))
         neuron = snn.sites()[first]
-        spec = ps.specs.SiteSpec(**{**vars(neuron.spec), "positive": neuron.spec.positive - 1})
+        spec = SiteSpec(**{**vars(neuron.spec), "positive": neuron.spec.positive - 1})
         snn.network.set_submodule(first, PolarityNeuron(spec, first).double().adopt(neuron))
         proof = check(name, qann, snn, timesteps)
         assert not proof.exact

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ TASKS: dict[str, Callable[[Path], Any]] = {
         *(tasks_of_shares.dealt_out, tasks_of_shares.long_dealt_out),
     )
 }
+_LOADED = multiprocessing.get_context("forkserver")
+_LOADED.set_forkserver_preload(["torch._dynamo", "accelerate", "sklearn.datasets", __name__])
 
 
 def main(place: str, *names: str) -> None:
@@ -42,35 +47,36 @@ def main(place: str, *names: str) -> None:
         (folder / f"found-{distributed.world_size()}.json").write_text(json.dumps(found))
 
 
-def launch(count: int, place: Path, *names: str, command: Sequence[object] = ()) -> list[subprocess.Popen[str]]:
-    """Start ``count`` processes of :func:`main`, or of ``python -m polarspike`` with a command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for number in range(count):
-        environment = {
-            **os.environ,
-            "RANK": str(number),
-            "LOCAL_RANK": str(number),
-            "WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-        }
-        code = f"from tests.scale.launching import main; main(*{[str(place), *names]!r})"
-        called = ["-m", "polarspike", *map(str, command)] if command else ["-c", code]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} if command else {}
-        arguments = [sys.executable, "-W", "ignore", *called]
-        started.append(subprocess.Popen(arguments, env=environment, cwd=ROOT, text=True, **pipes))  # type: ignore[call-overload]
+def launch(count: int, place: Path, *names: str) -> list[ForkServerProcess]:
+    """Start ``count`` processes of :func:`main`, branches of one that has loaded torch: half of a start is that."""
+    started = [_LOADED.Process(target=_main_in, args=(one, str(place), *names)) for one in _environments(count)]
+    for process in started:
+        process.start()
     return started
+
+
+def launch_command(*command: object, count: int = 2) -> list[subprocess.Popen[str]]:
+    """Start ``count`` processes of ``python -m polarspike``."""
+    called = [sys.executable, "-W", "ignore", "-m", "polarspike", *map(str, command)]
+    path = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    return [
+        subprocess.Popen(
+            called, env={**os.environ, **one, **path}, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        for one in _environments(count)
+    ]  # fmt: skip
+
+
+def ended(started: list[ForkServerProcess]) -> list[int | None]:
+    """Wait for all; their exit codes."""
+    for process in started:
+        process.join(timeout=300)
+    return [process.exitcode for process in started]
 
 
 def found_by(count: int, place: Path, *names: str) -> dict[str, Any]:
     """What ``count`` processes found, task by task."""
-    codes = [process.wait(timeout=300) for process in launch(count, place, *names)]
-    assert codes == [0] * count
+    assert ended(launch(count, place, *names)) == [0] * count
     found: dict[str, Any] = json.loads((place / f"found-{count}.json").read_text())
     return found
 
@@ -86,5 +92,19 @@ def killed(place: Path, name: str, epochs: int, victim: int) -> None:
     time.sleep(0.2)
     for process in started:
         process.kill()  # what a launcher does with the others
-        process.wait()
+        process.join()
     assert not (place / "found-2.json").exists()
+
+
+def _environments(count: int) -> list[dict[str, str]]:
+    """What a launcher tells each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [{**common, "RANK": str(one), "LOCAL_RANK": str(one), "OMP_NUM_THREADS": "1"} for one in range(count)]
+
+
+def _main_in(environment: dict[str, str], place: str, *names: str) -> None:
+    os.environ.update(environment)
+    warnings.simplefilter("ignore")
+    main(place, *names)

@@ -9,7 +9,7 @@ import pytest
 
 import polarspike as ps
 from polarspike import cli, data
-from tests.scale.launching import launch
+from tests.scale.launching import launch_command
 
 pytest.importorskip("accelerate")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 def test_the_command_line_under_a_launcher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = "--data digits --model cnn --width 4 --batch-size 64 --ann.epochs 2 --qann.epochs 1 --timesteps 1".split()  # noqa: SIM905
     place = tmp_path / "run"
-    started = launch(2, tmp_path, command=["train", "--run", place, *small])
+    started = launch_command("train", "--run", place, *small)
     outputs = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     assert "SNN" in outputs[0][0] and outputs[1][0] == ""  # the main process alone speaks
@@ -28,7 +28,7 @@ def test_the_command_line_under_a_launcher(tmp_path: Path, capsys: pytest.Captur
     right = ps.evaluate(network, data.load("digits").evaluation(100)).correct[1]  # type: ignore[arg-type]
     assert right == json.loads((place / "results.json").read_text())["snn"]["rows"][0]["correct"]
 
-    started = launch(2, tmp_path, command=["evaluate", place / "snn.safetensors", "--timesteps", "1"])
+    started = launch_command("evaluate", place / "snn.safetensors", "--timesteps", "1")
     outputs = [process.communicate(timeout=300) for process in started]
     assert f"{right}/359" in outputs[0][0] and "energy" in outputs[0][0] and outputs[1] == ("", "")
     assert cli.main(["train", "--run", str(place), "--resume"]) == 2

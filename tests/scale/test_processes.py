@@ -11,7 +11,7 @@ from torch import nn
 
 from polarspike import distributed, processes
 from polarspike.errors import MissingExtraError, SpecError
-from tests.scale.launching import found_by, killed, launch
+from tests.scale.launching import ended, found_by, killed, launch
 
 pytest.importorskip("accelerate")
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
@@ -58,7 +58,7 @@ def test_dropout_is_each_processs_own_and_the_order_of_samples_is_common(finding
 
 
 def test_the_error_of_one_process_ends_the_other_with_one_line(tmp_path: Path) -> None:
-    assert [process.wait(timeout=300) for process in launch(2, tmp_path, "fail")] == [2, 2]
+    assert ended(launch(2, tmp_path, "fail")) == [2, 2]
     assert "another process of this run has ended" in (tmp_path / "error.0").read_text()
     assert "expected a class in 0..2, got 7" in (tmp_path / "error.1").read_text()
 
