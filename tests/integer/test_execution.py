@@ -227,6 +227,14 @@ def test_layouts() -> None:
     assert np.array_equal(made, np.pad(x, ((0, 0), (0, 0), (1, 0), (0, 2))))
 
 
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_a_constant_for_each_sample(batch: int) -> None:
+    value = random(1, 2, 4).numpy()
+    made = network(Instruction("expand", ("token", "codes_a"), "y"), {"token": value}, (5, 6))
+    (answer,) = integer.run(made, {"a": np.zeros((batch, 5, 6))})
+    assert answer.dtype == np.float32 and np.array_equal(answer, np.repeat(value, batch, axis=0))
+
+
 # What does not fit
 
 ADD = Instruction("float", ("a", "b"), "y", {"operator": "Add"})

@@ -46,10 +46,11 @@ def everything() -> IntegerNetwork:
         Instruction("shrink", ("w",), "few", {}, {"divisor": np.array(3)}, (-2, 2)),
         Instruction("reshape", ("few",), "r", {"shape": ["batch", 1, 2]}, {}, (-2, 2)),
         Instruction("decode", ("r",), "d", {}, {"step": ONE}),
-        Instruction("float", ("d", "low", "high"), "y", {"operator": "Clip"}),
+        Instruction("expand", ("low", "x"), "e", {}),
+        Instruction("float", ("d", "e", "high"), "y", {"operator": "Clip"}),
     )
     assert {part.kind for part in made} == set(integer.network.KINDS)
-    constants = {"low": np.array(-0.5, np.float32), "high": np.array(0.5, np.float32)}
+    constants = {"low": np.full((1, 1, 1), -0.5, np.float32), "high": np.array(0.5, np.float32)}
     return IntegerNetwork((("x", (2, 4)),), (("y", (1, 2)),), made, constants, {"site": "q"}, "{}")
 
 
@@ -67,7 +68,7 @@ def test_every_kind_comes_back(tmp_path: Path) -> None:
 
 def test_constants_without_dimensions_come_back_so(tmp_path: Path) -> None:
     storage.save(everything(), tmp_path / "net")
-    assert storage.load(tmp_path / "net").constants["low"].shape == ()
+    assert storage.load(tmp_path / "net").constants["high"].shape == ()
 
 
 TENSORS = [

@@ -11,7 +11,7 @@ import numpy as np
 
 from polarspike.errors import ExportError
 from polarspike.exporters.instructions import Instructions
-from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Shape, Signal, Sums, Term, Vector
+from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Moved, Shape, Signal, Sums, Term, Vector
 from polarspike.integer import rounding
 from polarspike.integer.lattice import LARGEST_SUM, largest_divisor, odd_at_most, odd_fraction
 from polarspike.integer.network import Array, laid
@@ -157,6 +157,8 @@ class Emitter(Instructions):
             return signal
         if isinstance(signal, Constant):
             raise self.refuse("a constant in the place of a signal")
+        if isinstance(signal, Moved):
+            raise self.unbatched()
         assert not isinstance(signal, Averaged)  # the walk makes them, which knows where their sums are
         if isinstance(signal, Codes):
             return self._decoded(signal, np.ones(()))

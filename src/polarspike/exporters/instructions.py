@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polarspike.errors import ExportError
 from polarspike.exporters.channels import spread
-from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Shape, Signal, Sums, Vector, View
+from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Moved, Shape, Signal, Sums, Vector, View
 from polarspike.integer.lattice import fire, odd_at_most
 from polarspike.integer.network import Array, Instruction, laid
 
@@ -46,6 +46,12 @@ class Instructions:
     def refuse(self, why: str) -> ExportError:
         """The error for what this format does not hold."""
         return ExportError(f"{self.where}: {why}")
+
+    def unbatched(self) -> ExportError:
+        """The error for a layout that the batch does not lead."""
+        return self.refuse(
+            "a layout in which the first dimension is no longer the batch; keep the batch in front, or export as onnx-float"
+        )
 
     def constant(self, value: Tensor | Array | float, name: str = "constant") -> str:
         """A float32 constant by its name."""
@@ -92,7 +98,7 @@ class Instructions:
         kind, how = view
         if isinstance(signal, Sums):
             return replace(signal, views=(*signal.views, view))
-        assert not isinstance(signal, Averaged)  # the walk asks for their float value
+        assert not isinstance(signal, Averaged | Moved)  # the walk asks for their float value
         if isinstance(signal, Constant):
             shape = (len(signal.tensor), *how) if kind == "reshape" else how
             return Constant(
@@ -198,6 +204,12 @@ class Instructions:
         name = self.free("concatenate")
         self._add("concatenate", names, name, {"axis": axis}, {}, span)
         return name
+
+    def expanded(self, value: Tensor, shape: Shape, like: str) -> Analog:
+        """A constant (1, ...) once for each sample of the value ``like``."""
+        name = self.free("expand")
+        self._add("expand", [self.constant(value), like], name, {})
+        return Analog(name, shape)
 
     def stretched(self, codes: Codes, factor: int, step: Vector) -> Codes:
         """Codes in units of a finer step, in which a gain of 1 / factor below zero is a whole number."""

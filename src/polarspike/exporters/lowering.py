@@ -6,6 +6,7 @@ sums; a site makes codes of them; every other operator asks for the float value.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -84,8 +85,8 @@ class Lowering:
 
     def _input(self, node: fx.Node) -> None:
         value = node.meta["val"]
-        if value is None:  # an argument that the example does not give
-            return
+        if value is None or (isinstance(value, bool | int | float | str) and not _reads(node)):
+            return  # an argument that the example does not give, or one that the program already holds
         name = self.emitter.free(str(node.target))
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise self.emitter.refuse(
@@ -124,18 +125,33 @@ class Lowering:
             )
         return rule(self, node, arguments_of(node))
 
-    def _computed(self, node: fx.Node) -> Constant:
-        """What depends on no input, now; a batch that is not known yet counts as one."""
+    def _computed(self, node: fx.Node) -> Any:
+        """What depends on no input, now; a batch that is not known yet counts as one.
+
+        Raises:
+            ExportError: with a batch of two it would be something else than the same for both.
+        """
+        made = self._with_batch(node, 1)
+        if any(not isinstance(self.signals.get(leaf), Constant) for leaf in leaves_of((node.args, node.kwargs))):
+            # What cannot be made for two is another layout of what was made for one: it holds no new values.
+            with contextlib.suppress(RuntimeError, IndexError):
+                for one, two in zip(_tensors(made), _tensors(self._with_batch(node, 2)), strict=True):
+                    if not _repeats(one, two):
+                        raise self.emitter.refuse("a constant whose values depend on the size of the batch")
+        return Constant(made) if isinstance(made, Tensor) else [Constant(part) for part in made]
+
+    def _with_batch(self, node: fx.Node, size: int) -> Any:
+        """What constants and a batch size make."""
 
         def value(leaf: Any) -> Any:
             if not isinstance(leaf, fx.Node):
                 return leaf
             signal = self.signals.get(leaf)
-            return signal.tensor if isinstance(signal, Constant) else 1
+            return signal.tensor if isinstance(signal, Constant) else size
 
         args, kwargs = torch.utils._pytree.tree_map(value, (node.args, node.kwargs))
         with torch.no_grad():
-            return Constant(node.target(*args, **kwargs))  # type: ignore[operator]
+            return node.target(*args, **kwargs)  # type: ignore[operator]
 
     # Operands
 
@@ -149,6 +165,13 @@ class Lowering:
             else:
                 self._floats[node] = self.emitter.analog(signal)
         return self._floats[node]
+
+    def expanded(self, node: fx.Node) -> Analog:
+        """A constant for each sample of the batch, which is that of the network's inputs."""
+        value, shape = self.signals[node].tensor, shape_of(node)
+        if value.shape != (1, *shape):
+            raise self.emitter.refuse(f"a constant of {tuple(value.shape)} in the place of a batch of {shape}")
+        return self.emitter.expanded(value, shape, self.inputs[0][0])
 
     def name(self, operand: Any) -> str:
         """The name of a float operand: a node's, or a new constant's."""
@@ -198,6 +221,22 @@ class Lowering:
             term = Term("identity", (signal,), None, {}, ONE, self.ranges[node])
             return Sums((term,), ZERO, signal.axis, signal.shape)
         return None
+
+
+def _tensors(made: Any) -> list[Tensor]:
+    return [made] if isinstance(made, Tensor) else list(made)
+
+
+def _repeats(one: Tensor, two: Tensor) -> bool:
+    """Whether a tensor is another one, repeated along dimensions in which that has one index."""
+    if one.dim() != two.dim() or any(size not in (1, other) for size, other in zip(one.shape, two.shape, strict=True)):
+        return False
+    return bool(((one == two) | ((one != one) & (two != two))).all())
+
+
+def _reads(node: fx.Node) -> bool:
+    """Whether anything but the guards on arguments reads a value."""
+    return any(user.op != "call_module" for user in node.users)
 
 
 def _root(node: fx.Node) -> str:

@@ -275,6 +275,13 @@ def _pad(writer: Writer, made: Instruction) -> None:
     writer.node("Pad", [name, writer.constant(pads, np.int64), zero], made.output)
 
 
+def _expand(writer: Writer, made: Instruction) -> None:
+    value, like = made.inputs
+    sizes = writer.constant(writer.network.constants[value].shape[1:], np.int64)
+    batch = writer.node("Shape", [like], start=0, end=1)
+    writer.node("Expand", [value, writer.node("Concat", [batch, sizes], axis=0)], made.output)
+
+
 def _float(writer: Writer, made: Instruction) -> None:
     options = dict(made.attributes)
     kind = options.pop("operator")
@@ -307,5 +314,6 @@ _WRITERS: dict[str, Callable[[Writer, Instruction], Any]] = {
     "concatenate": _concatenate,
     "slice": _slice,
     "pad": _pad,
+    "expand": _expand,
     "float": _float,
 }

@@ -190,7 +190,20 @@ class Averaged:
     windows: dict[str, Any]
 
 
-Signal = Codes | Analog | Constant | Sums | Averaged
+@dataclass(frozen=True)
+class Moved:
+    """A layout whose first dimension is not the batch, not written: parts of it may have the batch in front again.
+
+    Args:
+        source: the node that is moved, with the batch in front.
+        order: of its dimensions.
+    """
+
+    source: fx.Node
+    order: tuple[int, ...]
+
+
+Signal = Codes | Analog | Constant | Sums | Averaged | Moved
 
 
 def array_of(tensor: Tensor) -> Vector:

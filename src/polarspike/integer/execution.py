@@ -158,6 +158,11 @@ def _slice(made: Instruction, x: Array) -> Any:
     return x[(slice(None),) * options["axis"] + (where,)]
 
 
+def _expand(made: Instruction, x: Array, like: Array) -> Array:
+    del made
+    return np.broadcast_to(x, (len(like), *x.shape[1:]))
+
+
 def _float(made: Instruction, *given: Array) -> Array:
     answer = _FLOATS[made.attributes["operator"]](made.attributes, *given)
     return np.asarray(answer, dtype=np.float32)
@@ -221,6 +226,7 @@ _MEANINGS: dict[str, Callable[..., Array]] = {
     "concatenate": lambda made, *parts: np.concatenate(parts, axis=made.attributes["axis"]),
     "slice": _slice,
     "pad": lambda made, x: padded(x, made.attributes["padding"], 0),
+    "expand": _expand,
     "float": _float,
 }
 

@@ -13,6 +13,7 @@ Instructions:
     stretch           codes -> codes       k >= 0: factor k;  k < 0: k      (a gain of 1 / factor below zero)
     shrink            sums -> sums         floor(x / divisor + 1/2), with an odd divisor: sums of very many in fewer digits
     decode            codes -> float       step x
+    expand            constant, any -> float                                the constant once for each sample of the other
     max_pool, reshape, transpose, concatenate, slice, pad                   of either kind
     float             float -> float       one operator of ONNX by name, in float32
 
@@ -37,7 +38,7 @@ DESCRIPTION = "polarspike"
 DESCRIPTION_FORMAT = 1
 
 KINDS = ("quantize", "synapse", "averaged", "product", "combine", "window_sum", "stretch", "shrink", "decode", "max_pool",
-         "reshape", "transpose", "concatenate", "slice", "pad", "float")  # fmt: skip
+         "reshape", "transpose", "concatenate", "slice", "pad", "expand", "float")  # fmt: skip
 
 
 def laid(vector: Array, axis: int, dims: int) -> Array:

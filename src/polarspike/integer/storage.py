@@ -142,6 +142,7 @@ _NEEDED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "concatenate": ((), ("axis",)),
     "slice": ((), ("axis", "start", "end", "stride")),
     "pad": ((), ("padding",)),
+    "expand": ((), ()),
     "float": ((), ("operator",)),
 }
 _FIRING = ("quantize", "averaged", "combine", "shrink")

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from polarspike.exporters.aten import Arguments, shape_of
-from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Signal, Sums, View
+from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Moved, Signal, Sums, View
 
 if TYPE_CHECKING:
     from polarspike.exporters.lowering import Lowering, Rule
@@ -31,8 +31,8 @@ def _symbolic(node: fx.Node) -> bool:
 
 def _looked(walk: Lowering, source: fx.Node, view: View, node: fx.Node) -> Signal:
     signal = walk.signals[source]
-    if str(node.meta["val"].shape[0]) != str(source.meta["val"].shape[0]):
-        raise walk.emitter.refuse("a layout in which the first dimension is no longer the batch")
+    if isinstance(signal, Moved) or str(node.meta["val"].shape[0]) != str(source.meta["val"].shape[0]):
+        raise walk.emitter.unbatched()
     if isinstance(signal, Averaged) or (isinstance(signal, Sums) and not (signal.plain or signal.views)):
         signal = walk.float(source)
     return walk.emitter.viewed(signal, view)
@@ -43,12 +43,19 @@ def _transpose(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     order = list(range(dims))
     one, other = given["dim0"] % dims, given["dim1"] % dims
     order[one], order[other] = order[other], order[one]
-    return _looked(walk, given["self"], ("transpose", tuple(order)), node)
+    return _ordered(walk, given["self"], tuple(order), node)
 
 
 def _permute(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     dims = len(shape_of(node)) + 1
-    return _looked(walk, given["self"], ("transpose", tuple(d % dims for d in given["dims"])), node)
+    return _ordered(walk, given["self"], tuple(d % dims for d in given["dims"]), node)
+
+
+def _ordered(walk: Lowering, source: fx.Node, order: tuple[int, ...], node: fx.Node) -> Signal:
+    signal = walk.signals[source]
+    if isinstance(signal, Moved):
+        source, order = signal.source, tuple(signal.order[d] for d in order)
+    return Moved(source, order) if order[0] else _looked(walk, source, ("transpose", order), node)
 
 
 def _same(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
@@ -78,13 +85,28 @@ def _slice(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
 
 
 def _select(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
-    shape = shape_of(given["self"])
-    axis = given["dim"] % (len(shape) + 1)
+    return _one(walk, given["self"], given["dim"], given["index"])
+
+
+def _unbind(walk: Lowering, node: fx.Node, given: Arguments) -> list[Signal]:
+    return [_one(walk, given["self"], given["dim"], index) for index in range(len(node.meta["val"]))]
+
+
+def _one(walk: Lowering, source: fx.Node, dim: int, index: int) -> Signal:
+    """What stands at one index of a dimension, without that dimension."""
+    signal = walk.signals[source]
+    order = signal.order if isinstance(signal, Moved) else tuple(range(len(shape_of(source)) + 1))
+    axis = order[dim % len(order)]
     if axis == 0:
         raise walk.emitter.refuse("one sample of the batch")
-    index = given["index"] % shape[axis - 1]
-    part = _part(walk, given["self"], axis, index, index + 1)
-    return walk.emitter.viewed(part, ("reshape", shape_of(node)))
+    rest = tuple(d - (d > axis) for d in order if d != axis)
+    if rest[0]:
+        raise walk.emitter.unbatched()
+    source = signal.source if isinstance(signal, Moved) else source
+    shape = list(shape_of(source))
+    index %= shape.pop(axis - 1)
+    part = walk.emitter.viewed(_part(walk, source, axis, index, index + 1), ("reshape", tuple(shape)))
+    return part if rest == tuple(range(len(rest))) else walk.emitter.viewed(part, ("transpose", rest))
 
 
 def _chunks(walk: Lowering, node: fx.Node, given: Arguments) -> list[Codes | Analog]:
@@ -104,14 +126,17 @@ def _apart(parts: list[Codes]) -> bool:
 
 def _concatenate(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     axis = given["dim"] % (len(shape_of(node)) + 1)
+    signals = [walk.signals[part] for part in given["tensors"]]
+    if any(isinstance(signal, Moved) for signal in signals):
+        raise walk.emitter.unbatched()
     if axis == 0:
         raise walk.emitter.refuse("a concatenation of batches")
-    signals = [walk.signals[part] for part in given["tensors"]]
     if all(isinstance(signal, Codes) for signal in signals) and not _apart(signals):
         return walk.emitter.joined(signals, shape_of(node), axis)
-    if any(isinstance(signal, Constant) for signal in signals):
-        raise walk.emitter.refuse("a concatenation with a constant, as a class token is; use the mean over the tokens")
-    names = [walk.float(part).name for part in given["tensors"]]
+    names = [
+        walk.expanded(part).name if isinstance(walk.signals[part], Constant) else walk.float(part).name
+        for part in given["tensors"]
+    ]
     return Analog(walk.emitter.concatenated(names, axis, None), shape_of(node))
 
 
@@ -140,6 +165,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("aten::dropout", "aten::contiguous", "aten::clone", "aten::detach", "aten::alias"), _same),
     "aten::slice": _slice,
     "aten::select": _select,
+    "aten::unbind": _unbind,
     **dict.fromkeys(("aten::chunk", "aten::split", "aten::split_with_sizes"), _chunks),
     "aten::cat": _concatenate,
     **dict.fromkeys(("aten::pad", "aten::constant_pad_nd"), _pad),
