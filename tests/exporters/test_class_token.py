@@ -191,14 +191,33 @@ def test_planes_beside_channels(inputs: int, channels: int, spec: ps.QuantSpec) 
         assert wrong(made, {made.inputs[0][0]: x[:batch].numpy()}) == 0
 
 
-def test_a_constant_that_counts_the_samples_is_refused() -> None:
-    def numbered(x: Tensor) -> Tensor:
-        numbers = torch.arange(x.shape[0]).float().reshape(-1, 1, 1, 1)
-        return torch.cat([x[:, 1:], numbers.expand(-1, 1, 8, 8)], 1)
+PLANE = torch.ones(1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "plane",
+    [
+        lambda batch: torch.arange(batch).float().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8),
+        lambda batch: PLANE.expand(batch, -1, -1, -1) * batch,
+        lambda batch: PLANE.expand(batch, -1, -1, -1).sum(0, keepdim=True).expand(batch, -1, -1, -1),
+    ],
+    ids=["numbers", "times the size", "a sum over the batch"],
+)
+def test_a_constant_that_counts_the_samples_is_refused(plane: Callable[[int], Tensor]) -> None:
+    x = torch.randn(IMAGES)
+    model = Net(lambda x: torch.cat([x[:, 1:], plane(x.shape[0])], 1))
+    with pytest.raises(ExportError, match="values depend on the size of the batch"):
+        made_of(model, x, ps.QuantSpec(7, 7))
+
+
+def test_a_constant_may_be_laid_out_with_the_batch() -> None:
+    def planes(batch: int) -> Tensor:
+        several = torch.cat([PLANE, -PLANE], 1).expand(batch, -1, -1, -1).reshape(batch * 2, 8, 8)
+        return torch.cat([several.reshape(batch, -1, 8, 8), torch.zeros(batch, 1, 8, 8)], 1)
 
     x = torch.randn(IMAGES)
-    with pytest.raises(ExportError, match=r"'arange'.*values depend on the size of the batch"):
-        made_of(Net(numbered), x, ps.QuantSpec(7, 7))
+    snn, made = made_of(Net(lambda x: torch.cat([x, planes(x.shape[0])], 1), 9), x, ps.QuantSpec(0, 7))
+    assert apart(snn, made, x) < 0.12 and wrong(made, {made.inputs[0][0]: x[:3].numpy()}) == 0
 
 
 def test_tokens_in_front_of_the_batch_are_refused() -> None:

@@ -6,7 +6,6 @@ sums; a site makes codes of them; every other operator asks for the float value.
 
 from __future__ import annotations
 
-import contextlib
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from polarspike.exporters.aten import Arguments, arguments_of, leaves_of, place_of, shape_of
+from polarspike.exporters.constants import for_one_sample
 from polarspike.exporters.emission import Emitter
 from polarspike.exporters.observed import Ranges
 from polarspike.exporters.rules import RULES
@@ -126,32 +126,16 @@ class Lowering:
         return rule(self, node, arguments_of(node))
 
     def _computed(self, node: fx.Node) -> Any:
-        """What depends on no input, now; a batch that is not known yet counts as one.
+        """What depends on no input, now."""
 
-        Raises:
-            ExportError: with a batch of two it would be something else than the same for both.
-        """
-        made = self._with_batch(node, 1)
-        if any(not isinstance(self.signals.get(leaf), Constant) for leaf in leaves_of((node.args, node.kwargs))):
-            # What cannot be made for two is another layout of what was made for one: it holds no new values.
-            with contextlib.suppress(RuntimeError, IndexError):
-                for one, two in zip(_tensors(made), _tensors(self._with_batch(node, 2)), strict=True):
-                    if not _repeats(one, two):
-                        raise self.emitter.refuse("a constant whose values depend on the size of the batch")
-        return Constant(made) if isinstance(made, Tensor) else [Constant(part) for part in made]
-
-    def _with_batch(self, node: fx.Node, size: int) -> Any:
-        """What constants and a batch size make."""
-
-        def value(leaf: Any) -> Any:
-            if not isinstance(leaf, fx.Node):
-                return leaf
+        def known(leaf: fx.Node) -> Tensor | None:
             signal = self.signals.get(leaf)
-            return signal.tensor if isinstance(signal, Constant) else size
+            return signal.tensor if isinstance(signal, Constant) else None
 
-        args, kwargs = torch.utils._pytree.tree_map(value, (node.args, node.kwargs))
-        with torch.no_grad():
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+        made = for_one_sample(node, known)
+        if made is None:
+            raise self.emitter.refuse("a constant whose values depend on the size of the batch")
+        return Constant(made) if isinstance(made, Tensor) else [Constant(part) for part in made]
 
     # Operands
 
@@ -221,17 +205,6 @@ class Lowering:
             term = Term("identity", (signal,), None, {}, ONE, self.ranges[node])
             return Sums((term,), ZERO, signal.axis, signal.shape)
         return None
-
-
-def _tensors(made: Any) -> list[Tensor]:
-    return [made] if isinstance(made, Tensor) else list(made)
-
-
-def _repeats(one: Tensor, two: Tensor) -> bool:
-    """Whether a tensor is another one, repeated along dimensions in which that has one index."""
-    if one.dim() != two.dim() or any(size not in (1, other) for size, other in zip(one.shape, two.shape, strict=True)):
-        return False
-    return bool(((one == two) | ((one != one) & (two != two))).all())
 
 
 def _reads(node: fx.Node) -> bool:
