@@ -15,6 +15,7 @@ from polarspike import integer
 from polarspike.exporters.integer import integer_network
 from polarspike.integer import IntegerNetwork
 from tests.exporters.test_integer import spiking
+from tests.exporters.test_integer import wrong as in_runtime
 from tests.exporters.test_wide import Head
 
 pytest.importorskip("onnx")
@@ -110,3 +111,36 @@ def test_sums_of_very_many_codes(channels: int, size: int) -> None:
     snn = spiking(Head(channels), x, ps.QuantSpec(0, 15))
     snn.notes = {"normalization": {"mean": [0.0], "std": [1.0]}}
     assert wrong(integer_network(snn, x, [x]), x) == 0
+
+
+class Unbiased(nn.Module):
+    """A layer on tokens whose answer stays float, for the norm behind it."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Linear(6, 8), nn.Linear(8, 8, bias=bias), nn.LayerNorm(8)
+        self.three, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.two(torch.relu(self.one(x))))
+        return self.head(torch.relu(self.three(x)).mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("tokens", [8, 9])
+def test_scales_of_features_are_not_those_of_tokens(tokens: int) -> None:
+    """As many tokens as features was wrong without an error; another number was an error."""
+    torch.manual_seed(0)
+    x = torch.randn(16, tokens, 6)
+    made = integer_network(spiking(Unbiased(False), x, ps.QuantSpec(7, 8)), x, [x])
+    assert wrong(made, x) == 0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_layout_behind_sums_without_a_bias(bias: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 6)
+    made = integer_network(spiking(Unbiased(bias), x, ps.QuantSpec(7, 8)), x, [x])
+    graph, by = onnx_int8.model_of(made, "polarspike").graph, operators(made)
+    behind = [by.get(node.input[0]) for node in graph.node if node.op_type == "Reshape"]
+    assert behind.count("Gemm") == int(bias)
+    assert in_runtime(made, {made.inputs[0][0]: x.numpy()}) == 0
