@@ -12,8 +12,8 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from polarspike import data, distributed, parents
 from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
 from polarspike.conversion import convert
-from polarspike.data import AnyDataset, Augmentation, Split
+from polarspike.data import AnyDataset, Split
 from polarspike.data.events import FrameSpec
 from polarspike.data.streamed import StreamedDataset
 from polarspike.errors import RunError, SpecError
@@ -33,128 +33,14 @@ from polarspike.modules import move_for_training
 from polarspike.outcome import Outcome, examine
 from polarspike.quantization import quantize
 from polarspike.quantized import QuantizedNetwork
-from polarspike.readings import AtOnce, Seen, conversion_for, seen, timesteps_of
+from polarspike.readings import Seen, conversion_for, seen
+from polarspike.recipe import Recipe as Recipe  # where recipe files look for it
 from polarspike.runs import RunDirectory
 from polarspike.sources import Weights
-from polarspike.specs import QuantSpec, Reading, Spec, TrainSpec
 from polarspike.training import fit
 
 _TEST_BATCH = 256
 _FINGERPRINT_IMAGES = 32
-
-
-@dataclass(frozen=True)
-class Recipe(Spec):
-    """One experiment as plain values.
-
-    Args:
-        data: a dataset of :mod:`polarspike.data`.
-        model: a network of :mod:`polarspike.models`, or timm:NAME or torchvision:NAME.
-        weights: a local file of trained weights for it; the float network is then taken as it is, without the training of
-            ``ann``. Pixels are normalized and pictures cut as its package says, but scaled by bilinear interpolation to the
-            data set's own size, which may cost some tenths of its published accuracy. Nothing is downloaded.
-        width: channels of its first layer, None for its own default.
-        options: of the network beside its width, by name.
-        batch_size: of training.
-        ann: how the float network is trained.
-        quant: which codes the sites get.
-        qann: how the quantized network is fine-tuned; the control continues with the same.
-        timesteps: the T that are evaluated; each is verified, too. Of sequences, those below their number of frames, and
-            that number itself.
-        augment: the dataset's usual random changes in training.
-        augmentation: further ones (RandAugment, erasing, MixUp, CutMix), or other values in place of the usual.
-        frames: how the recordings of an event dataset become frames.
-        reading: what the bins of an event dataset are: ``"channels"`` side by side, one timestep; or timesteps, which the
-            spiking network is streamed through, T bins in T steps: ``"frames"``, each a first timestep of its own whose
-            answers are averaged, or ``"integrate"``, whose mean frame the float network learns.
-        calibration_images: training images, without augmentation, that choose the steps.
-        proof_images: test images on which codes are compared.
-        seed: of the initial weights.
-        workers: processes that make training batches ahead, and all batches of pictures that are decoded meanwhile; the
-            same batches, however many.
-    """
-
-    indifferent = frozenset({"workers"})
-
-    data: str = "fashion-mnist"
-    model: str = "resnet20"
-    weights: str | None = None
-    width: int | None = None
-    options: Mapping[str, int | str] = field(default_factory=dict)
-    batch_size: int = 128
-    ann: TrainSpec = field(default_factory=TrainSpec)
-    quant: QuantSpec = field(default_factory=QuantSpec)
-    qann: TrainSpec = field(default_factory=TrainSpec)
-    timesteps: tuple[int, ...] = (1, 2, 4, 8)
-    augment: bool = True
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    frames: FrameSpec = field(default_factory=FrameSpec)
-    reading: Reading = "channels"
-    calibration_images: int = 2048
-    proof_images: int = 256
-    seed: int = 0
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("batch_size", "calibration_images", "proof_images"):
-            self._require(name, getattr(self, name) >= 1, "an integer of at least 1")
-        if self.width is not None and parents.package_of(self.model) is not None:
-            raise SpecError(
-                f"Recipe.width: expected None for {self.model}, got {self.width}; what its builder takes belongs in "
-                "Recipe.options"
-            )
-        self._require("workers", self.workers >= 0, "an integer of at least 0")
-        if self.in_time and self.data in data.names() and not data.describe(self.data).events:
-            raise SpecError(
-                f"Recipe.reading: expected 'channels' for {self.data}, whose images are no sequences, got {self.reading!r}; "
-                f"those of event datasets are: {', '.join(data.events.names())}"
-            )
-        if self.ann.distillation:
-            raise SpecError("Recipe.ann.distillation: the float network has no teacher; give it to qann instead")
-        if self.ann.activity:
-            raise SpecError("Recipe.ann.activity: the float network has no spikes to lower; give it to qann instead")
-        self._require(
-            "timesteps",
-            bool(self.timesteps) and self.timesteps[0] == 1 and list(self.timesteps) == sorted(set(self.timesteps)),
-            "increasing numbers of timesteps that start with 1",
-        )
-
-    @classmethod
-    def _revive(cls, name: str, value: Any) -> Any:
-        kinds: dict[str, Callable[[Any], Any]] = {
-            "ann": TrainSpec.from_dict,
-            "qann": TrainSpec.from_dict,
-            "quant": QuantSpec.from_dict,
-            "augmentation": Augmentation.from_dict,
-            "frames": FrameSpec.from_dict,
-            "timesteps": tuple,
-        }
-        return kinds[name](value) if name in kinds else value
-
-    @property
-    def asked_frames(self) -> FrameSpec | None:
-        """``frames``, or None where they say nothing of images that are none."""
-        plain = self.data in data.names() and not data.describe(self.data).events
-        return None if plain and self.frames == FrameSpec() else self.frames
-
-    @property
-    def in_time(self) -> bool:
-        """Whether the bins of an event dataset are timesteps."""
-        return self.reading != "channels"
-
-    @property
-    def asked_timesteps(self) -> tuple[int, ...]:
-        """The T that are evaluated: of sequences, those that they have."""
-        return timesteps_of(self.timesteps, self.frames.bins) if self.in_time else self.timesteps
-
-    def read_by(self, network: nn.Module) -> nn.Module:
-        """A network without time as it reads this recipe's data: what is trained and evaluated."""
-        return AtOnce(network, self.reading) if self.in_time else network
-
-    def changes(self, usual: Augmentation) -> Augmentation:
-        """All random changes in training, from those that are usual for the dataset."""
-        return self.augmentation.over(usual) if self.augment else self.augmentation
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
-from polarspike.experiment import Recipe
+from polarspike.recipe import Recipe
 from polarspike.specs import Precision, QuantSpec, TrainSpec
 
 # Command, cost and expected result: recipes/demo.py

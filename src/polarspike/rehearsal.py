@@ -28,10 +28,11 @@ from polarspike.data.events import SequenceDataset
 from polarspike.equivalence import verify
 from polarspike.errors import RunError
 from polarspike.evaluation import evaluate
-from polarspike.experiment import Recipe, build_model, quantize_for
+from polarspike.experiment import build_model, quantize_for
 from polarspike.exporters import export
 from polarspike.quantized import refine
 from polarspike.readings import OverFrames, conversion_for, verify_sequences
+from polarspike.recipe import Recipe
 from polarspike.specs import TrainSpec
 from polarspike.training import fit
 

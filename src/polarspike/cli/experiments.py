@@ -20,8 +20,9 @@ import tyro
 from polarspike import data, distributed, recipes
 from polarspike.cli.command import Command, ending_together, show, tell
 from polarspike.errors import SpecError, closest
-from polarspike.experiment import Prepared, Recipe, carry_out, prepare
+from polarspike.experiment import Prepared, carry_out, prepare
 from polarspike.processes import join
+from polarspike.recipe import Recipe
 from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
 
