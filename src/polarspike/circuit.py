@@ -16,13 +16,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from polarspike.errors import InputError
-from polarspike.junctions import GradedJunction, Inbox, Junction, Output
+from polarspike.junctions import FrameJunction, GradedJunction, Inbox, Junction, Output
 from polarspike.layouts import columns, less
 from polarspike.neurons import CappedNeuron, HoldingNeuron, PolarityNeuron
 from polarspike.operator_table import Meaning
 from polarspike.operators import base_of, meaning_of, moving
 from polarspike.stretches import Span, Stretches, double
-from polarspike.units import Comparators, HoldingNeurons, Neurons, Unit, windows_of
+from polarspike.through_time import LeakyPolarityNeuron
+from polarspike.units import Comparators, HoldingNeurons, LeakyNeurons, Neurons, Unit, windows_of
 
 # Limits: 5e7 synapses take about 1 GB (index, weight, weight of a negative spike); 2e10 probed values a few minutes.
 _MOST_SYNAPSES = 50_000_000
@@ -49,14 +50,22 @@ class Circuit:
         doubled: a copy of it in float64 on the CPU.
         frame: one input by placeholder name, for the shapes and the integers.
         batch: the number of samples.
+        by_frame: operators work on every frame by itself, as in a network that is trained through time.
 
     Raises:
         OperatorError: a stretch between junctions is not affine, or joins the samples of a batch.
         InputError: too many synapses, or too much work to find them.
     """
 
-    def __init__(self, network: fx.GraphModule, doubled: fx.GraphModule, frame: Mapping[str, Any], batch: int) -> None:
-        self.network, self.batch = network, batch
+    def __init__(
+        self,
+        network: fx.GraphModule,
+        doubled: fx.GraphModule,
+        frame: Mapping[str, Any],
+        batch: int,
+        by_frame: bool = False,
+    ) -> None:
+        self.network, self.batch, self.by_frame = network, batch, by_frame
         self.stretches = Stretches(doubled, frame, batch)
         self.walker, self.nodes = self.stretches.walker, self.stretches.nodes
         self.result = next(node for node in doubled.graph.nodes if node.op == "output").args[0]
@@ -183,6 +192,9 @@ class Circuit:
         gain = site.gain.detach().double().item() if isinstance(site.gain, Tensor) else site.gain
         if isinstance(site, HoldingNeuron):
             neurons: Neurons = HoldingNeurons(inbox.name, [inbox], site.levels)
+        elif isinstance(site, LeakyPolarityNeuron):
+            leak = double(site.leak.detach()).item()
+            neurons = LeakyNeurons(inbox.name, [inbox], site.levels, leak)
         else:
             cap = site.cap if isinstance(site, CappedNeuron) else None
             neurons = Neurons(inbox.name, [inbox], site.levels, cap)
@@ -201,7 +213,8 @@ class Circuit:
         def function(values: list[Tensor]) -> Any:
             return self.walker.apply(node, dict(zip(signals, values, strict=True)))
 
-        return GradedJunction(name, [self._inbox(name, part, node) for part in signals], function)
+        kind = FrameJunction if self.by_frame else GradedJunction
+        return kind(name, [self._inbox(name, part, node) for part in signals], function)
 
     def _pool(self, node: fx.Node) -> Comparators | None:
         """A comparator where every window of a max pooling reads spikes of one value."""
@@ -240,7 +253,7 @@ class Circuit:
                 return None
             values.append(most.clamp(min=0.0))  # a window of nothing but padding never fires
         name = self._name(node)
-        pool = Comparators(name, [self._inbox(name, reads, node, counts=True)], windows, plane)
+        pool = Comparators(name, [self._inbox(name, reads, node, counts=True)], windows, plane, self.by_frame)
         pool.wire(answer, values[0], values[1], self.learn)
         return pool
 

@@ -88,6 +88,17 @@ class GradedJunction(Junction):
         return change
 
 
+class FrameJunction(GradedJunction):
+    """An operator that is not affine and works on every frame by itself: it injects f of what arrives in this one."""
+
+    def step(self, graded: Sequence[Tensor], timestep: int) -> Any:
+        del timestep
+        arrived = [inbox.collect(current) for inbox, current in zip(self.inboxes, graded, strict=True)]
+        answer = self.function([inbox.layout.shaped(total) for inbox, total in zip(self.inboxes, arrived, strict=True)])
+        self.injected += sum(int(leaf.count_nonzero()) for leaf in pytree.tree_leaves(answer) if _is_real(leaf))
+        return answer
+
+
 class Output(Junction):
     """Adds up one leaf of the network's output."""
 

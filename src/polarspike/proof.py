@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _LEAST_ACTIVE, _MOST_ACTIVE = 0.05, 0.95
+_RIVALS = {
+    "network": "the refined quantized network",
+    "events": "the event simulator",
+    "stream": "its own stream, frame by frame",
+}
 
 #: What rounding may do to a float32 network at T > 1: the share of codes that differ, and their distance in steps.
 ROUNDING_SHARE, ROUNDING_MARGIN = 1e-5, 1e-5
@@ -53,7 +58,7 @@ class Proof:
 
     Attributes:
         timesteps: T.
-        against: ``"network"`` or ``"events"``.
+        against: ``"network"`` or ``"events"``, or ``"stream"`` (of a network that was trained through time).
         sites: the comparison of every site, in the order in which a signal meets them.
         output_difference: the largest absolute difference of the outputs.
         output_equal: the outputs agree: in every bit at T = 1, else to rounding.
@@ -128,8 +133,9 @@ class Proof:
         return None if self.output_equal else "output"
 
     def __str__(self) -> str:
-        rival = "the refined quantized network" if self.against == "network" else "the event simulator"
-        lines = [f"T={self.timesteps} against {rival}: {self.different} of {self.compared} codes differ"]
+        lines = [
+            f"T={self.timesteps} against {_RIVALS[self.against]}: {self.different} of {self.compared} codes differ"
+        ]
         if self.diverged:
             lines[0] += f" ({self.diverged} when both run freely)"
         width = max((len(name) for name in self.sites), default=4)

@@ -18,11 +18,15 @@ spikes at its inputs, and fires unit spikes until its own code is the largest co
 
 A holding neuron fires until its code is t times what the mean input passes; a capped one fires at most its cap in a step,
 and after the last input steps without input follow until nothing waits (:attr:`Simulation.drained`).
+
+In a network that is trained through time (:mod:`polarspike.through_time`) membranes leak from frame to frame, and codes,
+counts and graded junctions start anew at each.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +42,7 @@ from polarspike.junctions import GradedJunction
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork
 from polarspike.stretches import double
+from polarspike.through_time import TemporalNetwork
 from polarspike.units import Comparators, Neurons, Unit
 
 
@@ -47,7 +52,8 @@ class Simulation:
 
     Attributes:
         timesteps: T.
-        codes: C[T] of every site, int64, (batch, ...).
+        codes: C[T] of every site, int64, (batch, ...); of a network that is trained through time k[t] of every frame,
+            (T, batch, ...), and so its margins.
         margins: how far each final membrane is from the nearest boundary at which its code would change, in steps,
             float64, (batch, ...). A network in another precision must agree where this exceeds its rounding.
         output: the running mean of the output, float64.
@@ -73,14 +79,14 @@ class Simulation:
 
 
 @torch.no_grad()
-def simulate(snn: SpikingNetwork, inputs: Sequence[Inputs]) -> Simulation:
+def simulate(snn: SpikingNetwork | TemporalNetwork, inputs: Sequence[Inputs]) -> Simulation:
     """Run a small spiking network event by event, in float64 on the CPU; the network itself is left untouched.
 
     Steps and gains are taken as the network holds them, in its own precision. Frames are integrated, whatever the
     network's ``ConvertSpec.reading``: for the reading "frames", simulate each frame by itself.
 
     Args:
-        snn: what :func:`polarspike.convert` made.
+        snn: what :func:`polarspike.convert` or :func:`polarspike.unroll` made.
         inputs: one input batch per timestep, ``[x] * T`` for a repeated one.
 
     Raises:
@@ -89,16 +95,29 @@ def simulate(snn: SpikingNetwork, inputs: Sequence[Inputs]) -> Simulation:
             finite; a network of more than 5e7 synapses (positions times fan-out), or 2e10 values to probe for them.
         OperatorError: operators between two junctions are not affine in each sample by itself.
     """
-    if not isinstance(snn, SpikingNetwork):
-        raise SpecError(f"simulate: expected what polarspike.convert returns, got {type(snn).__name__}")
+    if not isinstance(snn, SpikingNetwork | TemporalNetwork):
+        raise SpecError(
+            f"simulate: expected what polarspike.convert or polarspike.unroll returns, got {type(snn).__name__}"
+        )
     _require_sound(snn)
     frames = _checked_frames(snn, inputs)
     doubled = copy.deepcopy(snn.network).cpu().double()
-    circuit = Circuit(snn.network, doubled, frames[0], batch_size(inputs[0]))
+    by_frame = isinstance(snn, TemporalNetwork)
+    circuit = Circuit(snn.network, doubled, frames[0], batch_size(inputs[0]), by_frame)
+    passed = []
     for timestep, frame in enumerate(frames, start=1):
         circuit.step(frame, timestep)
+        if by_frame:
+            passed.append(_found(circuit, 1))
     circuit.drain(len(frames))
-    return _found(circuit, len(frames))
+    found = _found(circuit, len(frames))
+    if not by_frame:
+        return found
+    return dataclasses.replace(
+        found,
+        codes={name: torch.stack([one.codes[name] for one in passed]) for name in found.codes},
+        margins={name: torch.stack([one.margins[name] for one in passed]) for name in found.margins},
+    )
 
 
 def _found(circuit: Circuit, timesteps: int) -> Simulation:
@@ -118,7 +137,7 @@ def _found(circuit: Circuit, timesteps: int) -> Simulation:
     )
 
 
-def _require_sound(snn: SpikingNetwork) -> None:
+def _require_sound(snn: SpikingNetwork | TemporalNetwork) -> None:
     """Refuse NaN and Inf, except for the minus infinity of a mask, which is a buffer."""
     learned = {name for name, _ in snn.named_parameters()}
     for name, value in snn.state_dict().items():
@@ -130,7 +149,7 @@ def _require_sound(snn: SpikingNetwork) -> None:
                 )
 
 
-def _checked_frames(snn: SpikingNetwork, inputs: Sequence[Inputs]) -> list[dict[str, Any]]:
+def _checked_frames(snn: SpikingNetwork | TemporalNetwork, inputs: Sequence[Inputs]) -> list[dict[str, Any]]:
     """Every timestep's input by placeholder name, in float64."""
     if not isinstance(inputs, (list, tuple)) or not inputs:
         raise InputError(

@@ -133,6 +133,10 @@ class TemporalNetwork(SequenceNetwork):
 
     notes: dict[str, Any]
 
+    def leaks(self) -> dict[str, float]:
+        """What the membranes of every site keep from one frame to the next: b, in (0, 1]."""
+        return {name: site.leak.item() for name, site in self.sites().items() if isinstance(site, LeakyPolarityNeuron)}
+
     def forward(
         self,
         *inputs: Any,

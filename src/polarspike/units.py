@@ -200,6 +200,26 @@ class HoldingNeurons(Neurons):
         return ((self.membrane / self.strong).unsqueeze(-1) - boundaries).abs().amin(-1)
 
 
+class LeakyNeurons(Neurons):
+    """Neurons that leak, ``v <- b v``, and whose code starts from zero at every frame: as many spikes as fit in (-N, P).
+
+    Args:
+        name, inboxes, levels: as of any neurons.
+        leak: b.
+    """
+
+    def __init__(self, name: str, inboxes: Sequence[Inbox], levels: tuple[int, int], leak: float) -> None:
+        super().__init__(name, inboxes, levels)
+        self.leak = leak
+
+    def step(self, graded: Sequence[Tensor], timestep: int) -> Tensor:
+        """Leak, forget the last frame's code, then as any neuron at its first timestep."""
+        del timestep
+        self.membrane *= self.leak
+        self.codes = torch.zeros_like(self.codes)  # those of the last frame have been handed out
+        return super().step(graded, 1)
+
+
 class Comparators(Unit):
     """Max pooling of spikes: the inbox counts the spikes at each input; the largest count of a window is the code.
 
@@ -208,11 +228,14 @@ class Comparators(Unit):
         inboxes: the one that counts.
         windows: the inputs of each window, as positions of one channel's plane, (windows, width).
         plane: positions of one channel.
+        by_frame: counts and codes start from zero at every frame.
     """
 
-    def __init__(self, name: str, inboxes: Sequence[Inbox], windows: Tensor, plane: int) -> None:
+    def __init__(
+        self, name: str, inboxes: Sequence[Inbox], windows: Tensor, plane: int, by_frame: bool = False
+    ) -> None:
         super().__init__(name, inboxes)
-        self.windows, self.plane = windows, plane
+        self.windows, self.plane, self.by_frame = windows, plane, by_frame
 
     def step(self, graded: Sequence[Tensor], timestep: int) -> Tensor:
         """Fire until every code is the largest count of its window; ``graded`` is zero wherever a comparator stands."""
@@ -222,6 +245,9 @@ class Comparators(Unit):
         goal = channels[..., self.windows].amax(-1).flatten(1).long()  # (batch, channels * windows)
         while bool((goal != self.codes).any()):
             self.emit(goal > self.codes, goal < self.codes)
+        if self.by_frame:
+            counts.zero_()
+            self.codes.zero_()
         return self.silence()
 
 

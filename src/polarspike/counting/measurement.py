@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,17 +11,19 @@ from torch import fx
 
 from polarspike.counting.counts import OperationCounts
 from polarspike.counting.recording import Recording
+from polarspike.counting.rows import ElementwiseCounts
 from polarspike.counting.tally import Tally
 from polarspike.errors import InputError, SpecError
 from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, frames_of, tensors_of
 from polarspike.neurons import NeuronState
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork, SpikingState
+from polarspike.through_time import StreamState, TemporalNetwork
 
 
 @torch.no_grad()
 def count_operations(
-    snn: SpikingNetwork, batch: Any, timesteps: int | None = None, *, time_dim: int | None = None
+    snn: SpikingNetwork | TemporalNetwork, batch: Any, timesteps: int | None = None, *, time_dim: int | None = None
 ) -> OperationCounts:
     """Count what a spiking network does with a batch in T timesteps, and what the float network would do.
 
@@ -28,7 +31,8 @@ def count_operations(
     connection that it crosses. What is counted how: :class:`~polarspike.counting.OperationCounts`.
 
     Args:
-        snn: what :func:`polarspike.convert` made.
+        snn: what :func:`polarspike.convert` or :func:`polarspike.unroll` made. The latter always reads sequences; its float
+            network runs once for each frame, and a membrane that leaks costs a multiplication at every frame but the first.
         batch: inputs, or (inputs, target).
         timesteps: T; 1 if not given, or the length of the sequences.
         time_dim: the inputs are sequences with their time in this dimension. Where each frame is a first timestep
@@ -40,6 +44,8 @@ def count_operations(
         InputError: the batch does not fit the network, is empty, or holds NaN or Inf.
         OperatorError: an operator has no count.
     """
+    if isinstance(snn, TemporalNetwork):
+        return _through_time(snn, batch, timesteps, 1 if time_dim is None else time_dim)
     if not isinstance(snn, SpikingNetwork):
         raise SpecError(f"count_operations: expected what polarspike.convert returns, got {type(snn).__name__}")
     if snn.spec.max_spikes_per_step is not None:
@@ -71,6 +77,32 @@ def count_operations(
         tally.step(before, state.neurons)
     assert tally is not None  # timesteps >= 1
     return tally.result()
+
+
+def _through_time(net: TemporalNetwork, batch: Any, timesteps: int | None, time_dim: int) -> OperationCounts:
+    """Codes start anew at every frame, so every frame is counted as a first timestep, and then the leaks."""
+    inputs, _ = next(iter(batches_of([batch])))
+    _check(inputs)
+    frames = frames_of(inputs, timesteps, time_dim)
+    fired: dict[str, NeuronState] = {}
+    state: StreamState | None = None
+    tally: Tally | None = None
+    with net.observe(lambda site, t, spikes: fired.update({site: NeuronState(spikes, spikes)})):
+        for frame in frames:
+            _, state = net.step(frame, state)
+            if tally is None:
+                recording = Recording(net.network, _in_order(net.network, frame))
+                tally = Tally(recording, len(frames), 1, batch_size(frame), passes=len(frames), repeated=False)
+            tally.step({}, fired)
+    assert tally is not None  # timesteps >= 1
+    counts = tally.result()
+    again, kept = counts.images * (len(frames) - 1), net.leaks()
+    leaks = [
+        ElementwiseCounts(f"{row.site} (leak)", "scale", 0, again * row.neurons)
+        for row in counts.sites
+        if again and kept[row.site] != 1.0
+    ]
+    return dataclasses.replace(counts, elementwise=(*counts.elementwise, *leaks))
 
 
 def _check(inputs: Inputs) -> None:

@@ -1,0 +1,106 @@
+"""What is proved of a network that was trained through time, and that each of its proofs can fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import polarspike as ps
+from polarspike import models
+from polarspike.errors import InputError, SpecError
+from polarspike.simulator import simulate
+from polarspike.temporal_equivalence import quantized_at_first_frame, verify_temporal
+from polarspike.through_time import LeakyPolarityNeuron
+from tests.networks import calibrated, network, signal
+
+SPEC = ps.QuantSpec(2, 4, gain=0.3, signed="all")
+
+
+def trained_like(name: str, frames: int = 4) -> tuple[ps.QuantizedNetwork, ps.TemporalNetwork, Tensor]:
+    """A network through time whose weights and leaks have left its parent, every leak another."""
+    qann = calibrated(network(name), SPEC, signal(name, 16))
+    net = ps.unroll(qann, leak=0.7)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1 + 0.1 * torch.rand(parameter.shape, generator=generator))
+    return qann, net.eval(), signal(name, frames=frames)
+
+
+@pytest.mark.parametrize("against", ["stream", "events"])
+@pytest.mark.parametrize("name", ["branched", "leaky", "group", "attention"])
+def test_codes_of_every_frame_are_those_of_the_stream_and_of_unit_spikes(name: str, against: Any) -> None:
+    _, net, frames = trained_like(name)
+    assert len(set(net.leaks().values())) == len(net.sites())
+    proof = verify_temporal(net, [frames[:4], frames[4:]], against=against)
+    assert proof.exact and proof.timesteps == 4 and proof.output_difference < 1e-12
+    ours = sum(int(k.numel()) for k in simulate(net, [x.double() for x in frames.unbind(1)]).codes.values())
+    first = ours // 4 if against == "stream" else 0
+    assert proof.compared == ours + first
+    assert verify_temporal(net, [frames], 2, against).timesteps == 2
+    assert next(net.parameters()).dtype == torch.float32  # a copy was compared
+
+
+def test_max_pooling_of_spikes_is_simulated_frame_by_frame() -> None:
+    torch.manual_seed(0)
+    model = models.create("event_cnn", num_classes=4, in_channels=2, width=4, stages=2)
+    frames = torch.randn(3, 3, 2, 8, 8)
+    net = ps.unroll(calibrated(model.eval(), ps.QuantSpec(0, 7), frames.flatten(0, 1)), leak=0.9)
+    found = simulate(net, list(frames.unbind(1)))
+    assert found.comparator_spikes and not found.graded  # it is done on spikes
+    assert verify_temporal(net, [frames], against="events").exact
+
+
+@pytest.mark.parametrize("against", ["stream", "events"])
+def test_a_membrane_that_is_lost_is_found(against: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, net, frames = trained_like("branched")
+    run = LeakyPolarityNeuron.run
+
+    def forgetful(self: LeakyPolarityNeuron, currents: Tensor, membrane: Tensor | None) -> Any:
+        if against == "stream":
+            return run(self, currents, None)  # right for a sequence at once
+        values, spikes, left = zip(*(run(self, current.unsqueeze(0), None) for current in currents), strict=True)
+        return torch.cat(values), torch.cat(spikes), left[-1]
+
+    monkeypatch.setattr(LeakyPolarityNeuron, "run", forgetful)
+    proof = verify_temporal(net, [frames], against=against)
+    assert not proof.exact and proof.different > 0 and "NOT EXACT" in str(proof)
+    assert verify_temporal(net, [frames], 1, against).exact  # one frame needs no memory
+
+
+def test_its_first_frame_is_the_quantized_network_of_its_own_weights_and_not_its_parent() -> None:
+    qann, net, frames = trained_like("branched")
+    own = quantized_at_first_frame(net)
+    with torch.no_grad():
+        torch.testing.assert_close(own(frames[:, 0]), net(frames, timesteps=1))
+        assert not torch.allclose(qann(frames[:, 0]), net(frames, timesteps=1), atol=1e-2)
+
+
+def test_its_operations_are_those_of_first_timesteps_and_a_leak() -> None:
+    """A leak of next to nothing is the reading of frames, whose counts are known; what leaks is counted on top."""
+    qann = calibrated(network("branched"), SPEC, signal("branched", 16))
+    frames = signal("branched", frames=3)
+    by_frame = ps.count_operations(ps.convert(qann, ps.ConvertSpec(reading="frames")), frames, time_dim=1)
+    found = ps.count_operations(ps.unroll(qann, leak=1e-30, learned=False), frames)
+    leaks = {row.name: row.spiking for row in found.elementwise if row.name.endswith(" (leak)")}
+    assert leaks == {f"{row.site} (leak)": 2 * len(frames) * row.neurons for row in found.sites}
+    assert found.sites == by_frame.sites and found.synapses == by_frame.synapses and found.passes == 3
+    assert found.totals | {"scalings": 0} == by_frame.totals | {"scalings": 0}
+    assert found.totals["scalings"] == by_frame.totals["scalings"] + sum(leaks.values())
+    kept = ps.count_operations(ps.unroll(qann, leak=1.0, learned=False), frames)
+    assert not [row for row in kept.elementwise if "leak" in row.name]
+
+
+def test_what_cannot_be_proved_is_refused() -> None:
+    qann, net, frames = trained_like("mlp")
+    with pytest.raises(SpecError, match=r"expected what polarspike.unroll returns, got QuantizedNetwork"):
+        verify_temporal(qann, [frames])  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="expected against='stream' or 'events', got 'network'"):
+        verify_temporal(net, [frames], against="network")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least one batch of sequences, got none"):
+        verify_temporal(net, [])
+    with pytest.raises(InputError, match="timesteps: expected 1 to 4, the frames given, got 5"):
+        verify_temporal(net, [frames], 5)
