@@ -14,10 +14,12 @@ import polarspike as ps
 from polarspike import models, recipes, rehearsal
 from polarspike.data.events import FrameSpec
 from polarspike.errors import RunError
+from polarspike.evaluation import Evaluation
 from polarspike.experiment import Recipe
 from polarspike.recipes import RECIPES
 from polarspike.rehearsal import random_images, rehearse
 from polarspike.specs import TrainSpec
+from polarspike.through_time import LeakyPolarityNeuron
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 #: Narrower than the recipes, for the tests' sake; `polarspike train NAME --rehearse` takes them as they are.
@@ -27,7 +29,8 @@ WIDTHS = {"vgg16": 8, "resnet18": 8, "event_cnn": 8}
 def small(recipe: Recipe) -> Recipe:
     """The recipe with fewer layers and channels of the same kinds, and shorter sequences."""
     if recipe.in_time:
-        recipe = dataclasses.replace(recipe, frames=dataclasses.replace(recipe.frames, bins=3))
+        bins = 2 if recipe.learns_order else 3
+        recipe = dataclasses.replace(recipe, frames=dataclasses.replace(recipe.frames, bins=bins))
     if recipe.model == "vit":
         width, options = 16 * int(recipe.options["heads"]), {**recipe.options, "depth": 2}
         return dataclasses.replace(recipe, width=width, options=options)
@@ -54,6 +57,24 @@ def test_every_recipe_rehearses(name: str) -> None:
     said: list[str] = []
     rehearse(small(RECIPES[name]), say=said.append)
     assert "verified at T = 1: 0 of" in " ".join(said) and "all 64 images right" in said[-1]
+    if RECIPES[name].learns_order:
+        assert "streamed frame by frame at T = 2: 0 of" in said[-2] and "through time has all 64" in said[-1]
+
+
+def test_what_is_streamed_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small(RECIPES["dvs128_gesture_event_cnn_through_time"])
+    recipe = dataclasses.replace(recipe, frames=FrameSpec(bins=7), width=4, options={"stages": 1})
+    learned: list[str] = []
+    monkeypatch.setattr(rehearsal, "_learn", lambda what, *_: learned.append(what))
+    monkeypatch.setattr(rehearsal, "evaluate", lambda *_: Evaluation({1: 64, 3: 64}, 64))
+    said: list[str] = []
+    rehearse(recipe, say=said.append)
+    assert learned == ["the float network", "the quantized network", "the network through time"]
+    assert "(6, 16, 16)" in said[0] and "streamed frame by frame at T = 3: 0 of" in said[-2]  # three frames are enough
+    run = LeakyPolarityNeuron.run
+    monkeypatch.setattr(LeakyPolarityNeuron, "run", lambda self, currents, _: run(self, currents, None))
+    with pytest.raises(RunError, match=r"through time: \d+ codes differ between stream and sequence, first at stages"):
+        rehearse(recipe)
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """The whole way from data to a verified spiking network, in one run directory.
 
     train an ANN -> quantize -> calibrate -> fine-tune -> convert -> verify -> evaluate -> count and price
+    where a recipe asks for it, from there:  train through time -> verify -> evaluate -> count and price
 
 The comparison is fair by construction: a control, the ANN, continues for exactly the epochs that the quantized network is
-fine-tuned, from the same weights, with the same schedule, data, augmentation, distillation, averaging and seed.
+fine-tuned, from the same weights, with the same schedule, data, augmentation, distillation, averaging and seed. It
+continues again beside a network that is trained through time.
 """
 
 from __future__ import annotations
@@ -30,13 +32,15 @@ from polarspike.data.streamed import StreamedDataset
 from polarspike.errors import RunError, SpecError
 from polarspike.files import replacing
 from polarspike.modules import move_for_training
-from polarspike.outcome import Outcome, examine
+from polarspike.outcome import Outcome, examine, examine_through_time
 from polarspike.quantization import quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import Seen, conversion_for, seen
 from polarspike.recipe import Recipe as Recipe  # where recipe files look for it
 from polarspike.runs import RunDirectory
 from polarspike.sources import Weights
+from polarspike.spiking import SpikingNetwork
+from polarspike.through_time import TemporalNetwork, unroll
 from polarspike.training import fit
 
 _TEST_BATCH = 256
@@ -70,6 +74,7 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
         SpecError: an unknown model, option or device, a batch that is larger than the dataset, or frames of images.
         DataError: the dataset is unknown, missing or damaged.
         InputError: random changes that images of this shape cannot have.
+        OperatorError: the network cannot be trained through time, as the recipe asks.
         MissingExtraError: they need torchvision, which is not installed.
     """
     with distributed.together():
@@ -91,7 +96,10 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
         dataset.augmentation.require(dataset.in_channels, *dataset.image_size)
         torch.manual_seed(recipe.seed)
         digest = None if weights is None else weights.sha256
-        return Prepared(recipe, dataset, build_model(dataset, recipe, weights), device, digest)
+        ann = build_model(dataset, recipe, weights)
+        if recipe.learns_order:
+            require_unrolls(recipe, ann, next(iter(dataset.evaluation(2, images=2)))[0])
+        return Prepared(recipe, dataset, ann, device, digest)
 
 
 def load_dataset(
@@ -135,7 +143,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     Args:
         prepared: the experiment; its network is trained in place.
         run: its directory: config, log and checkpoint of each stage, ``qann.safetensors``, ``snn.safetensors``,
-            ``results.json``, ``report.txt``.
+            ``results.json``, ``report.txt``; and ``snn_through_time.safetensors``.
         say: told what begins, one line each.
 
     Raises:
@@ -169,7 +177,9 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
         ann.eval()
     say(f"quantize and calibrate ({recipe.quant.init})")
     qann = quantize_for(recipe, dataset, ann, calibration, prepared.digest)
-    teacher = copy.deepcopy(reader) if recipe.qann.distillation else None
+    asked = recipe.qann.distillation or (recipe.learns_order and recipe.through_time.distillation)
+    master = copy.deepcopy(reader) if asked else None
+    teacher = master if recipe.qann.distillation else None
     say(f"fine-tune the quantized network, {recipe.qann.epochs} epochs")
     fit(recipe.read_by(qann), train, recipe.qann, teacher=teacher, run=run.stage("qann"), resume=run.resume)
     say(f"continue the ANN for the same {recipe.qann.epochs} epochs")
@@ -177,13 +187,27 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     fit(reader, train, control, teacher=teacher, run=run.stage("control"), resume=run.resume)
 
     say("convert, verify and evaluate")
-    snn = convert(qann, conversion_for(recipe.reading))
-    outcome = examine(reader, qann, snn, test, _proof_batches(dataset, recipe), recipe.asked_timesteps, recipe.reading)
+    snn = convert(qann, conversion_for(recipe.converted_reading))
+    proof, reading = _proof_batches(dataset, recipe), recipe.converted_reading
+    outcome = examine(reader, qann, snn, test, proof, recipe.asked_timesteps, reading)
+    if recipe.learns_order:
+        net = unroll_for(recipe, snn)
+        teacher = master if recipe.through_time.distillation else None
+        further: dict[str, Any] = {"teacher": teacher, "resume": run.resume}
+        say(f"train the spiking network through time, {recipe.through_time.epochs} epochs")
+        fit(net, train, recipe.through_time, run=run.stage("through_time"), **further)
+        say(f"continue the ANN for the same {recipe.through_time.epochs} epochs")
+        fit(reader, train, recipe.through_time, run=run.stage("through_time_control"), **further)
+        say("verify and evaluate what was trained through time")
+        found = examine_through_time(reader, net, test, proof, recipe.asked_timesteps)
+        outcome = dataclasses.replace(outcome, through_time=found)
     run.write_json("results.json", json.loads(json.dumps(outcome.to_dict())))
     if not distributed.is_main():
         return outcome
     save(qann, run.path / "qann.safetensors")
     save(snn, run.path / "snn.safetensors")
+    if outcome.through_time is not None:
+        save(outcome.through_time.network, run.path / "snn_through_time.safetensors")
     try:
         with replacing(run.path / "report.txt") as partial:
             partial.write_text(f"{outcome}\n", encoding="utf-8")
@@ -201,7 +225,8 @@ def quantize_for(
     device = next(ann.parameters()).device
     example, _ = next(iter(calibration))
     if recipe.in_time:
-        example, calibration = seen(example, recipe.reading), Seen(calibration, recipe.reading)
+        reading = recipe.converted_reading
+        example, calibration = seen(example, reading), Seen(calibration, reading)
     qann = quantize(ann, recipe.quant, example=example[:2].to(device))
     calibrate(qann, calibration)
     qann.notes = {
@@ -216,8 +241,33 @@ def quantize_for(
     if isinstance(dataset, StreamedDataset):
         qann.notes |= {"shape": [dataset.in_channels, *dataset.image_size], "crop": dataset.size / dataset.resize}
     if (frames := recipe.asked_frames) is not None:
-        qann.notes |= {"frames": frames.to_dict(), "reading": recipe.reading}
+        qann.notes |= {"frames": frames.to_dict(), "reading": recipe.converted_reading}
     return qann
+
+
+def unroll_for(recipe: Recipe, snn: SpikingNetwork) -> TemporalNetwork:
+    """What is trained through time: it starts with the weights, steps and notes of the converted network."""
+    net = unroll(snn, leak=recipe.leak, learned=recipe.learned_leak)
+    net.notes |= {"reading": recipe.reading}
+    return net
+
+
+def require_unrolls(recipe: Recipe, ann: nn.Module, frames: torch.Tensor) -> None:
+    """Refuse a network that cannot be trained through time, by a trial on a copy, before hours go into its parents.
+
+    Args:
+        recipe: how it would be quantized.
+        ann: the float network, trained or not.
+        frames: one sequence or more, (batch, T, C, H, W).
+
+    Raises:
+        OperatorError: an operator that cannot be quantized, or that does not keep the batch in front.
+    """
+    qann = quantize(copy.deepcopy(ann).cpu(), recipe.quant, example=frames[:, 0])
+    for site in qann.sites().values():
+        site.set_step(1.0)
+    with torch.no_grad():
+        unroll_for(recipe, convert(qann))(frames)
 
 
 def build_model(dataset: AnyDataset, recipe: Recipe, weights: Weights | None = None) -> nn.Module:

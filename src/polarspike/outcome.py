@@ -11,18 +11,52 @@ from torch import nn
 from polarspike.counting import OperationCounts, count_operations
 from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
 from polarspike.equivalence import verify
-from polarspike.evaluation import Evaluation, evaluate
+from polarspike.evaluation import Evaluation, Firing, evaluate
 from polarspike.modules import device_of
 from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import AtOnce, OverFrames, verify_sequences
 from polarspike.specs import Reading
 from polarspike.spiking import SpikingNetwork
+from polarspike.temporal_equivalence import verify_temporal
+from polarspike.through_time import TemporalNetwork
 
 _READINGS: dict[Reading, str] = {
     "integrate": "ANN and QANN see the mean of all frames, the SNN equals the refined QANN on the mean of T",
     "frames": "ANN and QANN see every frame by itself, as the SNN does, and answers are averaged",
 }
+_TRAINED = "SNN through time"
+
+
+@dataclass(frozen=True)
+class ThroughTime:
+    """What training through time made of a converted network.
+
+    Attributes:
+        ann: the control: the ANN after as many more epochs.
+        snn: after T = 1, 2, ... frames.
+        proof: of all frames, see :mod:`polarspike.temporal_equivalence`.
+        counts, energy: of whole sequences.
+        network: what was trained.
+    """
+
+    ann: Evaluation
+    snn: Evaluation
+    proof: Proof
+    counts: OperationCounts
+    energy: EnergyEstimate
+    network: TemporalNetwork
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``results.json``."""
+        return {
+            "ann": self.ann.to_dict(),
+            "snn": self.snn.to_dict(),
+            "proof": _plain(self.proof),
+            "counts": self.counts.to_dict(),
+            "energy": self.energy.to_dict(),
+            "leaks": self.network.leaks(),
+        }
 
 
 @dataclass(frozen=True)
@@ -37,6 +71,7 @@ class Outcome:
     energy: EnergyEstimate
     network: SpikingNetwork
     reading: Reading = "channels"
+    through_time: ThroughTime | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``results.json``."""
@@ -44,43 +79,38 @@ class Outcome:
             "ann": self.ann.to_dict(),
             "qann": self.qann.to_dict(),
             "snn": self.snn.to_dict(),
-            "proofs": [
-                {
-                    "timesteps": proof.timesteps,
-                    "exact": proof.exact,
-                    "conclusive": proof.conclusive,
-                    "output_difference": proof.output_difference,
-                    "scope": dict(proof.scope),
-                    "sites": {name: asdict(site) for name, site in proof.sites.items()},
-                }
-                for proof in self.proofs
-            ],
+            "proofs": [_plain(proof) for proof in self.proofs],
             "counts": self.counts.to_dict(),
             "energy": self.energy.to_dict(),
+            **({} if self.through_time is None else {"through_time": self.through_time.to_dict()}),
         }
 
     def __str__(self) -> str:
-        header = f"{'network':<10} {'T':>3} {'accuracy':>9} {'codes compared':>15} {'different':>10} {'events':>8} " + (
-            f"{'spikes':>8} {'positive':>9} {'negative':>9}"
+        trained, firing = self.through_time, self.snn.firing or {}
+        width = 10 if trained is None else len(_TRAINED)
+        header = (
+            f"{'network':<{width}} {'T':>3} {'accuracy':>9} {'codes compared':>15} {'different':>10} {'events':>8} "
+            + (f"{'spikes':>8} {'positive':>9} {'negative':>9}")
         )
         lines = [
             header,
-            f"{'ANN':<10} {'':>3} {self.ann.accuracy[1]:>9.2%}",
-            f"{'QANN':<10} {'':>3} {self.qann.accuracy[1]:>9.2%}",
+            f"{'ANN':<{width}} {'':>3} {self.ann.accuracy[1]:>9.2%}",
+            f"{'QANN':<{width}} {'':>3} {self.qann.accuracy[1]:>9.2%}",
         ]
-        firing = self.snn.firing or {}
         for proof in self.proofs:
             t = proof.timesteps
-            shown = firing[t]
-            lines.append(
-                f"{'SNN':<10} {t:>3} {self.snn.accuracy[t]:>9.2%} {proof.compared:>15} {proof.different:>10} "
-                f"{shown.events_per_neuron:>8.3f} {shown.spikes_per_neuron:>8.3f} "
-                f"{shown.positive_spikes_per_neuron:>9.3f} {shown.negative_spikes_per_neuron:>9.3f}"
-            )
+            lines.append(f"{'SNN':<{width}} {_row(self.snn, t, proof)} {_fired(firing[t])}")
+        if trained is not None:
+            lines.append(f"{'ANN, continued':<{width}} {'':>3} {trained.ann.accuracy[1]:>9.2%}")
+            for t, fired in (trained.snn.firing or {}).items():
+                shown = trained.proof if t == trained.proof.timesteps else None
+                lines.append(f"{_TRAINED:<{width}} {_row(trained.snn, t, shown)} {_fired(fired)}")
         what = "image" if self.reading == "channels" else "sequence"
         lines.append(f"({self.snn.total} test {what}s; events and spikes per neuron and {what}, up to T)")
         if self.reading != "channels":
             lines.append(f"(T: the first T frames, streamed; {_READINGS[self.reading]})")
+        if trained is not None:
+            lines += _of_training(trained)
         for proof in self.proofs:
             if proof.different:
                 lines.append(
@@ -92,7 +122,44 @@ class Outcome:
                     f"T={proof.timesteps}: VOID at {', '.join(proof.void)}: too few different codes, or events"
                 )
         lines += [f"T=1, one network under other conditions: {line}" for line in self.proofs[0].scope_lines()]
-        return "\n".join([*lines, "", str(self.energy)])
+        lines += ["", str(self.energy)]
+        return "\n".join(lines if trained is None else [*lines, "", f"{_TRAINED}:", str(trained.energy)])
+
+
+def _of_training(trained: ThroughTime) -> list[str]:
+    """What the rows of training through time mean."""
+    leaks = trained.network.leaks().values()
+    proof = trained.proof
+    return [
+        f"({_TRAINED}: from the SNN above; its weights moved, so its codes are not those of the QANN any more. Compared are",
+        " its own, in float64: of every frame, streamed one by one, with those of the whole sequence at once, and of the",
+        " first frame with those of the quantized network of the same weights. ANN, continued: for the same epochs)",
+        f"({_TRAINED}: of a membrane {min(leaks):.3f} to {max(leaks):.3f} stays from frame to frame)",
+        *([f"{_TRAINED}: NOT EXACT, first difference at {proof.first_difference}"] if not proof.exact else []),
+    ]
+
+
+def _row(found: Evaluation, timesteps: int, proof: Proof | None) -> str:
+    compared, different = ("", "") if proof is None else (str(proof.compared), str(proof.different))
+    return f"{timesteps:>3} {found.accuracy[timesteps]:>9.2%} {compared:>15} {different:>10}"
+
+
+def _fired(firing: Firing) -> str:
+    return (
+        f"{firing.events_per_neuron:>8.3f} {firing.spikes_per_neuron:>8.3f} "
+        f"{firing.positive_spikes_per_neuron:>9.3f} {firing.negative_spikes_per_neuron:>9.3f}"
+    )
+
+
+def _plain(proof: Proof) -> dict[str, Any]:
+    return {
+        "timesteps": proof.timesteps,
+        "exact": proof.exact,
+        "conclusive": proof.conclusive,
+        "output_difference": proof.output_difference,
+        "scope": dict(proof.scope),
+        "sites": {name: asdict(site) for name, site in proof.sites.items()},
+    }
 
 
 def examine(
@@ -135,4 +202,32 @@ def examine(
         energy=estimate_energy(counts, CostTable.cmos45()),
         network=snn,
         reading=reading,
+    )
+
+
+def examine_through_time(
+    ann: nn.Module,
+    net: TemporalNetwork,
+    test: Iterable[Any],
+    proof_batches: Sequence[Any],
+    timesteps: Sequence[int],
+) -> ThroughTime:
+    """Evaluate a network that was trained through time, and its control, prove what can be proved, count and price.
+
+    Args:
+        ann: the float network after as many more epochs, which reads what ``test`` gives.
+        net: the network.
+        test: batches (sequences, labels).
+        proof_batches: others, on which codes are compared and the first of which is counted.
+        timesteps: the T, of the first T frames.
+    """
+    frames, _ = proof_batches[0]
+    counts = count_operations(net, frames.to(device_of(net)), time_dim=1)
+    return ThroughTime(
+        ann=evaluate(ann, test, progress=True),
+        snn=evaluate(net, test, timesteps, progress=True),
+        proof=verify_temporal(net, [sequences for sequences, _ in proof_batches]),
+        counts=counts,
+        energy=estimate_energy(counts, CostTable.cmos45()),
+        network=net,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,6 +14,9 @@ from polarspike.data.events import FrameSpec
 from polarspike.errors import SpecError
 from polarspike.readings import AtOnce, timesteps_of
 from polarspike.specs import QuantSpec, Reading, Spec, TrainSpec
+
+#: The readings of a conversion, and training through time, which learns the order of the frames.
+RecipeReading = Literal[Reading, "through-time"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,11 @@ class Recipe(Spec):
         frames: how the recordings of an event dataset become frames.
         reading: what the bins of an event dataset are: ``"channels"`` side by side, one timestep; or timesteps, which the
             spiking network is streamed through, T bins in T steps: ``"frames"``, each a first timestep of its own whose
-            answers are averaged, or ``"integrate"``, whose mean frame the float network learns.
+            answers are averaged, or ``"integrate"``, whose mean frame the float network learns, or ``"through-time"``: as
+            with ``"frames"``, but then the converted network is trained on, through time, which learns the order of frames.
+        through_time: how it is; the ANN continues for as many epochs beside it. For that reading alone.
+        leak: what a membrane keeps from one frame to the next when this training begins, in (0, 1].
+        learned_leak: each site learns its own.
         calibration_images: training images, without augmentation, that choose the steps.
         proof_images: test images on which codes are compared.
         seed: of the initial weights.
@@ -62,7 +69,10 @@ class Recipe(Spec):
     augment: bool = True
     augmentation: Augmentation = field(default_factory=Augmentation)
     frames: FrameSpec = field(default_factory=FrameSpec)
-    reading: Reading = "channels"
+    reading: RecipeReading = "channels"
+    through_time: TrainSpec = field(default_factory=TrainSpec)
+    leak: float = 0.9
+    learned_leak: bool = True
     calibration_images: int = 2048
     proof_images: int = 256
     seed: int = 0
@@ -87,17 +97,43 @@ class Recipe(Spec):
             raise SpecError("Recipe.ann.distillation: the float network has no teacher; give it to qann instead")
         if self.ann.activity:
             raise SpecError("Recipe.ann.activity: the float network has no spikes to lower; give it to qann instead")
+        self._check_through_time()
         self._require(
             "timesteps",
             bool(self.timesteps) and self.timesteps[0] == 1 and list(self.timesteps) == sorted(set(self.timesteps)),
             "increasing numbers of timesteps that start with 1",
         )
 
+    def _check_through_time(self) -> None:
+        self._require("leak", _is_share(self.leak), "a number in (0, 1]")
+        if not self.learns_order:
+            start = type(self)
+            for name in ("through_time", "leak", "learned_leak"):
+                usual = TrainSpec() if name == "through_time" else getattr(start, name)
+                if getattr(self, name) != usual:
+                    raise SpecError(
+                        f"Recipe.{name}: expected the default, because with reading={self.reading!r} nothing is trained "
+                        f"through time, got {getattr(self, name)!r}; give reading='through-time' (--reading through-time), "
+                        "or leave it out"
+                    )
+            return
+        if self.frames.bins < 2:
+            raise SpecError(
+                f"Recipe.frames.bins: expected at least 2 frames to train through time, got {self.frames.bins}; give "
+                "--frames.bins, or another reading"
+            )
+        if self.through_time.activity:
+            raise SpecError(
+                "Recipe.through_time.activity: spikes are lowered while the quantized network is trained; give it to qann "
+                "instead"
+            )
+
     @classmethod
     def _revive(cls, name: str, value: Any) -> Any:
         kinds: dict[str, Callable[[Any], Any]] = {
             "ann": TrainSpec.from_dict,
             "qann": TrainSpec.from_dict,
+            "through_time": TrainSpec.from_dict,
             "quant": QuantSpec.from_dict,
             "augmentation": Augmentation.from_dict,
             "frames": FrameSpec.from_dict,
@@ -117,14 +153,28 @@ class Recipe(Spec):
         return self.reading != "channels"
 
     @property
+    def learns_order(self) -> bool:
+        """Whether the converted network is trained through time."""
+        return self.reading == "through-time"
+
+    @property
+    def converted_reading(self) -> Reading:
+        """How the networks without time, and what is converted from them, read the data."""
+        return "frames" if self.reading == "through-time" else self.reading
+
+    @property
     def asked_timesteps(self) -> tuple[int, ...]:
         """The T that are evaluated: of sequences, those that they have."""
         return timesteps_of(self.timesteps, self.frames.bins) if self.in_time else self.timesteps
 
     def read_by(self, network: nn.Module) -> nn.Module:
         """A network without time as it reads this recipe's data: what is trained and evaluated."""
-        return AtOnce(network, self.reading) if self.in_time else network
+        return AtOnce(network, self.converted_reading) if self.in_time else network
 
     def changes(self, usual: Augmentation) -> Augmentation:
         """All random changes in training, from those that are usual for the dataset."""
         return self.augmentation.over(usual) if self.augment else self.augmentation
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value <= 1.0

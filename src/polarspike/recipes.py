@@ -58,6 +58,15 @@ def _convolutional(
     )
 
 
+def _through_time(data: str, *, fine: int, **rest: Any) -> Recipe:
+    """An event CNN whose frames are first timesteps, and which then learns their order for as many epochs again.
+
+    Without a teacher: a float network that sees frame by frame knows no order.
+    """
+    further = TrainSpec(epochs=fine, learning_rate=0.02)
+    return _convolutional(data, "event_cnn", fine=fine, reading="through-time", through_time=further, **rest)
+
+
 def _transformer(
     data: str, *, width: int, heads: int, patch: int, batch: int, epochs: int, fine: int, workers: int = 0
 ) -> Recipe:
@@ -115,8 +124,12 @@ RECIPES: dict[str, Recipe] = {
     "dvs128_gesture_event_cnn_frames": _convolutional(
         "dvs128-gesture", "event_cnn", epochs=150, fine=30, batch=16, reading="frames"
     ),
+    "dvs128_gesture_event_cnn_through_time": _through_time("dvs128-gesture", epochs=150, fine=30, batch=16),
     "events_fashion_mnist_event_cnn": _convolutional("events-fashion-mnist", "event_cnn", epochs=15, fine=5, width=16),
     "events_fashion_mnist_event_cnn_frames": _convolutional(
         "events-fashion-mnist", "event_cnn", epochs=15, fine=5, width=16, reading="frames", frames=FrameSpec(bins=6)
+    ),
+    "events_fashion_mnist_event_cnn_through_time": _through_time(
+        "events-fashion-mnist", epochs=15, fine=5, width=16, frames=FrameSpec(bins=6)
     ),
 }

@@ -1,11 +1,12 @@
 """Rehearse an experiment: every stage of a recipe on 64 random images, before hours are spent on it.
 
     overfit the float network -> quantize, calibrate -> overfit the quantized network -> convert -> verify at every T of the
-    recipe -> evaluate -> save and load -> export
+    recipe -> evaluate -> save and load -> export -> overfit through time -> verify -> evaluate -> save and load
 
 A network that cannot learn 64 images by heart, or whose codes differ after conversion, has a mistake that no amount of data
 repairs. Images are as the recipe's dataset has them, but for their size: they are cut to the smallest that exercises the
-whole network (two patches a side of a Transformer), so that a minute is enough.
+whole network (two patches a side of a Transformer), so that a minute is enough; sequences through which a network is trained
+have three frames.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ from polarspike.data.events import SequenceDataset
 from polarspike.equivalence import verify
 from polarspike.errors import RunError
 from polarspike.evaluation import evaluate
-from polarspike.experiment import build_model, quantize_for
+from polarspike.experiment import build_model, quantize_for, require_unrolls, unroll_for
 from polarspike.exporters import export
 from polarspike.quantized import refine
 from polarspike.readings import OverFrames, conversion_for, verify_sequences
 from polarspike.recipe import Recipe
 from polarspike.specs import TrainSpec
+from polarspike.temporal_equivalence import verify_temporal
+from polarspike.through_time import TemporalNetwork
 from polarspike.training import fit
 
 IMAGES = 64
 _FOREIGN_SIDE = 64  # pixels of images for networks of other packages
+_FRAMES = 3  # of a sequence through which a network is trained: gradients go through all of them
 _ROUND, _MOST_ROUNDS = 16, 6  # steps of a round, and how many rounds a network gets to learn the images by heart
 
 
@@ -52,6 +56,10 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
         RunError: a stage fails: the images are not learned, a code differs, or a file does not come back as it was.
         PolarspikeError: what the stages themselves raise.
     """
+    if recipe.learns_order:
+        recipe = dataclasses.replace(
+            recipe, frames=dataclasses.replace(recipe.frames, bins=min(_FRAMES, recipe.frames.bins))
+        )
     dataset = random_images(recipe)
     say(f"rehearse {recipe.model} on {IMAGES} random images {tuple(dataset.train.images.shape[1:])}, {recipe.data}")
     torch.manual_seed(recipe.seed)
@@ -61,18 +69,20 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
         parents.build(recipe.model, _shape(recipe), {**recipe.options, **width}, weights)
     ann = build_model(dataset, recipe)
     batches = list(dataset.evaluation(IMAGES, "train"))
+    if recipe.learns_order:
+        require_unrolls(recipe, ann, batches[0][0][:2])
     _change(recipe.read_by(ann), dataset, recipe, say)
     _learn("the float network", recipe.read_by(ann), dataset, recipe.ann, say)
     qann = quantize_for(recipe, dataset, ann, batches)
     _learn("the quantized network", recipe.read_by(qann), dataset, recipe.qann, say)
-    snn = convert(qann, conversion_for(recipe.reading))
+    snn = convert(qann, conversion_for(recipe.converted_reading))
     inputs, _ = batches[0]
     for timesteps in recipe.asked_timesteps:
         if recipe.in_time:
             proof = verify_sequences(qann, snn, [inputs], timesteps)
         else:
             proof = verify(qann, snn, [inputs], timesteps=timesteps)
-        if (timesteps == 1 or recipe.reading == "frames") and not proof.exact:
+        if (timesteps == 1 or recipe.converted_reading == "frames") and not proof.exact:
             raise RunError(
                 f"rehearsal, verify at T = {timesteps}: {proof.different} codes differ, first at {proof.first_difference}"
             )
@@ -98,6 +108,31 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
         raise RunError(f"rehearsal, export: {written.decisions} of {IMAGES} images are classified otherwise")
     many = f"all {IMAGES}" if right == IMAGES else f"{right} of {IMAGES}"
     say(f"the spiking network has {many} images right at T = {last}, and so have its files")
+    if recipe.learns_order:
+        _through_time(unroll_for(recipe, snn), dataset, recipe, say)
+
+
+def _through_time(net: TemporalNetwork, dataset: ImageDataset, recipe: Recipe, say: Callable[[str], None]) -> None:
+    """Train the converted network on through time, and prove, evaluate and save what comes out; no format exports it."""
+    _learn("the network through time", net, dataset, recipe.through_time, say)
+    ((inputs, labels),) = dataset.evaluation(IMAGES, "train")
+    proof = verify_temporal(net, [inputs])
+    if not proof.exact:
+        raise RunError(
+            f"rehearsal, through time: {proof.different} codes differ between stream and sequence, first at "
+            f"{proof.first_difference}"
+        )
+    say(f"streamed frame by frame at T = {proof.timesteps}: {proof.different} of {proof.compared} codes differ")
+    last = recipe.frames.bins
+    right = evaluate(net, [(inputs, labels)], last).correct[last]
+    if right < IMAGES:
+        raise RunError(f"rehearsal, through time: expected {IMAGES} of {IMAGES} right at T = {last}, got {right}")
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "snn_through_time.safetensors"
+        save(net, path)
+        if not torch.equal(load(path)(inputs), net(inputs)):
+            raise RunError("rehearsal, file: the network through time that was saved and loaded answers otherwise")
+    say(f"the spiking network through time has all {IMAGES} images right at T = {last}, and so has its file")
 
 
 def random_images(recipe: Recipe) -> ImageDataset:
@@ -154,7 +189,8 @@ def _learn(what: str, model: nn.Module, dataset: ImageDataset, spec: TrainSpec, 
     for turn in range(1, _MOST_ROUNDS + 1):
         rate = plain.learning_rate / (2 if turn <= 2 else 8)  # a rate for much data is too much for little
         history = fit(model, dataset.training(IMAGES), dataclasses.replace(plain, learning_rate=rate), progress=False)
-        right = evaluate(model, dataset.evaluation(IMAGES, "train")).correct[1]
+        last = dataset.bins if isinstance(dataset, SequenceDataset) and isinstance(model, TemporalNetwork) else 1
+        right = evaluate(model, dataset.evaluation(IMAGES, "train"), last).correct[last]
         if right == IMAGES:
             say(f"{what} has learned {IMAGES} images by heart in {turn * _ROUND} steps, loss {history.last.loss:.3g}")
             return

@@ -9,15 +9,17 @@ from typing import Annotated
 import tyro
 
 from polarspike import distributed
+from polarspike.checkpoint import load
 from polarspike.cli.command import Command, ending_together, show
-from polarspike.cli.files import Source, images_for, load_static
+from polarspike.cli.files import Source, images_for
 from polarspike.counting import count_operations
 from polarspike.energy import CostTable, estimate_energy
 from polarspike.errors import SpecError
 from polarspike.evaluation import evaluate
 from polarspike.processes import join
+from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import timesteps_of
-from polarspike.spiking import SpikingNetwork
+from polarspike.through_time import TemporalNetwork
 
 _TIMESTEPS = (1, 2, 4, 8)
 
@@ -52,8 +54,8 @@ class Evaluate(Command):
         with distributed.together():
             source = Source(self.data, self.root, self.download, device)
             source.check()
-            network = load_static(self.file)
-            spiking = isinstance(network, SpikingNetwork)
+            network = load(self.file)
+            spiking = not isinstance(network, QuantizedNetwork)
             timesteps = self.timesteps or (_TIMESTEPS if spiking else (1,))
             if not spiking and timesteps != (1,):
                 raise SpecError(
@@ -73,12 +75,14 @@ class Evaluate(Command):
         table = evaluate(images.read_by(network), batches, timesteps, progress=True)
         if not distributed.is_main():
             return 0
-        kind = "spiking" if spiking else "quantized"
-        show(f"{self.file}: {kind} network ({network.notes.get('model', 'model unknown')}) on {images.dataset.name}")
+        kind = "spiking network" if spiking else "quantized network"
+        if isinstance(network, TemporalNetwork):
+            kind += " trained through time"
+        show(f"{self.file}: {kind} ({network.notes.get('model', 'model unknown')}) on {images.dataset.name}")
         if images.frames is not None:
             show(f"sequences of {images.frames} frames, reading={images.reading!r}; T: the first T frames")
         show(table)
-        if isinstance(network, SpikingNetwork):
+        if not isinstance(network, QuantizedNetwork):
             inputs, _ = next(iter(batches))
             counts = count_operations(network, inputs.to(device), time_dim=None if images.frames is None else 1)
             show(f"\n{counts}\n\n{estimate_energy(counts, CostTable.cmos45())}")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from polarspike import data
-from polarspike.checkpoint import load
+from polarspike.checkpoint import Saved, load
 from polarspike.cli.command import tell
 from polarspike.data import AnyDataset, Normalization, StreamedDataset
 from polarspike.data.events import FrameSpec, SequenceDataset
@@ -20,6 +20,7 @@ from polarspike.errors import CheckpointError, DataError, SpecError
 from polarspike.experiment import require_device
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import AtOnce, OverFrames, Seen
+from polarspike.recipe import RecipeReading
 from polarspike.specs import Reading
 from polarspike.spiking import SpikingNetwork
 from polarspike.through_time import TemporalNetwork
@@ -36,8 +37,8 @@ def load_static(path: Path) -> QuantizedNetwork | SpikingNetwork:
     network = load(path)
     if isinstance(network, TemporalNetwork):
         raise CheckpointError(
-            f"{path}: expected a quantized or spiking network, the file holds one that was trained through time; it reads "
-            "sequences: polarspike.evaluate(polarspike.load(path), batches_of_sequences) in Python"
+            f"{path}: expected a quantized or converted network, the file holds one that was trained through time, whose "
+            "membranes leak from frame to frame; it is for polarspike evaluate and verify, and no format exports it"
         )
     return network
 
@@ -122,16 +123,16 @@ class Images:
 
     dataset: AnyDataset
     normalization: Normalization
-    reading: Reading = "channels"
+    reading: RecipeReading = "channels"
 
     @property
     def frames(self) -> int | None:
         """T of sequences; None for images."""
         return self.dataset.bins if isinstance(self.dataset, SequenceDataset) else None
 
-    def read_by(self, network: QuantizedNetwork | SpikingNetwork) -> nn.Module:
+    def read_by(self, network: Saved) -> nn.Module:
         """A module that answers to these batches as the network does: T steps of a spiking one are the first T frames."""
-        if self.frames is None:
+        if self.frames is None or self.reading == "through-time":
             return network
         return OverFrames(network) if isinstance(network, SpikingNetwork) else AtOnce(network, self.reading)
 
@@ -152,7 +153,7 @@ class Images:
         return self.dataset.evaluation(size, images=count, normalization=self.normalization)
 
 
-def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: Source) -> Images:
+def images_for(path: Path, network: Saved, source: Source) -> Images:
     """The test images of a dataset, or its sequences, refused if the network of ``path`` was not made for such images.
 
     Raises:
@@ -174,7 +175,8 @@ def images_for(path: Path, network: QuantizedNetwork | SpikingNetwork, source: S
             f"{path}: made for {made_for!r}, which is no dataset here; give --data, one of: {', '.join(data.names())}"
         )
     name, root = source.data or made_for, None if source.root is None else str(source.root)
-    reading, frames = reading_of(path, network), _frames(path, notes, name)
+    reading: RecipeReading = "through-time" if isinstance(network, TemporalNetwork) else reading_of(path, network)
+    frames = _frames(path, notes, name)
     in_time = reading != "channels"
     if in_time and frames is None and name in data.events.names():
         raise CheckpointError(

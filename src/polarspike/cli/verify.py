@@ -12,6 +12,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from polarspike.checkpoint import load
 from polarspike.cli.command import Command, show, tell
 from polarspike.cli.files import Images, Source, images_for, load_quantized, load_spiking
 from polarspike.equivalence import verify
@@ -20,6 +21,8 @@ from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import timesteps_of, verify_sequences
 from polarspike.spiking import SpikingNetwork
+from polarspike.temporal_equivalence import verify_temporal
+from polarspike.through_time import TemporalNetwork
 
 _NOISE = 0.5
 
@@ -30,7 +33,9 @@ class Verify(Command):
 
     Args:
         qann: the file of the quantized network.
-        snn: the file of the spiking network.
+        snn: the file of the spiking network. The weights of one that was trained through time have moved, so no code of it
+            is compared with the quantized network: compared are its own, of every frame, streamed one by one with the whole
+            sequence at once (or with the simulator), and of the first frame with the quantized network of the same weights.
         data: a dataset; the one that the files were made for, if not given.
         timesteps: the numbers T to prove, T = 1 always among them; of sequences, of which T means the first T frames, those
             below their number, and that number itself. The exit code is 1 if a proof fails, and 4 if all hold but some site
@@ -66,6 +71,8 @@ class Verify(Command):
             )
         source = Source(self.data, self.root, self.download, self.device)
         source.check()
+        if isinstance(net := load(self.snn), TemporalNetwork):
+            return self._through_time(net, source)
         qann, snn = load_quantized(self.qann).to(self.device), load_spiking(self.snn)
         images = images_for(self.snn, snn, source)
         snn.to(self.device)
@@ -89,6 +96,28 @@ class Verify(Command):
                 "not conclusive: some sites fire too few different codes, or hardly any, for equality to mean something"
             )
         return 1 if failed else 4 if void else 0
+
+    def _through_time(self, net: TemporalNetwork, source: Source) -> int:
+        """What can be proved where the weights have moved."""
+        if self.varying or self.precision == "bf16":
+            raise SpecError(
+                f"--varying, --precision bf16: {self.snn} was trained through time on sequences, whose frames vary by "
+                "themselves, and is compared in float64; leave them out"
+            )
+        load_quantized(self.qann)
+        images = images_for(self.snn, net, source)
+        assert images.frames is not None  # of a network that reads sequences
+        tell(
+            f"{self.snn} was trained through time: its weights are not those of {self.qann} any more, and no code is "
+            "compared with it; compared are its own codes, in float64"
+        )
+        net.to(self.device)
+        sequences = [frames for frames, _ in images.batches(self.images)]
+        proof = verify_temporal(net, sequences, against="events" if self.against == "events" else "stream")
+        show(proof)
+        if not proof.exact:
+            tell(f"not exact: the codes of {self.snn} differ, first at {proof.first_difference}")
+        return 1 if not proof.exact else 4 if proof.void else 0
 
     def _wanted(self, images: Images) -> tuple[int, ...]:
         """The T to prove: of sequences those that they have."""

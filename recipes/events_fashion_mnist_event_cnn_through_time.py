@@ -1,0 +1,23 @@
+"""An event CNN on simulated events of Fashion-MNIST, six bins as six timesteps, converted and then trained through time.
+
+Command:   polarspike train events_fashion_mnist_event_cnn_through_time
+           (rehearsed on random frames: polarspike train events_fashion_mnist_event_cnn_through_time --rehearse)
+Hardware:  one CPU core
+Cost:      half an hour for the frames of 70,000 images, then 15 + 5 epochs, 5 through time, and 5 + 5 of the control, six
+           frames a sample; its time is not measured
+Expected:  unknown: it has not been run on its data
+Published: unknown
+
+The values are ``RECIPES["events_fashion_mnist_event_cnn_through_time"]`` in ``polarspike/recipes.py``, for an installed
+command line.
+"""
+
+import sys
+
+from polarspike.cli import main
+from polarspike.recipes import RECIPES
+
+RECIPE = RECIPES["events_fashion_mnist_event_cnn_through_time"]
+
+if __name__ == "__main__":
+    raise SystemExit(main(["train", "--recipe", __file__, *sys.argv[1:]]))

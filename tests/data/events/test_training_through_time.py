@@ -1,0 +1,163 @@
+"""The recipe that learns the order of frames, from recordings to a file: its stages, a kill in it, and what it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import polarspike as ps
+from polarspike import cli, experiment, training
+from polarspike.data.events import FrameSpec
+from polarspike.errors import OperatorError, SpecError
+from polarspike.experiment import Recipe, prepare
+from polarspike.rehearsal import rehearse
+from polarspike.specs import TrainSpec
+
+from .test_event_datasets import alone  # noqa: F401
+from .test_timesteps import FLAGS, ordered
+
+THROUGH = shlex.split(
+    "--reading through-time --through-time.epochs 2 --through-time.warmup-epochs 0 --through-time.learning-rate 0.05"
+)
+
+
+@pytest.mark.slow
+def test_one_command_trains_through_time_survives_a_kill_and_tells_the_networks_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, run, broken = ["--root", str(ordered(tmp_path / "data"))], tmp_path / "run", tmp_path / "broken"
+    assert cli.main(["train", *FLAGS, *THROUGH, "--run", str(run), *given]) == 0
+    printed = capsys.readouterr()
+    assert "train the spiking network through time, 2 epochs" in printed.err
+    assert {path.name for path in run.iterdir() if path.is_dir()} == {
+        "ann", "qann", "control", "through_time", "through_time_control",
+    }  # fmt: skip
+    named = re.findall(r"^(ANN, continued|SNN through time|ANN|QANN|SNN) +(\d?) ", printed.out, re.MULTILINE)
+    shown = [("SNN", "1"), ("SNN", "2"), ("SNN", "3")]
+    later = [("SNN through time", t) for _, t in shown]
+    assert named == [("ANN", ""), ("QANN", ""), *shown, ("ANN, continued", ""), *later]
+    results = json.loads((run / "results.json").read_text())
+    found = results["through_time"]
+    assert [row["timesteps"] for row in found["snn"]["rows"]] == [1, 2, 3] and found["proof"]["exact"]
+    assert found["counts"]["passes"] == found["counts"]["timesteps"] == 3
+
+    # Killed after its first epoch, it goes on to the same weights.
+    keep = training.keep
+
+    def killed(run: Any, *rest: Any) -> None:
+        keep(run, *rest)
+        if run.path.name == "through_time":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "keep", killed)
+        assert cli.main(["train", *FLAGS, *THROUGH, "--run", str(broken), *given]) == 130
+    assert len((broken / "through_time" / "log.jsonl").read_text().splitlines()) == 1
+    assert cli.main(["train", "--run", str(broken), "--resume", *given]) == 0
+    for name in ("results.json", "report.txt"):
+        assert (broken / name).read_bytes() == (run / name).read_bytes()
+    net, resumed, qann, snn = (
+        ps.load(place / f"{name}.safetensors")
+        for place, name in ((run, "snn_through_time"), (broken, "snn_through_time"), (run, "qann"), (run, "snn"))
+    )
+    assert isinstance(net, ps.TemporalNetwork) and isinstance(qann, ps.QuantizedNetwork)
+    assert isinstance(snn, ps.SpikingNetwork) and snn.spec.reading == qann.notes["reading"] == "frames"
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in net.state_dict().items())
+    start = ps.unroll(snn, leak=0.9).state_dict()
+    moved = {name for name, value in net.state_dict().items() if not torch.equal(value, start[name])}
+    assert any("raw_leak" in name for name in moved) and any(name.endswith("weight") for name in moved)
+
+    capsys.readouterr()
+    file, parent = str(run / "snn_through_time.safetensors"), str(run / "qann.safetensors")
+    assert cli.main(["evaluate", file, *given]) == 0
+    out = capsys.readouterr().out
+    assert "spiking network trained through time" in out and "reading='through-time'; T: the first T frames" in out
+    for row in found["snn"]["rows"]:
+        assert re.search(rf"^ +{row['timesteps']} .* {row['correct']}/10 ", out, re.MULTILINE)
+    for against, rival in (("network", "its own stream"), ("events", "the event simulator")):
+        code = cli.main(["verify", parent, file, "--images", "2", "--against", against, *given])
+        shown_now = capsys.readouterr()
+        assert code in (0, 4) and f"T=3 against {rival}" in shown_now.out and "\n  EXACT" in shown_now.out
+        assert "its weights are not those of" in shown_now.err
+    for command in (
+        ["convert", file, str(tmp_path / "again.safetensors")],
+        ["export", file, "--to", "onnx"],
+        ["verify", file, file, *given],
+        ["verify", parent, file, "--varying", *given],
+        ["evaluate", file, "--data", "digits"],
+    ):
+        assert cli.main(command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and ("through time" in error or "digits" in error), error
+
+
+EVENTS = Recipe(
+    data="n-mnist", model="event_cnn", width=4, options={"stages": 1}, batch_size=8, proof_images=4,
+    reading="through-time", frames=FrameSpec(bins=2),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "digits"}, "expected 'channels' for digits, .* got 'through-time'"),
+        ({"frames": FrameSpec(bins=1)}, "bins: expected at least 2 frames to train through time, got 1"),
+        ({"leak": 0.0}, r"leak: expected a number in \(0, 1\], got 0.0"),
+        ({"leak": True}, r"leak: expected a number in \(0, 1\], got True"),
+        ({"through_time": TrainSpec(activity=0.1)}, "through_time.activity: .* give it to qann instead"),
+        ({"reading": "frames", "leak": 0.5}, "Recipe.leak: .* with reading='frames' nothing is trained through time"),
+        ({"reading": "channels", "through_time": TrainSpec(epochs=3)}, "Recipe.through_time: expected the default"),
+        ({"reading": "backwards"}, "expected one of 'integrate', 'frames', 'channels', 'through-time'"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        dataclasses.replace(EVENTS, **changes)
+
+
+class Mixing(nn.Module):
+    """Lays patches of an image in the batch, so that a neuron cannot tell the frames of a sample apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu, self.head = nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Linear(4 * 2, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu(self.conv(x.flatten(0, 1).unsqueeze(1)))
+        return self.head(y.mean((2, 3)).reshape(x.shape[0], -1))
+
+
+def test_a_network_that_cannot_be_unrolled_is_refused_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = str(ordered(tmp_path))
+    assert prepare(EVENTS, root=root).dataset.frames == 2
+    for module in ("experiment", "rehearsal"):
+        monkeypatch.setattr(f"polarspike.{module}.build_model", lambda *_: Mixing())
+    monkeypatch.setattr("polarspike.rehearsal._learn", lambda *_: pytest.fail("trained"))
+    for start in (lambda: prepare(EVENTS, root=root), lambda: rehearse(EVENTS)):
+        with pytest.raises(OperatorError, match="expected the batch in dimension 0"):
+            start()
+
+
+def test_the_teacher_of_a_stage_is_for_that_stage_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, bool] = {}
+
+    def fit(model: nn.Module, *_: Any, teacher: nn.Module | None = None, run: Any, **__: Any) -> None:
+        asked[run.path.name] = teacher is not None
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    further = TrainSpec(distillation=0.5)
+    recipe = dataclasses.replace(EVENTS, through_time=further, calibration_images=8, timesteps=(1,))
+    experiment.carry_out(prepare(recipe, root=str(ordered(tmp_path / "data"))), ps.runs.RunDirectory(tmp_path / "run"))
+    assert asked == {
+        "ann": False, "qann": False, "control": False, "through_time": True, "through_time_control": True,
+    }  # fmt: skip
