@@ -123,7 +123,16 @@ class Outcome:
                 )
         lines += [f"T=1, one network under other conditions: {line}" for line in self.proofs[0].scope_lines()]
         lines += ["", str(self.energy)]
-        return "\n".join(lines if trained is None else [*lines, "", f"{_TRAINED}:", str(trained.energy)])
+        return "\n".join(
+            lines
+            if trained is None
+            else [
+                *lines,
+                "",
+                f"{_TRAINED} (ANN and QANN beside it keep nothing from frame to frame):",
+                str(trained.energy),
+            ]
+        )
 
 
 def _of_training(trained: ThroughTime) -> list[str]:
@@ -136,6 +145,7 @@ def _of_training(trained: ThroughTime) -> list[str]:
         " first frame with those of the quantized network of the same weights. ANN, continued: for the same epochs)",
         f"({_TRAINED}: of a membrane {min(leaks):.3f} to {max(leaks):.3f} stays from frame to frame)",
         *([f"{_TRAINED}: NOT EXACT, first difference at {proof.first_difference}"] if not proof.exact else []),
+        *([f"{_TRAINED}: VOID at {', '.join(proof.void)}: too few different codes, or events"] if proof.void else []),
     ]
 
 

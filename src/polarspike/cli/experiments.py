@@ -181,6 +181,9 @@ def _work(prepared: Prepared, run: RunDirectory) -> int:
     if not outcome.proofs[0].exact:
         tell(f"not exact at T = 1: the first difference is at {outcome.proofs[0].first_difference}")
         return 1
+    if outcome.through_time is not None and not (proof := outcome.through_time.proof).exact:
+        tell(f"not exact through time: streamed otherwise than at once, first at {proof.first_difference}")
+        return 1
     return 0
 
 

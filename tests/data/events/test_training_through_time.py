@@ -18,8 +18,10 @@ from polarspike import cli, experiment, training
 from polarspike.data.events import FrameSpec
 from polarspike.errors import OperatorError, SpecError
 from polarspike.experiment import Recipe, prepare
+from polarspike.proof import Proof
 from polarspike.rehearsal import rehearse
 from polarspike.specs import TrainSpec
+from polarspike.temporal_equivalence import verify_temporal
 
 from .test_event_datasets import alone  # noqa: F401
 from .test_timesteps import FLAGS, ordered
@@ -148,16 +150,24 @@ def test_a_network_that_cannot_be_unrolled_is_refused_before_any_training(
             start()
 
 
-def test_the_teacher_of_a_stage_is_for_that_stage_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_is_for_the_stages_that_ask_and_a_stream_that_differs_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked: dict[str, bool] = {}
 
     def fit(model: nn.Module, *_: Any, teacher: nn.Module | None = None, run: Any, **__: Any) -> None:
         asked[run.path.name] = teacher is not None
 
+    def differing(*given: Any) -> Proof:
+        return dataclasses.replace(verify_temporal(*given), output_equal=False)
+
     monkeypatch.setattr(experiment, "fit", fit)
-    further = TrainSpec(distillation=0.5)
-    recipe = dataclasses.replace(EVENTS, through_time=further, calibration_images=8, timesteps=(1,))
-    experiment.carry_out(prepare(recipe, root=str(ordered(tmp_path / "data"))), ps.runs.RunDirectory(tmp_path / "run"))
+    monkeypatch.setattr("polarspike.outcome.verify_temporal", differing)
+    flags = [*FLAGS, *THROUGH, "--qann.distillation", "0", "--through-time.distillation", "0.5"]
+    assert cli.main(["train", *flags, "--root", str(ordered(tmp_path / "data")), "--run", str(tmp_path / "run")]) == 1
+    printed = capsys.readouterr()
+    assert "not exact through time: streamed otherwise than at once, first at output" in printed.err
+    assert "SNN through time: NOT EXACT, first difference at output" in printed.out
     assert asked == {
         "ann": False, "qann": False, "control": False, "through_time": True, "through_time_control": True,
     }  # fmt: skip
