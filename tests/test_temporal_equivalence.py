@@ -96,6 +96,10 @@ def test_its_operations_are_those_of_first_timesteps_and_a_leak() -> None:
 
 def test_what_cannot_be_proved_is_refused() -> None:
     qann, net, frames = trained_like("mlp")
+    with pytest.raises(SpecError, match=r"are not those of its quantized network any more, .*verify_temporal"):
+        ps.verify(qann, net, [frames[:, 0]])  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="no format the leaking membranes of a network that is trained through time"):
+        ps.export(net, "net.onnx", "onnx-float", frames[:, 0])  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"expected what polarspike.unroll returns, got QuantizedNetwork"):
         verify_temporal(qann, [frames])  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="expected against='stream' or 'events', got 'network'"):

@@ -30,6 +30,7 @@ from polarspike.scope import Changes, changes
 from polarspike.simulator import simulate
 from polarspike.sites import Site
 from polarspike.spiking import SpikingNetwork
+from polarspike.through_time import TemporalNetwork
 
 # Outputs after several steps are means of rounded sums: this much of their size is rounding.
 _OUTPUT_TOLERANCE = {torch.float64: 1e-10}
@@ -112,6 +113,11 @@ def verify(
         InputError: no batch, an empty one, one with NaN or Inf, or sequences of different lengths; a site of the
             quantized network that gets NaN from finite inputs.
     """
+    if isinstance(snn, TemporalNetwork):
+        raise SpecError(
+            "verify: the weights of a network that is trained through time are not those of its quantized network any more, "
+            "and no code is compared with it; what holds is proved by polarspike.temporal_equivalence.verify_temporal"
+        )
     if not isinstance(qann, QuantizedNetwork) or not isinstance(snn, SpikingNetwork):
         raise SpecError(
             f"verify: expected a quantized and a spiking network, got {type(qann).__name__} and {type(snn).__name__}"

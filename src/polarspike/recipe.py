@@ -107,15 +107,18 @@ class Recipe(Spec):
     def _check_through_time(self) -> None:
         self._require("leak", _is_share(self.leak), "a number in (0, 1]")
         if not self.learns_order:
-            start = type(self)
-            for name in ("through_time", "leak", "learned_leak"):
-                usual = TrainSpec() if name == "through_time" else getattr(start, name)
-                if getattr(self, name) != usual:
-                    raise SpecError(
-                        f"Recipe.{name}: expected the default, because with reading={self.reading!r} nothing is trained "
-                        f"through time, got {getattr(self, name)!r}; give reading='through-time' (--reading through-time), "
-                        "or leave it out"
-                    )
+            usual, given = TrainSpec().to_dict(), self.through_time.to_dict()
+            asked = {f"through_time.{key}": value for key, value in given.items() if value != usual[key]}
+            kind = type(self)
+            asked |= {
+                key: getattr(self, key) for key in ("leak", "learned_leak") if getattr(self, key) != getattr(kind, key)
+            }
+            if asked:
+                got = ", ".join(f"{key}={value!r}" for key, value in asked.items())
+                raise SpecError(
+                    f"Recipe.reading: expected 'through-time' with {got}, because nothing else is trained through time, got "
+                    f"{self.reading!r}; change one of the two"
+                )
             return
         if self.frames.bins < 2:
             raise SpecError(

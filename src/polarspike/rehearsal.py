@@ -132,7 +132,10 @@ def _through_time(net: TemporalNetwork, dataset: ImageDataset, recipe: Recipe, s
         save(net, path)
         if not torch.equal(load(path)(inputs), net(inputs)):
             raise RunError("rehearsal, file: the network through time that was saved and loaded answers otherwise")
-    say(f"the spiking network through time has all {IMAGES} images right at T = {last}, and so has its file")
+    say(
+        f"the spiking network through time has all {IMAGES} images right at T = {last}, and so has its file "
+        "(no format exports it)"
+    )
 
 
 def random_images(recipe: Recipe) -> ImageDataset:

@@ -19,6 +19,7 @@ from polarspike.exporters.report import ExportReport, compare
 from polarspike.inputs import Inputs, batch_size, batches_of, float_leaves, to_device
 from polarspike.modules import apply, device_of
 from polarspike.spiking import SpikingNetwork
+from polarspike.through_time import TemporalNetwork
 
 Format = Literal["onnx-int8", "onnx-float", "nir", "integer", "torch-export"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -67,6 +68,11 @@ def export(
             file cannot be written.
         MissingExtraError: packages for the format are not installed.
     """
+    if isinstance(snn, TemporalNetwork):
+        raise SpecError(
+            "export: a file holds one timestep from rest, and no format the leaking membranes of a network that is trained "
+            "through time; export the network that it started from, or keep it with polarspike.save"
+        )
     if not isinstance(snn, SpikingNetwork):
         raise SpecError(f"export: expected what polarspike.convert returns, got {type(snn).__name__}")
     if format not in FORMATS:

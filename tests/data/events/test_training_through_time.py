@@ -115,8 +115,8 @@ EVENTS = Recipe(
         ({"leak": 0.0}, r"leak: expected a number in \(0, 1\], got 0.0"),
         ({"leak": True}, r"leak: expected a number in \(0, 1\], got True"),
         ({"through_time": TrainSpec(activity=0.1)}, "through_time.activity: .* give it to qann instead"),
-        ({"reading": "frames", "leak": 0.5}, "Recipe.leak: .* with reading='frames' nothing is trained through time"),
-        ({"reading": "channels", "through_time": TrainSpec(epochs=3)}, "Recipe.through_time: expected the default"),
+        ({"reading": "frames", "leak": 0.5}, "reading: expected 'through-time' with leak=0.5, .* got 'frames'"),
+        ({"reading": "channels", "through_time": TrainSpec(epochs=3)}, "with through_time.epochs=3, .*got 'channels'"),
         ({"reading": "backwards"}, "expected one of 'integrate', 'frames', 'channels', 'through-time'"),
     ],
 )
