@@ -171,6 +171,8 @@ def main() -> None:
     path = RESULTS / "speed.json"
     kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     part = "codes" if options.codes else "peers" if options.peers else "speed"
+    if options.threads != [1]:
+        part += f", threads {' '.join(map(str, options.threads))}"
     for name in options.networks:
         made = codes(name) if options.codes else raced(name, options) if options.peers else timed(name, options)
         about = {**conditions(SEED), "machine": speed.machine()}

@@ -5,9 +5,10 @@
 
 The control quantizes with equally probable codes (entropy log2 L at the start): ResNet with 7 sites, 14x14 images, 4 levels.
 The analysis takes every run of :mod:`sensitivity` and :mod:`polarity` (without the offset and the pruned ones, whose codes
-change their meaning) and groups them by network, number of levels and seed. Within each group the final test accuracy is
-ranked against a predictor; the mean of the groups' rank correlations (Spearman), weighted by their degrees of freedom,
-stands with a 95 % interval from 2,000 bootstrap samples of the runs within groups. Negative for an error that predicts well.
+change their meaning) and groups them by network, number of levels and seed, at least three runs each. Within each group the
+final test accuracy is ranked against a predictor; the mean of the groups' rank correlations (Spearman), weighted by their
+degrees of freedom, stands with a 95 % interval from 2,000 bootstrap samples of the runs within groups. Negative for an error
+that predicts well.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ NETWORK, PARENT_EPOCHS, EPOCHS = "resnet", 8, 4
 ASKED = ("strategy", "seed")
 FOUND = ("validation", "test", "events", "spikes", "bits_start", "bits_end", "error_start", "error_end", "used_end")
 PREDICTORS = ("bits_start", "bits_end", "error_start", "error_end")
-_SAMPLES, _LEAST = 2000, 4
+_SAMPLES, _LEAST = 2000, 3
 
 
 def runs() -> list[Row]:
