@@ -332,7 +332,7 @@ def test_constants_sizes_and_outputs_that_no_signal_reaches() -> None:
 def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     snn = spiking("plain", UNSIGNED)
     (x,) = frames((1, 8, 8), 1)
-    with pytest.raises(SpecError, match=r"what polarspike.convert returns"):
+    with pytest.raises(SpecError, match=r"what polarspike.convert or polarspike.unroll returns"):
         simulate(Plain(), [x])  # type: ignore[arg-type]
     for wrong in (x, []):
         with pytest.raises(InputError, match="a list with one input batch per timestep"):

@@ -68,10 +68,14 @@ def launch_command(*command: object, count: int = 2) -> list[subprocess.Popen[st
 
 
 def ended(started: list[ForkServerProcess]) -> list[int | None]:
-    """Wait for all; their exit codes."""
+    """Wait for all; their exit codes, None for one that hung and was ended here."""
     for process in started:
         process.join(timeout=300)
-    return [process.exitcode for process in started]
+    codes = [process.exitcode for process in started]
+    for process in started:  # pytest waits for what still runs when it ends, for ever
+        process.kill()
+        process.join()
+    return codes
 
 
 def found_by(count: int, place: Path, *names: str) -> dict[str, Any]:
@@ -86,14 +90,20 @@ def killed(place: Path, name: str, epochs: int, victim: int) -> None:
     started = launch(2, place, name)
     log = place / f"{name}-2" / "log.jsonl"
     deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= epochs) and time.monotonic() < deadline:
+    while not (logged := _lines(log) >= epochs) and time.monotonic() < deadline:
         time.sleep(0.02)
+    alive = [process.is_alive() for process in started]
     started[victim].kill()
     time.sleep(0.2)
     for process in started:
         process.kill()  # what a launcher does with the others
         process.join()
+    assert logged and all(alive)  # it was stopped in the middle of its work
     assert not (place / "found-2.json").exists()
+
+
+def _lines(log: Path) -> int:
+    return len(log.read_text().splitlines()) if log.exists() else 0
 
 
 def _environments(count: int) -> list[dict[str, str]]:
