@@ -191,7 +191,7 @@ def test_planes_beside_channels(inputs: int, channels: int, spec: ps.QuantSpec) 
         assert wrong(made, {made.inputs[0][0]: x[:batch].numpy()}) == 0
 
 
-PLANE = torch.ones(1, 1, 8, 8)
+PLANE, LARGEST = torch.ones(1, 1, 8, 8), torch.finfo(torch.float32).max
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,27 @@ PLANE = torch.ones(1, 1, 8, 8)
         lambda batch: torch.arange(batch).float().reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8),
         lambda batch: PLANE.expand(batch, -1, -1, -1) * batch,
         lambda batch: PLANE.expand(batch, -1, -1, -1).sum(0, keepdim=True).expand(batch, -1, -1, -1),
+        # From here on, batches of one and of two have the same values.
+        lambda batch: PLANE.expand(batch, -1, -1, -1) * (batch // 3),
+        lambda batch: torch.ones(batch, 1, 8, 8) * ((batch + 5) // 4),
+        lambda batch: PLANE.expand(batch, -1, -1, -1) * ((batch - 1) * (batch - 2)),
+        lambda batch: torch.full((batch, 1, 8, 8), batch // 3),
+        lambda batch: torch.ones(batch, 8).tril(-3).reshape(-1, 1, 1, 8) * PLANE,
+        lambda batch: torch.where(torch.full((batch, 1, 1, 1), LARGEST).sum(0) == LARGEST, PLANE, -PLANE).expand(
+            batch, -1, -1, -1
+        ),
     ],
-    ids=["numbers", "times the size", "a sum over the batch"],
+    ids=[
+        "numbers",
+        "times the size",
+        "a sum over the batch",
+        "times a third",
+        "times a quarter",
+        "times a polynomial",
+        "full of a third",
+        "rows from the fourth",
+        "a sum that overflows",
+    ],
 )
 def test_a_constant_that_counts_the_samples_is_refused(plane: Callable[[int], Tensor]) -> None:
     x = torch.randn(IMAGES)
@@ -213,10 +232,14 @@ def test_a_constant_that_counts_the_samples_is_refused(plane: Callable[[int], Te
 def test_a_constant_may_be_laid_out_with_the_batch() -> None:
     def planes(batch: int) -> Tensor:
         several = torch.cat([PLANE, -PLANE], 1).expand(batch, -1, -1, -1).reshape(batch * 2, 8, 8)
-        return torch.cat([several.reshape(batch, -1, 8, 8), torch.zeros(batch, 1, 8, 8)], 1)
+        several = torch.cat([several.reshape(batch, -1, 8, 8), torch.zeros(batch, 1, 8, 8)], 1)
+        unknown = (PLANE * torch.nan).repeat(batch, 1, 1, 1)
+        return torch.cat([several, torch.where(unknown == unknown, unknown, PLANE)], 1)
 
     x = torch.randn(IMAGES)
-    snn, made = made_of(Net(lambda x: torch.cat([x, planes(x.shape[0])], 1), 9), x, ps.QuantSpec(0, 7))
+    # That x is moved, too, must not fix the size of its batch.
+    model = Net(lambda x: torch.cat([x.transpose(0, 1).transpose(0, 1), planes(x.shape[0])], 1), 10)
+    snn, made = made_of(model, x, ps.QuantSpec(0, 7))
     assert apart(snn, made, x) < 0.12 and wrong(made, {made.inputs[0][0]: x[:3].numpy()}) == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -28,8 +28,12 @@ def leaves_of(tree: Any) -> list[fx.Node]:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The sizes of a value without its batch."""
-    return tuple(int(size) for size in node.meta["val"].shape[1:])
+    """The sizes of a value without its batch; where that is not in front, its size is that of the example.
+
+    To make an ``int`` of a free size would fix it for the whole program, in which 2 is then as good as the batch.
+    """
+    sizes = node.meta["val"].shape[1:]
+    return tuple(cast(int, size.node.hint) if isinstance(size, torch.SymInt) else size for size in sizes)
 
 
 def place_of(node: fx.Node) -> str:

@@ -1,4 +1,10 @@
-"""Constants of a program whose batch is not known yet: made for one sample, where that is what every sample gets."""
+"""Constants of a program whose batch is not known yet: made for one sample, where that is what every sample gets.
+
+A constant is known for one sample. In a batch of n every tensor that depends on n has one dimension of size ``k n``, k
+whole, along which the sample's k entries repeat. Two things keep that true. The graph: a size may only say how large
+a constant is, and is a multiple of n, so that no ``n // 3`` is written as what it is in a batch of one. And the values:
+whatever else an operator makes of the dimension (a sum, a number for each sample) shows in larger batches.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +13,60 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
-from polarspike.exporters.aten import leaves_of
+from polarspike.exporters.aten import arguments_of, leaves_of
 
 #: The constant that a node is, for one sample; None where it is a size.
 Known = Callable[[fx.Node], Tensor | None]
+
+#: Arguments that say how large a constant is or how often it repeats; no value of it is computed from them.
+_SHAPES = {
+    **dict.fromkeys(("aten::expand", "aten::view", "aten::zeros", "aten::ones", "aten::full"), "size"),
+    **dict.fromkeys(("aten::new_zeros", "aten::new_ones", "aten::new_full", "aten::broadcast_to"), "size"),
+    "aten::reshape": "shape",
+    "aten::unflatten": "sizes",
+    "aten::repeat": "repeats",
+    "aten::repeat_interleave": "repeats",
+    "aten::tile": "dims",
+}
+
+#: Beyond a batch of one. Sizes cannot become values, so that few are enough: they show what one operator does across
+#: samples. A prime, for windows and offsets that two or three samples do not reach.
+_BATCHES = (2, 3, 11)
 
 
 def for_one_sample(node: fx.Node, known: Known) -> Any:
     """What a node makes of constants and sizes in a batch of one: a tensor, or several.
 
-    None where a batch of two would have other values than the same ones twice, as ``arange(batch)`` has.
+    None where a larger batch would have other values than the same ones for each sample, as ``arange(batch)`` has, or
+    where a size is more than a size, as in ``plane * (batch // 3)``.
     """
+    leaves = leaves_of((node.args, node.kwargs))
+    if not any(known(leaf) is None or _free(leaf) for leaf in leaves):
+        return _made(node, known, 1)
+    values = pytree.tree_leaves(node.meta["val"])
+    sizes = [leaf.meta["val"] for leaf in leaves if known(leaf) is None]
+    sizes += [value.shape[d] for value in values for d in _free_of(value)]
+    if not _only_shapes(node, known) or any(_times(size) is None for size in sizes):
+        return None
+    if any(len(_free_of(value)) > 1 for value in values):
+        return None  # pairs of samples
     made = _made(node, known, 1)
-    if any(known(leaf) is None or any(_free(leaf)) for leaf in leaves_of((node.args, node.kwargs))):
-        pairs = zip(_tensors(made), _tensors(_made(node, known, 2)), strict=True)
-        if not all(_repeats(one, two) for one, two in pairs):
-            return None
+    for batch in _BATCHES:
+        again = pytree.tree_leaves(_made(node, known, batch))
+        for value, one, several in zip(values, pytree.tree_leaves(made), again, strict=True):
+            if not _same(_repeated(one, _free_of(value), batch), several):
+                return None
     return made
+
+
+def _only_shapes(node: fx.Node, known: Known) -> bool:
+    """Whether sizes are nothing but shapes of what the node makes."""
+    given = arguments_of(node)
+    shape = _SHAPES.get(node.target._schema.name)  # type: ignore[union-attr]
+    values = [leaf for name, value in given.items() if name != shape for leaf in leaves_of(value)]
+    return all(known(leaf) is not None for leaf in values)
 
 
 def _made(node: fx.Node, known: Known, batch: int) -> Any:
@@ -33,35 +75,41 @@ def _made(node: fx.Node, known: Known, batch: int) -> Any:
             return leaf
         tensor = known(leaf)
         if tensor is None:
-            return _size(leaf, batch)
-        return tensor.repeat([batch if free else 1 for free in _free(leaf)]) if any(_free(leaf)) else tensor
+            return (_times(leaf.meta["val"]) or 0) * batch
+        return _repeated(tensor, _free(leaf), batch)
 
-    args, kwargs = torch.utils._pytree.tree_map(value, (node.args, node.kwargs))
+    args, kwargs = pytree.tree_map(value, (node.args, node.kwargs))
     with torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _size(node: fx.Node, batch: int) -> Any:
-    """A size that depends on the batch, where that is so large."""
-    if any(isinstance(part.meta.get("val"), Tensor) for part in node.all_input_nodes):
-        return batch
-    args = [_size(part, batch) if isinstance(part, fx.Node) else part for part in node.args]
-    return node.target(*args)  # type: ignore[operator]
+def _times(size: Any) -> int | None:
+    """How many times the batch a size is; None if it is anything else."""
+    if not isinstance(size, torch.SymInt):
+        return None
+    formula = size.node.expr
+    if len(formula.free_symbols) != 1:
+        return None
+    factor = formula / next(iter(formula.free_symbols))
+    return int(factor) if factor.is_Integer else None
 
 
-def _free(node: fx.Node) -> list[bool]:
-    """For each dimension of a tensor whether its size depends on the batch."""
-    value = node.meta.get("val")
-    return [not isinstance(size, int) for size in value.shape] if isinstance(value, Tensor) else []
+def _free(node: fx.Node) -> list[int]:
+    """The dimensions of a node's tensor whose sizes depend on the batch."""
+    return _free_of(node.meta.get("val"))
 
 
-def _repeats(one: Tensor, two: Tensor) -> bool:
-    """Whether the second tensor is the first, as often as it takes along each dimension."""
-    if one.dim() != two.dim() or any(b % max(a, 1) for a, b in zip(one.shape, two.shape, strict=True)):
+def _free_of(value: Any) -> list[int]:
+    return [d for d, size in enumerate(value.shape) if not isinstance(size, int)] if isinstance(value, Tensor) else []
+
+
+def _repeated(one: Tensor, dims: list[int], batch: int) -> Tensor:
+    """The tensor of one sample for as many as the batch has."""
+    return one.repeat([batch if d in dims else 1 for d in range(one.dim())]) if dims else one
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal shapes and values, where NaN equals NaN."""
+    if one.shape != other.shape:
         return False
-    again = one.repeat([b // max(a, 1) for a, b in zip(one.shape, two.shape, strict=True)])
-    return torch.equal(again.nan_to_num(), two.nan_to_num())
-
-
-def _tensors(made: Any) -> list[Tensor]:
-    return [made] if isinstance(made, Tensor) else list(made)
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
