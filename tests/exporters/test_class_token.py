@@ -265,8 +265,11 @@ def test_tokens_in_front_of_the_batch_are_refused() -> None:
         lambda x: torch.relu(x.permute(2, 0, 1, 3))[0],
         lambda x: x.permute(2, 0, 1, 3).flatten(0, 1).unflatten(0, (3, -1))[0],
         lambda x: x.permute(2, 3, 0, 1)[0].transpose(0, 1),
+        # The dimension in front is none of the batch, and what is said of it must not be.
+        lambda x: x.permute(2, 0, 1, 3)[0:1].squeeze(0),
+        lambda x: x.permute(2, 0, 1, 3).mean(0),
     ],
-    ids=["an operator", "a view", "a part without the batch in front"],
+    ids=["an operator", "a view", "a part without the batch in front", "a slice", "a mean"],
 )
 def test_what_is_done_to_a_layout_without_the_batch_in_front_is_refused(layout: Callable[[Tensor], Tensor]) -> None:
     class Layout(nn.Module):

@@ -77,10 +77,13 @@ def _slice(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     dims = len(shape_of(node)) + 1
     axis = given["dim"] % dims
     whole = given["start"] in (None, 0) and (given["end"] is None or given["end"] >= 2**62) and given["step"] == 1
-    if axis == 0 and not whole:
-        raise walk.emitter.refuse("a part of the batch")
+    signal: Signal = walk.signals[given["self"]]
     if whole:
-        return walk.signals[given["self"]]  # type: ignore[no-any-return]
+        return signal
+    if isinstance(signal, Moved):
+        raise walk.emitter.unbatched()
+    if axis == 0:
+        raise walk.emitter.refuse("a part of the batch")
     return _part(walk, given["self"], axis, given["start"], given["end"], given["step"])
 
 

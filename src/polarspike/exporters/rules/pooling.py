@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import fx
 
 from polarspike.exporters.aten import Arguments, average_windows, even_windows, shape_of, sizes_of
-from polarspike.exporters.signals import Averaged, Codes, Signal, Sums
+from polarspike.exporters.signals import Averaged, Codes, Moved, Signal, Sums
 
 if TYPE_CHECKING:
     from polarspike.exporters.lowering import Lowering, Rule
@@ -72,6 +72,8 @@ def _mean(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     wanted = given.get("dim")
     wanted = range(dims) if wanted in (None, []) else [wanted] if isinstance(wanted, int) else wanted
     axes = sorted(d % dims for d in wanted)
+    if isinstance(walk.signals[given["self"]], Moved):
+        raise walk.emitter.unbatched()
     if 0 in axes:
         raise walk.emitter.refuse("a mean over the batch")
     return _mean_over(walk, node, given["self"], axes, bool(given.get("keepdim")))
