@@ -229,6 +229,12 @@ def test_a_constant_that_counts_the_samples_is_refused(plane: Callable[[int], Te
         made_of(model, x, ps.QuantSpec(7, 7))
 
 
+@pytest.mark.parametrize("what", [lambda x: x * (x.shape[0] // 3), lambda x: x.clamp(0, x.shape[0])])
+def test_a_signal_that_meets_the_size_of_the_batch_is_refused(what: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ExportError, match="values that depend on the size of the batch"):
+        made_of(Net(what), torch.randn(IMAGES), ps.QuantSpec(7, 7))
+
+
 def test_a_constant_may_be_laid_out_with_the_batch() -> None:
     def planes(batch: int) -> Tensor:
         several = torch.cat([PLANE, -PLANE], 1).expand(batch, -1, -1, -1).reshape(batch * 2, 8, 8)

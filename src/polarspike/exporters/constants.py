@@ -48,7 +48,7 @@ def for_one_sample(node: fx.Node, known: Known) -> Any:
     values = pytree.tree_leaves(node.meta["val"])
     sizes = [leaf.meta["val"] for leaf in leaves if known(leaf) is None]
     sizes += [value.shape[d] for value in values for d in _free_of(value)]
-    if not _only_shapes(node, known) or any(_times(size) is None for size in sizes):
+    if not only_shapes(node) or any(_times(size) is None for size in sizes):
         return None
     if any(len(_free_of(value)) > 1 for value in values):
         return None  # pairs of samples
@@ -61,12 +61,12 @@ def for_one_sample(node: fx.Node, known: Known) -> Any:
     return made
 
 
-def _only_shapes(node: fx.Node, known: Known) -> bool:
-    """Whether sizes are nothing but shapes of what the node makes."""
+def only_shapes(node: fx.Node) -> bool:
+    """Whether sizes that depend on the batch are nothing but shapes of what the node makes."""
     given = arguments_of(node)
     shape = _SHAPES.get(node.target._schema.name)  # type: ignore[union-attr]
     values = [leaf for name, value in given.items() if name != shape for leaf in leaves_of(value)]
-    return all(known(leaf) is not None for leaf in values)
+    return not any(isinstance(leaf.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool) for leaf in values)
 
 
 def _made(node: fx.Node, known: Known, batch: int) -> Any:

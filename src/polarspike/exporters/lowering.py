@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from polarspike.exporters.aten import Arguments, arguments_of, leaves_of, place_of, shape_of
-from polarspike.exporters.constants import for_one_sample
+from polarspike.exporters.constants import for_one_sample, only_shapes
 from polarspike.exporters.emission import Emitter
 from polarspike.exporters.observed import Ranges
 from polarspike.exporters.rules import RULES
@@ -123,6 +123,8 @@ class Lowering:
                 f"no rule for {name.removeprefix('aten::')} in whole numbers; there are rules for "
                 f"{', '.join(sorted(known.removeprefix('aten::') for known in RULES))}. Export as onnx-float instead"
             )
+        if not only_shapes(node):
+            raise self.emitter.refuse("values that depend on the size of the batch")
         return rule(self, node, arguments_of(node))
 
     def _computed(self, node: fx.Node) -> Any:
