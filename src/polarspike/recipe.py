@@ -105,7 +105,9 @@ class Recipe(Spec):
         )
 
     def _check_through_time(self) -> None:
+        self._require("through_time", isinstance(self.through_time, TrainSpec), "a TrainSpec")
         self._require("leak", _is_share(self.leak), "a number in (0, 1]")
+        self._require("learned_leak", isinstance(self.learned_leak, bool), "True or False")
         if not self.learns_order:
             usual, given = TrainSpec().to_dict(), self.through_time.to_dict()
             asked = {f"through_time.{key}": value for key, value in given.items() if value != usual[key]}

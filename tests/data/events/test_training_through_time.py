@@ -114,6 +114,8 @@ EVENTS = Recipe(
         ({"frames": FrameSpec(bins=1)}, "bins: expected at least 2 frames to train through time, got 1"),
         ({"leak": 0.0}, r"leak: expected a number in \(0, 1\], got 0.0"),
         ({"leak": True}, r"leak: expected a number in \(0, 1\], got True"),
+        ({"learned_leak": "no"}, "learned_leak: expected True or False, got 'no'"),
+        ({"through_time": None}, "through_time: expected a TrainSpec, got None"),
         ({"through_time": TrainSpec(activity=0.1)}, "through_time.activity: .* give it to qann instead"),
         ({"reading": "frames", "leak": 0.5}, "reading: expected 'through-time' with leak=0.5, .* got 'frames'"),
         ({"reading": "channels", "through_time": TrainSpec(epochs=3)}, "with through_time.epochs=3, .*got 'channels'"),
