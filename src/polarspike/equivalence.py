@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -23,13 +21,13 @@ from polarspike.inputs import (
     to_device,
 )
 from polarspike.modules import apply, device_of, evaluating
-from polarspike.proof import Proof, SiteComparison
+from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork, refine
 from polarspike.recordings import Record, run_quantized, run_spiking
 from polarspike.scope import Changes, changes
 from polarspike.simulator import simulate
-from polarspike.sites import Site
 from polarspike.spiking import SpikingNetwork
+from polarspike.tallies import Tally, output_gap
 from polarspike.through_time import TemporalNetwork
 
 # Outputs after several steps are means of rounded sums: this much of their size is rounding.
@@ -38,40 +36,6 @@ _FLOAT_TOLERANCE = 1e-4
 # A float32 network against a float64 simulation: its own sums are rounded by about this many steps.
 _EVENT_MARGIN = {torch.float64: 1e-9}
 _FLOAT_MARGIN = 1e-4
-
-
-@dataclass
-class _Tally:
-    """Running totals of one site over batches; ``fired[k + reach]`` counts how often the code k was fired at a step."""
-
-    reach: int
-    compared: int = 0
-    different: int = 0
-    diverged: int = 0
-    different_values: int = 0
-    worst_margin: float = 0.0
-    fired: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.fired = torch.zeros(2 * self.reach + 1, dtype=torch.long)
-
-    def fire(self, codes: Tensor) -> None:
-        """Count the codes of one timestep."""
-        codes = codes.nan_to_num(0.0)  # a broken network; the comparison finds it
-        self.fired += torch.bincount((codes + self.reach).flatten().long(), minlength=len(self.fired)).cpu()
-
-    def finish(self, site: Site) -> SiteComparison:
-        total = max(1, int(self.fired.sum()))
-        return SiteComparison(
-            compared=self.compared,
-            different=self.different,
-            diverged=self.diverged,
-            different_values=self.different_values,
-            worst_margin=self.worst_margin,
-            distinct=int((self.fired > 0).sum()),
-            nonzero_share=1.0 - int(self.fired[self.reach]) / total,
-            binary=sum(site.levels) == 1,
-        )
 
 
 @torch.no_grad()
@@ -136,7 +100,7 @@ def verify(
             f"verify: the network starts again after {snn.spec.window} steps (ConvertSpec.window), got "
             f"timesteps={timesteps}; verify at most one window"
         )
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, Tally] = {}
 
     def fired(name: str, codes: Tensor) -> None:
         tallies[name].fire(codes)
@@ -156,7 +120,7 @@ def verify(
                 fine = refine(qann, factor).eval() if factor > 1 else qann
                 # Over T steps a code C runs through the refined levels, and one k[t] may take back all of them.
                 tallies |= {
-                    name: _Tally(reach=sum(site.levels) * (total // factor)) for name, site in fine.sites().items()
+                    name: Tally(reach=sum(site.levels) * (total // factor)) for name, site in fine.sites().items()
                 }
             if len(frames) != total:
                 raise InputError(
@@ -178,7 +142,7 @@ def verify(
                 if _tally_free(expected, got, tallies):
                     seen = run_quantized(fine, mean, forced=got.codes)
                     _tally_forced(fine, seen, got, tallies, factor)
-                gap, scale = _output_gap(seen.output, got.output)
+                gap, scale = output_gap(seen.output, got.output)
                 exact_output = total == 1 and against == "network" and snn.spec.max_spikes_per_step is None
                 equal &= gap == 0.0 if exact_output else gap <= _tolerance(seen.output) * scale
                 worst = max(worst, gap)
@@ -231,7 +195,7 @@ def _unobserved(
     worst, same = 0.0, True
     for execution, wanted in plain.items():
         answer = apply(snn, inputs, timesteps=length, time_dim=time_dim, execution=execution)
-        gap, scale = _output_gap(wanted, answer)
+        gap, scale = output_gap(wanted, answer)
         worst, same = max(worst, gap), same and gap <= (0.0 if once else _tolerance(wanted) * scale)
     return worst, same
 
@@ -243,7 +207,7 @@ def _run_events(snn: SpikingNetwork, frames: list[Inputs]) -> tuple[Record, int,
     return Record({name: codes / share for name, codes in result.codes.items()}, {}, {}, result.output), *figures
 
 
-def _tally_free(expected: Record, got: Record, tallies: dict[str, _Tally]) -> bool:
+def _tally_free(expected: Record, got: Record, tallies: dict[str, Tally]) -> bool:
     """Compare site by site, both networks having run freely; whether any code of this batch differs."""
     found = False
     for name, tally in tallies.items():
@@ -262,7 +226,7 @@ def _tally_free(expected: Record, got: Record, tallies: dict[str, _Tally]) -> bo
 
 
 def _tally_forced(
-    fine: QuantizedNetwork, expected: Record, got: Record, tallies: dict[str, _Tally], timesteps: int
+    fine: QuantizedNetwork, expected: Record, got: Record, tallies: dict[str, Tally], timesteps: int
 ) -> None:
     """Compare again where every site saw the other network's earlier codes: only a site's own differences remain."""
     for name, site in fine.sites().items():
@@ -291,18 +255,6 @@ def _require_sound(expected: Record) -> None:
                 f"verify: site {name!r} of the quantized network gets NaN from finite inputs; "
                 "look for NaN or Inf in the weights before it"
             )
-
-
-def _output_gap(expected: Any, got: Any) -> tuple[float, float]:
-    gap, scale = 0.0, 0.0
-    for left, right in zip(pytree.tree_leaves(expected), pytree.tree_leaves(got), strict=True):
-        if isinstance(left, Tensor) and left.numel():
-            left, right = left.double(), right.double()
-            # A mask may stand at infinity on both sides. NaN on both is no agreement: it exceeds any tolerance.
-            difference = (left - right).abs().nan_to_num(nan=math.inf).masked_fill(left == right, 0.0)
-            gap = max(gap, float(difference.max()))
-            scale = max(scale, float(left.abs().masked_fill(~left.isfinite(), 0.0).max()))
-    return gap, max(scale, 1e-30)
 
 
 def _tolerance(output: Any) -> float:
