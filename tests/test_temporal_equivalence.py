@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 import polarspike as ps
-from polarspike import models
+from polarspike import models, temporal_equivalence
 from polarspike.errors import InputError, SpecError
 from polarspike.simulator import simulate
 from polarspike.temporal_equivalence import quantized_at_first_frame, verify_temporal
@@ -108,3 +110,44 @@ def test_what_cannot_be_proved_is_refused() -> None:
         verify_temporal(net, [])
     with pytest.raises(InputError, match="timesteps: expected 1 to 4, the frames given, got 5"):
         verify_temporal(net, [frames], 5)
+    with pytest.raises(
+        InputError, match=r"batch 1: expected 4 frames as in the first batch, got 3; .*or give timesteps"
+    ):
+        verify_temporal(net, [frames, frames[:, :3]])
+    assert verify_temporal(net, [frames, frames[:, :3]], 2).exact
+    with pytest.raises(InputError, match=r"batch 1: expected inputs .* got str"):
+        verify_temporal(net, [frames, "frames"])
+    for value in (float("nan"), float("inf")):
+        broken = frames.clone()
+        broken[1, 2] = value
+        with pytest.raises(InputError, match=r"verify_temporal, batch 1, input '0': expected finite values"):
+            verify_temporal(net, [frames, broken])
+    with torch.no_grad():
+        next(net.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="gets NaN from finite inputs"):
+        verify_temporal(net, [frames])
+
+
+@pytest.mark.parametrize("against", ["stream", "events"])
+def test_batches_are_inputs_or_pairs_and_nothing_is_kept_of_them(against: Any) -> None:
+    _, net, frames = trained_like("branched")
+    held: list[int] = []
+
+    def watched() -> Iterator[Any]:
+        for start in (0, 2, 4):
+            gc.collect()
+            held.append(sum(each.numel() for each in gc.get_objects() if issubclass(type(each), Tensor)))
+            yield frames[start : start + 2], torch.zeros(2)
+
+    found = verify_temporal(net, watched(), against=against)
+    assert held[1] == held[2]
+    whole = [verify_temporal(net, given, against=against) for given in ([frames[:6]], frames[:6])]
+    for one in (found, *whole):
+        assert one.exact and one.sites == whole[0].sites
+        assert all(site.distinct > 2 and 0.05 < site.nonzero_share < 0.95 for site in one.sites.values())
+
+
+def test_a_device_without_float64_leaves_the_comparison_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, net, frames = trained_like("mlp")
+    monkeypatch.setattr(temporal_equivalence, "device_of", lambda _: torch.device("mps"))
+    assert verify_temporal(net, [frames]).exact

@@ -7,89 +7,96 @@ holds, whatever it has learned::
     every frame     k[t] of a stream, frame by frame through ``step``, is k[t] of the whole sequence at once, layer by layer
     events          k[t] is what neurons fire that only add weights and leak, simulated spike by spike (small networks)
 
+The first two run the same ``encode`` twice, so they are about time and not about the neuron; the last calls nothing of it.
+
 All of it is compared in float64, on a copy: a sum that float32 rounds across a boundary in one order of execution and not in
-the other changes a code there, and the membranes of all frames behind it.
+the other changes a code there, and the membranes of all frames behind it. Codes of one batch are held at a time.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from polarspike.errors import InputError, SpecError
 from polarspike.graph import finish
-from polarspike.inputs import to_device
-from polarspike.modules import device_of
-from polarspike.proof import Proof, SiteComparison
+from polarspike.inputs import Inputs, batches_of, frames_of, map_inputs, require_finite, to_device
+from polarspike.modules import apply, device_of
+from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.recordings import run_quantized
 from polarspike.simulator import simulate
-from polarspike.sites import Site
 from polarspike.specs import QuantSpec
+from polarspike.tallies import Tally, output_gap
 from polarspike.through_time import StreamState, TemporalNetwork
 
 # Of means of float64 sums, taken in two orders.
 _TOLERANCE = 1e-10
-_Codes = dict[str, Tensor]  # (T, batch, ...) by site
+# Codes of fewer levels are held in two bytes, and so is what they are counted by.
+_FEW = 2**14
+_CPU = torch.device("cpu")
 
 
 @torch.no_grad()
 def verify_temporal(
     net: TemporalNetwork,
-    sequences: Sequence[Tensor],
+    batches: Iterable[Any] | Tensor,
     timesteps: int | None = None,
     against: Literal["stream", "events"] = "stream",
 ) -> Proof:
     """Prove what holds of a network that was trained through time, on the first T frames of sequences, in float64.
 
+    It runs where the network is, or on the CPU where that device has no float64.
+
     Args:
         net: the network, left untouched.
-        sequences: batches (B, frames, ...).
+        batches: sequences (B, frames, ...), or (sequences, target).
         timesteps: T; all frames if not given.
         against: its own stream (and, at the first frame, the quantized network of its own weights), or the event-by-event
-            simulator.
+            simulator (small networks).
 
     Raises:
         SpecError: not such a network, or an unknown ``against``.
-        InputError: no batch, or one that the network cannot read or that has fewer than T frames; for ``"events"``, what
-            the simulator refuses.
+        InputError: no batch, one with NaN or Inf, one that the network cannot read, one of fewer than T frames, or of
+            another number than the first where T is not given; a site that gets NaN from finite inputs; for ``"events"``,
+            what the simulator refuses.
     """
     if not isinstance(net, TemporalNetwork):
         raise SpecError(f"verify_temporal: expected what polarspike.unroll returns, got {type(net).__name__}")
     if against not in ("stream", "events"):
         raise SpecError(f"verify_temporal: expected against='stream' or 'events', got {against!r}")
-    if not sequences:
-        raise InputError("verify_temporal: expected at least one batch of sequences, got none; nothing was compared")
-    precise = copy.deepcopy(net).double().eval()
-    first = quantized_at_first_frame(precise)
-    tallies: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    place = device_of(net)
+    if place.type == "mps":  # it has no float64
+        place = _CPU
+    precise = copy.deepcopy(net).to(place).double().eval()
+    first = quantized_at_first_frame(precise) if against == "stream" else None
+    tallies = {name: Tally(reach=sum(site.levels)) for name, site in net.sites().items()}
     worst, equal, length = 0.0, True, 0
-    for batch in sequences:
-        frames: Tensor = to_device(batch, device_of(precise)).double()  # type: ignore[union-attr]
-        codes, answer = _recorded(precise, lambda frames=frames: precise(frames, timesteps=timesteps))  # type: ignore[misc]
-        length = len(next(iter(codes.values())))
-        steps = list(frames[:, :length].unbind(1))
-        others = [_streamed(precise, steps) if against == "stream" else _simulated(precise, steps)]
-        if against == "stream":
-            begun = run_quantized(first, steps[0])
-            others.append(({name: found.unsqueeze(0) for name, found in begun.codes.items()}, None))
-        for found, reached in others:
-            for name, have in codes.items():
-                tallies[name].append((have[: len(found[name])].cpu(), found[name].to(have).cpu()))
-            if reached is not None:
-                gap, scale = _gap(answer, reached)
-                worst, equal = max(worst, gap), equal and gap <= _TOLERANCE * scale
+    for position, (given, _) in enumerate(batches_of(batches)):
+        inputs = map_inputs(_widened, to_device(given, place))
+        where = f"verify_temporal, batch {position}"
+        require_finite(inputs, f"{where},")
+        frames = frames_of(inputs, None, 1)
+        if timesteps is None and length not in (0, len(frames)):
+            raise InputError(
+                f"{where}: expected {length} frames as in the first batch, got {len(frames)}; verify sequences of one "
+                "length at a time, or give timesteps"
+            )
+        answer, reached, length = _both(precise, first, inputs, frames, timesteps, tallies)
+        gap, scale = output_gap(answer, reached)
+        worst, equal = max(worst, gap), equal and gap <= _TOLERANCE * scale
+    if not length:
+        raise InputError("verify_temporal: expected at least one batch of sequences, got none; nothing was compared")
     return Proof(
         timesteps=length,
         against=against,
-        sites={name: _compared(site, tallies[name]) for name, site in net.sites().items()},
+        sites={name: tallies[name].finish(site) for name, site in net.sites().items()},
         output_difference=worst,
         output_equal=equal,
         note="in float64; codes of every frame" + (
@@ -109,50 +116,70 @@ def quantized_at_first_frame(net: TemporalNetwork) -> QuantizedNetwork:
     return made.train(net.training)
 
 
-def _recorded(net: TemporalNetwork, run: Callable[[], Any]) -> tuple[_Codes, Any]:
-    """The codes of every frame and the answer of a run, which may take the batch in pieces."""
+def _widened(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _both(
+    net: TemporalNetwork,
+    first: QuantizedNetwork | None,
+    inputs: Inputs,
+    frames: Sequence[Inputs],
+    timesteps: int | None,
+    tallies: dict[str, Tally],
+) -> tuple[Any, Any, int]:
+    """The answers of a batch at once, and of its frames one by one, and T; codes are compared as they are fired.
+
+    ``first`` is the network at its first frame, compared beside the stream; the simulator is asked where it is None.
+    """
+    codes, answer = _whole(net, inputs, timesteps)
+    length = len(next(iter(codes.values()), frames))
+    frames = frames[:length]
+    for name, have in codes.items():
+        for fired in have:
+            tallies[name].fire(fired)
+    if first is None:
+        simulated = simulate(net, [to_device(frame, _CPU) for frame in frames])
+        for name, found in simulated.codes.items():
+            _compare(name, codes[name], found, tallies)
+        return answer, simulated.output, length
+    reached, state = None, StreamState()
+    with net.observe(lambda name, timestep, spikes: _compare(name, codes[name][timestep - 1], spikes, tallies)):
+        for frame in frames:
+            reached, state = net.step(frame, state)
+    for name, found in run_quantized(first, frames[0]).codes.items():
+        _compare(name, codes[name][0], found, tallies)
+    return answer, reached, length
+
+
+def _whole(net: TemporalNetwork, inputs: Inputs, timesteps: int | None) -> tuple[dict[str, Tensor], Any]:
+    """The codes of every frame, (T, batch, ...) by site, and the answer of a whole batch, which may be run in pieces."""
     fired: dict[str, dict[int, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    with net.observe(lambda site, t, spikes: fired[site][t].append(spikes)):
-        answer = run()
+    kinds = {name: torch.int16 if sum(site.levels) < _FEW else torch.int64 for name, site in net.sites().items()}
+
+    def keep(name: str, timestep: int, spikes: Tensor) -> None:
+        if bool(spikes.isnan().any()):
+            raise InputError(
+                f"verify_temporal: site {name!r} gets NaN from finite inputs; look for NaN or Inf in the weights before it"
+            )
+        fired[name][timestep].append(spikes.to(kinds[name]))
+
+    with net.observe(keep):
+        answer = apply(net, inputs, timesteps=timesteps)
     return {
-        site: torch.stack([torch.cat(pieces) for _, pieces in sorted(frames.items())]) for site, frames in fired.items()
+        name: torch.stack([torch.cat(pieces) for _, pieces in sorted(frames.items())]) for name, frames in fired.items()
     }, answer
 
 
-def _streamed(net: TemporalNetwork, frames: Sequence[Tensor]) -> tuple[_Codes, Any]:
-    def run() -> Any:
-        answer, state = None, StreamState()
-        for frame in frames:
-            answer, state = net.step(frame, state)
-        return answer
-
-    return _recorded(net, run)
-
-
-def _simulated(net: TemporalNetwork, frames: Sequence[Tensor]) -> tuple[_Codes, Any]:
-    result = simulate(net, [frame.cpu() for frame in frames])
-    return dict(result.codes), result.output
-
-
-def _compared(site: Site, pairs: Sequence[tuple[Tensor, Tensor]]) -> SiteComparison:
-    different = sum(int((have != found).sum()) for have, found in pairs)
-    fired = torch.cat([have.flatten() for have, _ in pairs])
-    return SiteComparison(
-        compared=fired.numel(),
-        different=different,
-        diverged=different,
-        different_values=0,
-        worst_margin=float("inf") if different else 0.0,
-        distinct=len(torch.unique(fired)),
-        nonzero_share=int(fired.count_nonzero()) / max(1, fired.numel()),
-        binary=sum(site.levels) == 1,
-    )
-
-
-def _gap(expected: Any, found: Any) -> tuple[float, float]:
-    gap, scale = 0.0, 1e-30
-    for left, right in zip(pytree.tree_leaves(expected), pytree.tree_leaves(found), strict=True):
-        if isinstance(left, Tensor) and left.numel():
-            difference = (left.cpu() - right.cpu()).abs().nan_to_num(nan=float("inf"))
-            gap, scale = max(gap, float(difference.max())), max(scale, float(left.abs().max()))
-    return gap, scale
+def _compare(name: str, have: Tensor, found: Tensor, tallies: dict[str, Tally]) -> None:
+    if have.shape != found.shape:
+        raise SpecError(
+            f"verify_temporal: site {name!r} has shape {tuple(found.shape)} where {tuple(have.shape)} was expected"
+        )
+    differing = int((have != found.to(have.device)).sum())
+    tally = tallies[name]
+    tally.compared += have.numel()
+    tally.different += differing
+    tally.diverged += differing
+    if differing:
+        tally.worst_margin = float("inf")  # no distance from a boundary excuses a difference in float64
