@@ -34,13 +34,7 @@ def load_static(path: Path) -> QuantizedNetwork | SpikingNetwork:
     Raises:
         CheckpointError: the file holds another one.
     """
-    network = load(path)
-    if isinstance(network, TemporalNetwork):
-        raise CheckpointError(
-            f"{path}: expected a quantized or converted network, the file holds one that was trained through time, whose "
-            "membranes leak from frame to frame; it is for polarspike evaluate and verify, and no format exports it"
-        )
-    return network
+    return _static(path, load(path))
 
 
 def load_quantized(path: Path) -> QuantizedNetwork:
@@ -61,11 +55,29 @@ def load_spiking(path: Path) -> SpikingNetwork:
     Raises:
         CheckpointError: the file holds none.
     """
-    network = load_static(path)
+    return as_spiking(path, load(path))
+
+
+def as_spiking(path: Path, network: Saved) -> SpikingNetwork:
+    """The network that was read from a file, if it is a spiking one.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    network = _static(path, network)
     if not isinstance(network, SpikingNetwork):
         raise CheckpointError(
             f"{path}: expected a spiking network, the file holds a quantized one; convert it first: "
             f"polarspike convert {path} SNN.safetensors"
+        )
+    return network
+
+
+def _static(path: Path, network: Saved) -> QuantizedNetwork | SpikingNetwork:
+    if isinstance(network, TemporalNetwork):
+        raise CheckpointError(
+            f"{path}: expected a quantized or converted network, the file holds one that was trained through time, whose "
+            "membranes leak from frame to frame; it is for polarspike evaluate and verify, and no format exports it"
         )
     return network
 
@@ -158,7 +170,8 @@ def images_for(path: Path, network: Saved, source: Source) -> Images:
 
     Raises:
         CheckpointError: the file does not say how images are scaled, or how sequences are read.
-        DataError: the dataset is unknown or missing, or has other channels or classes than the network.
+        DataError: the dataset is unknown or missing, has other channels or classes than the network, or no sequences for
+            one that reads them.
         InputError: the network cannot take images of this size.
     """
     notes = network.notes
@@ -182,6 +195,11 @@ def images_for(path: Path, network: Saved, source: Source) -> Images:
         raise CheckpointError(
             f"{path}: expected the note 'frames' beside reading={reading!r}, as polarspike train writes it, got none: "
             "nothing says how many frames a sequence has"
+        )
+    if in_time and name in data.names() and not data.describe(name).events:
+        raise DataError(
+            f"{path}: its network reads sequences of frames (reading={reading!r}), {name} has single images; give --data, "
+            f"one of: {', '.join(data.events.names())}, or run the network in Python: polarspike.load"
         )
     loaded = data.load(name, root, download=source.download, frames=frames, sequences=in_time)
     dataset = _as_cut(path, notes, loaded)

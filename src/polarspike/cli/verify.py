@@ -14,9 +14,9 @@ from torch import Tensor
 
 from polarspike.checkpoint import load
 from polarspike.cli.command import Command, show, tell
-from polarspike.cli.files import Images, Source, images_for, load_quantized, load_spiking
+from polarspike.cli.files import Images, Source, as_spiking, images_for, load_quantized
 from polarspike.equivalence import verify
-from polarspike.errors import SpecError
+from polarspike.errors import CheckpointError, SpecError
 from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import timesteps_of, verify_sequences
@@ -25,6 +25,7 @@ from polarspike.temporal_equivalence import verify_temporal
 from polarspike.through_time import TemporalNetwork
 
 _NOISE = 0.5
+_VOID = "not conclusive: some sites fire too few different codes, or hardly any, for equality to mean something"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,9 @@ class Verify(Command):
     Args:
         qann: the file of the quantized network.
         snn: the file of the spiking network. The weights of one that was trained through time have moved, so no code of it
-            is compared with the quantized network: compared are its own, of every frame, streamed one by one with the whole
-            sequence at once (or with the simulator), and of the first frame with the quantized network of the same weights.
+            is compared with the quantized network, which must have the same sites and levels: compared are its own, of every
+            frame, streamed one by one with the whole sequence at once, and of the first frame with the quantized network of
+            the same weights; or, by --against events, of every frame with the simulator.
         data: a dataset; the one that the files were made for, if not given.
         timesteps: the numbers T to prove, T = 1 always among them; of sequences, of which T means the first T frames, those
             below their number, and that number itself. The exit code is 1 if a proof fails, and 4 if all hold but some site
@@ -71,9 +73,10 @@ class Verify(Command):
             )
         source = Source(self.data, self.root, self.download, self.device)
         source.check()
-        if isinstance(net := load(self.snn), TemporalNetwork):
-            return self._through_time(net, source)
-        qann, snn = load_quantized(self.qann).to(self.device), load_spiking(self.snn)
+        found = load(self.snn)
+        if isinstance(found, TemporalNetwork):
+            return self._through_time(found, source)
+        qann, snn = load_quantized(self.qann).to(self.device), as_spiking(self.snn, found)
         images = images_for(self.snn, snn, source)
         snn.to(self.device)
         if self.precision == "fp64":
@@ -92,19 +95,16 @@ class Verify(Command):
         if failed:
             tell(f"not exact at T = {', '.join(failed)}: {self.snn} does not equal {self.qann} there")
         if void:
-            tell(
-                "not conclusive: some sites fire too few different codes, or hardly any, for equality to mean something"
-            )
+            tell(_VOID)
         return 1 if failed else 4 if void else 0
 
     def _through_time(self, net: TemporalNetwork, source: Source) -> int:
         """What can be proved where the weights have moved."""
-        if self.varying or self.precision == "bf16":
-            raise SpecError(
-                f"--varying, --precision bf16: {self.snn} was trained through time on sequences, whose frames vary by "
-                "themselves, and is compared in float64; leave them out"
-            )
-        load_quantized(self.qann)
+        _refuse(
+            {"--varying": self.varying, "--precision bf16": self.precision == "bf16"},
+            f"{self.snn} was trained through time on sequences, whose frames vary by themselves, and is compared in float64",
+        )
+        self._require_parent(net)
         images = images_for(self.snn, net, source)
         assert images.frames is not None  # of a network that reads sequences
         tell(
@@ -112,22 +112,40 @@ class Verify(Command):
             "compared with it; compared are its own codes, in float64"
         )
         net.to(self.device)
-        sequences = [frames for frames, _ in images.batches(self.images)]
-        proof = verify_temporal(net, sequences, against="events" if self.against == "events" else "stream")
-        show(proof)
-        if not proof.exact:
-            tell(f"not exact: the codes of {self.snn} differ, first at {proof.first_difference}")
-        return 1 if not proof.exact else 4 if proof.void else 0
+        against: Literal["stream", "events"] = "events" if self.against == "events" else "stream"
+        failed, void = [], False
+        for t in timesteps_of((1, *self.timesteps), images.frames):
+            proof = verify_temporal(net, images.batches(self.images), t, against)
+            show(proof)
+            void |= bool(proof.void)
+            if not proof.exact:
+                failed.append(f"{t} (first at {proof.first_difference})")
+        if failed:
+            tell(f"not exact at T = {', '.join(failed)}: the codes of {self.snn} differ there")
+        if void:
+            tell(_VOID)
+        return 1 if failed else 4 if void else 0
+
+    def _require_parent(self, net: TemporalNetwork) -> None:
+        """Refuse a quantized network that this one cannot have come from: training moves no site and no level."""
+        first, here = (
+            {name: site.levels for name, site in one.sites().items()} for one in (load_quantized(self.qann), net)
+        )
+        for name in [*first, *here]:
+            if (wanted := first.get(name)) != (got := here.get(name)):
+                raise CheckpointError(
+                    f"{self.snn}: expected the sites and levels of {self.qann}, {_levels(wanted)} at {name!r}, got "
+                    f"{_levels(got)}; it was not made from that network: give the qann.safetensors of its run"
+                )
 
     def _wanted(self, images: Images) -> tuple[int, ...]:
         """The T to prove: of sequences those that they have."""
         if images.frames is None:
             return tuple(sorted({1, *self.timesteps}))
-        if self.varying or self.against == "events":
-            raise SpecError(
-                f"--varying, --against events: expected a network of images, {self.snn} reads sequences, whose frames vary "
-                "by themselves; leave them out"
-            )
+        _refuse(
+            {"--varying": self.varying, "--against events": self.against == "events"},
+            f"expected a network of images, {self.snn} reads sequences, whose frames vary by themselves",
+        )
         return timesteps_of((1, *self.timesteps), images.frames)
 
     def _prove(self, qann: QuantizedNetwork, snn: SpikingNetwork, images: Images, timesteps: int) -> Proof:
@@ -162,3 +180,13 @@ class Verify(Command):
             return proof.exact
         # In bfloat16 sums over several steps are rounded to 8 bits: shown, never judged.
         return self.precision == "bf16" or proof.within_rounding
+
+
+def _levels(levels: tuple[int, int] | None) -> str:
+    return "no site" if levels is None else f"levels {levels}"
+
+
+def _refuse(options: dict[str, bool], why: str) -> None:
+    """Refuse those options that were given."""
+    if given := [option for option, is_given in options.items() if is_given]:
+        raise SpecError(f"{' and '.join(given)}: {why}; leave {'it' if len(given) == 1 else 'them'} out")

@@ -31,6 +31,75 @@ THROUGH = shlex.split(
 )
 
 
+EVENTS = Recipe(
+    data="n-mnist", model="event_cnn", width=4, options={"stages": 1}, batch_size=8, proof_images=4,
+    reading="through-time", frames=FrameSpec(bins=2),
+)  # fmt: skip
+
+
+def untrained(root: Path, place: Path, recipe: Recipe, **notes: Any) -> tuple[Path, Path]:
+    """The files of a quantized network, and of the network through time that it is the start of."""
+    place.mkdir()
+    prepared = prepare(recipe, root=str(root))
+    frames, _ = next(iter(prepared.dataset.evaluation(8)))
+    qann = experiment.quantize_for(recipe, prepared.dataset, prepared.ann.eval(), [(frames, None)])
+    net = experiment.unroll_for(recipe, ps.convert(qann, ps.ConvertSpec(reading="frames")))
+    net.notes |= notes
+    ps.save(qann, parent := place / "qann.safetensors")
+    ps.save(net, file := place / "net.safetensors")
+    return parent, file
+
+
+def test_verify_proves_each_number_of_frames_and_refuses_what_is_not_of_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = ordered(tmp_path / "data", 2)
+    parent, file = untrained(root, tmp_path / "made", EVENTS)
+    coarse, _ = untrained(root, tmp_path / "coarse", dataclasses.replace(EVENTS, quant=ps.QuantSpec(0, 1)))
+    read: list[str] = []
+    for module in ("verify", "files"):
+        loading = lambda path: (read.append(path.name), ps.load(path))[1]  # noqa: E731
+        monkeypatch.setattr(f"polarspike.cli.{module}.load", loading)
+    proved: list[int | None] = []
+
+    def proof(net: Any, batches: Any, timesteps: int | None = None, against: Any = "stream") -> Proof:
+        proved.append(timesteps)
+        return verify_temporal(net, batches, timesteps, against)
+
+    monkeypatch.setattr("polarspike.cli.verify.verify_temporal", proof)
+
+    def verify(*options: str, qann: Path = parent) -> str:
+        code = cli.main(["verify", str(qann), str(file), "--root", str(root), "--images", "4", *options])
+        out, err = capsys.readouterr()
+        assert code == 2 or (code in (0, 4) and out.count("  EXACT") == out.count("T="))
+        return err if code == 2 else out
+
+    assert re.findall(r"T=\d", verify("--timesteps", "1", "8")) == ["T=1", "T=2"] and proved == [1, 2]
+    assert sorted(read) == ["net.safetensors", "qann.safetensors"]  # each once
+    for options, named in (
+        (["--varying"], "error: --varying: "),
+        (["--precision", "bf16"], "error: --precision bf16: "),
+        (["--varying", "--precision", "bf16"], "error: --varying and --precision bf16: "),
+    ):
+        error = verify(*options)
+        assert error.startswith(named) and f"leave {'them' if 'and' in named else 'it'} out" in error
+    error = verify(qann=coarse)
+    assert error.count("\n") == 1 and f"of {coarse}, levels (0, 1) at 'stages" in error and f"error: {file}: " in error
+
+
+def test_a_network_through_time_of_single_images_is_told_that_it_reads_sequences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = ordered(tmp_path / "data", 2)
+    parent, file = untrained(root, tmp_path / "made", EVENTS, data="digits")
+    for command in (["evaluate", str(file)], ["verify", str(parent), str(file)]):
+        assert cli.main(command) == 2
+        error = capsys.readouterr().err
+        assert (
+            error.startswith(f"error: {file}: its network reads sequences of frames") and "digits has single" in error
+        )
+
+
 @pytest.mark.slow
 def test_one_command_trains_through_time_survives_a_kill_and_tells_the_networks_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -87,7 +156,8 @@ def test_one_command_trains_through_time_survives_a_kill_and_tells_the_networks_
     for against, rival in (("network", "its own stream"), ("events", "the event simulator")):
         code = cli.main(["verify", parent, file, "--images", "2", "--against", against, *given])
         shown_now = capsys.readouterr()
-        assert code in (0, 4) and f"T=3 against {rival}" in shown_now.out and "\n  EXACT" in shown_now.out
+        assert code in (0, 4) and shown_now.out.count("\n  EXACT") == 3
+        assert all(f"T={t} against {rival}" in shown_now.out for t in (1, 2, 3))
         assert "its weights are not those of" in shown_now.err
     for command in (
         ["convert", file, str(tmp_path / "again.safetensors")],
@@ -99,12 +169,6 @@ def test_one_command_trains_through_time_survives_a_kill_and_tells_the_networks_
         assert cli.main(command) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and ("through time" in error or "digits" in error), error
-
-
-EVENTS = Recipe(
-    data="n-mnist", model="event_cnn", width=4, options={"stages": 1}, batch_size=8, proof_images=4,
-    reading="through-time", frames=FrameSpec(bins=2),
-)  # fmt: skip
 
 
 @pytest.mark.parametrize(
