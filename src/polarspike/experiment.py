@@ -24,7 +24,7 @@ from torch import nn
 
 from polarspike import data, distributed, parents
 from polarspike.calibration import calibrate
-from polarspike.checkpoint import save
+from polarspike.checkpoint import Saved, save
 from polarspike.conversion import convert
 from polarspike.data import AnyDataset, Split
 from polarspike.data.events import FrameSpec
@@ -142,8 +142,8 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
 
     Args:
         prepared: the experiment; its network is trained in place.
-        run: its directory: config, log and checkpoint of each stage, ``qann.safetensors``, ``snn.safetensors``,
-            ``results.json``, ``report.txt``; and ``snn_through_time.safetensors``.
+        run: its directory: config, log and checkpoint of each stage; ``qann.safetensors`` and ``snn.safetensors`` before
+            training through time, ``snn_through_time.safetensors`` after it; at the end ``results.json``, ``report.txt``.
         say: told what begins, one line each.
 
     Raises:
@@ -188,6 +188,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
 
     say("convert, verify and evaluate")
     snn = convert(qann, conversion_for(recipe.converted_reading))
+    _keep(run, qann=qann, snn=snn)
     proof, reading = _proof_batches(dataset, recipe), recipe.converted_reading
     outcome = examine(reader, qann, snn, test, proof, recipe.asked_timesteps, reading)
     if recipe.learns_order:
@@ -196,6 +197,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
         further: dict[str, Any] = {"teacher": teacher, "resume": run.resume}
         say(f"train the spiking network through time, {recipe.through_time.epochs} epochs")
         fit(net, train, recipe.through_time, run=run.stage("through_time"), **further)
+        _keep(run, snn_through_time=net)
         say(f"continue the ANN for the same {recipe.through_time.epochs} epochs")
         fit(reader, train, recipe.through_time, run=run.stage("through_time_control"), **further)
         say("verify and evaluate what was trained through time")
@@ -204,10 +206,6 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     run.write_json("results.json", json.loads(json.dumps(outcome.to_dict())))
     if not distributed.is_main():
         return outcome
-    save(qann, run.path / "qann.safetensors")
-    save(snn, run.path / "snn.safetensors")
-    if outcome.through_time is not None:
-        save(outcome.through_time.network, run.path / "snn_through_time.safetensors")
     try:
         with replacing(run.path / "report.txt") as partial:
             partial.write_text(f"{outcome}\n", encoding="utf-8")
@@ -216,6 +214,13 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
             f"{run.path}: report.txt cannot be written ({error}); check permissions and free space"
         ) from error
     return outcome
+
+
+def _keep(run: RunDirectory, **networks: Saved) -> None:
+    """Save finished networks under these names; a run that is resumed writes the same again."""
+    with distributed.together():
+        for name, network in networks.items() if distributed.is_main() else ():
+            save(network, run.path / f"{name}.safetensors")
 
 
 def quantize_for(

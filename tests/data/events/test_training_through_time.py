@@ -20,6 +20,7 @@ from polarspike.errors import OperatorError, SpecError
 from polarspike.experiment import Recipe, prepare
 from polarspike.proof import Proof
 from polarspike.rehearsal import rehearse
+from polarspike.runs import RunDirectory
 from polarspike.specs import TrainSpec
 from polarspike.temporal_equivalence import verify_temporal
 
@@ -237,3 +238,37 @@ def test_a_teacher_is_for_the_stages_that_ask_and_a_stream_that_differs_is_a_fai
     assert asked == {
         "ann": False, "qann": False, "control": False, "through_time": True, "through_time_control": True,
     }  # fmt: skip
+
+
+def test_what_is_finished_is_saved_before_what_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, place = str(ordered(tmp_path / "data", 2)), tmp_path / "run"
+    failing = ["through_time"]
+
+    def fit(*_: Any, run: Any, **__: Any) -> None:
+        if run.path.name in failing:
+            raise KeyboardInterrupt
+
+    def files() -> dict[str, bytes]:
+        return {
+            path.name: path.read_bytes() for path in place.iterdir() if path.is_file() and path.name != "config.json"
+        }
+
+    def carry_out(resume: bool = True) -> Any:
+        return experiment.carry_out(prepare(EVENTS, root=root), RunDirectory(place, resume=resume))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "fit", fit)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(resume=False)
+        first = files()
+        assert set(first) == {"qann.safetensors", "snn.safetensors"}
+        failing[:] = []
+        patch.setattr(experiment, "examine_through_time", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            carry_out()
+        second = files()
+        assert set(second) == {*first, "snn_through_time.safetensors"} and first.items() <= second.items()
+    monkeypatch.setattr(experiment, "fit", fit)
+    assert carry_out().through_time is not None
+    last = files()
+    assert set(last) == {*second, "results.json", "report.txt"} and second.items() <= last.items()
