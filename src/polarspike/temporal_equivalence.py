@@ -7,7 +7,8 @@ holds, whatever it has learned::
     every frame     k[t] of a stream, frame by frame through ``step``, is k[t] of the whole sequence at once, layer by layer
     events          k[t] is what neurons fire that only add weights and leak, simulated spike by spike (small networks)
 
-The first two run the same ``encode`` twice, so they are about time and not about the neuron; the last calls nothing of it.
+The first two (``against="stream"``) run the same neuron code on both sides, so they are about time and not about the law of
+the neuron; the simulator (``against="events"``) calls nothing of that code.
 
 All of it is compared in float64, on a copy: a sum that float32 rounds across a boundary in one order of execution and not in
 the other changes a code there, and the membranes of all frames behind it. Codes of one batch are held at a time.
