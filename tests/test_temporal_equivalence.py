@@ -114,7 +114,7 @@ def test_what_cannot_be_proved_is_refused() -> None:
         InputError, match=r"batch 1: expected 4 frames as in the first batch, got 3; .*or give timesteps"
     ):
         verify_temporal(net, [frames, frames[:, :3]])
-    assert verify_temporal(net, [frames, frames[:, :3]], 2).exact
+    assert verify_temporal(net, [frames, {"x": frames[:, :3]}], 2).exact
     with pytest.raises(InputError, match=r"batch 1: expected inputs .* got str"):
         verify_temporal(net, [frames, "frames"])
     for value in (float("nan"), float("inf")):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -137,19 +137,19 @@ def _both(
     length = len(next(iter(codes.values()), frames))
     frames = frames[:length]
     for name, have in codes.items():
-        for fired in have:
-            tallies[name].fire(fired)
+        for frame_codes in have:
+            tallies[name].fire(frame_codes)
     if first is None:
         simulated = simulate(net, [to_device(frame, _CPU) for frame in frames])
-        for name, found in simulated.codes.items():
-            _compare(name, codes[name], found, tallies)
+        _compare(codes, simulated.codes, tallies)
         return answer, simulated.output, length
-    reached, state = None, StreamState()
-    with net.observe(lambda name, timestep, spikes: _compare(name, codes[name][timestep - 1], spikes, tallies)):
-        for frame in frames:
+    reached, state, fired = None, StreamState(), dict[str, Tensor]()
+    with net.observe(lambda name, _, spikes: fired.update({name: spikes})):
+        for t, frame in enumerate(frames):
+            fired.clear()
             reached, state = net.step(frame, state)
-    for name, found in run_quantized(first, frames[0]).codes.items():
-        _compare(name, codes[name][0], found, tallies)
+            _compare({name: have[t] for name, have in codes.items()}, fired, tallies)
+    _compare({name: have[0] for name, have in codes.items()}, run_quantized(first, frames[0]).codes, tallies)
     return answer, reached, length
 
 
@@ -172,15 +172,16 @@ def _whole(net: TemporalNetwork, inputs: Inputs, timesteps: int | None) -> tuple
     }, answer
 
 
-def _compare(name: str, have: Tensor, found: Tensor, tallies: dict[str, Tally]) -> None:
-    if have.shape != found.shape:
-        raise SpecError(
-            f"verify_temporal: site {name!r} has shape {tuple(found.shape)} where {tuple(have.shape)} was expected"
-        )
-    differing = int((have != found.to(have.device)).sum())
-    tally = tallies[name]
-    tally.compared += have.numel()
-    tally.different += differing
-    tally.diverged += differing
-    if differing:
-        tally.worst_margin = float("inf")  # no distance from a boundary excuses a difference in float64
+def _compare(codes: Mapping[str, Tensor], others: Mapping[str, Tensor], tallies: Mapping[str, Tally]) -> None:
+    for name, have in codes.items():
+        found, tally = others[name], tallies[name]
+        if have.shape != found.shape:
+            raise SpecError(
+                f"verify_temporal: site {name!r} has shape {tuple(found.shape)} where {tuple(have.shape)} was expected"
+            )
+        differing = int((have != found.to(have.device)).sum())
+        tally.compared += have.numel()
+        tally.different += differing
+        tally.diverged += differing
+        if differing:
+            tally.worst_margin = float("inf")  # no distance from a boundary excuses a difference in float64
