@@ -73,7 +73,7 @@ def test_every_model_converts_exactly(name: str, granularity: str) -> None:
 
 # Either granularity trains half of the models: both are compared above, and training is what costs.
 @pytest.mark.parametrize(
-    ("name", "granularity"), zip(models.names(), itertools.cycle(["tensor", "channel"]), strict=False)
+    ("name", "granularity"), list(zip(models.names(), itertools.cycle(["tensor", "channel"]), strict=False))
 )
 def test_every_model_converts_exactly_after_training(name: str, granularity: str) -> None:
     qann, images, loader = quantized(name, granularity)
