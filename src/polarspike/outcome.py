@@ -90,7 +90,7 @@ class Outcome:
         width = 10 if trained is None else len(_TRAINED)
         header = (
             f"{'network':<{width}} {'T':>3} {'accuracy':>9} {'codes compared':>15} {'different':>10} {'events':>8} "
-            + (f"{'spikes':>8} {'positive':>9} {'negative':>9}")
+            f"{'spikes':>8} {'positive':>9} {'negative':>9}"
         )
         lines = [
             header,
@@ -123,16 +123,9 @@ class Outcome:
                 )
         lines += [f"T=1, one network under other conditions: {line}" for line in self.proofs[0].scope_lines()]
         lines += ["", str(self.energy)]
-        return "\n".join(
-            lines
-            if trained is None
-            else [
-                *lines,
-                "",
-                f"{_TRAINED} (ANN and QANN beside it keep nothing from frame to frame):",
-                str(trained.energy),
-            ]
-        )
+        if trained is not None:
+            lines += ["", f"{_TRAINED} (ANN and QANN beside it keep nothing from frame to frame):", str(trained.energy)]
+        return "\n".join(lines)
 
 
 def _of_training(trained: ThroughTime) -> list[str]:

@@ -193,7 +193,7 @@ def _learn(what: str, model: nn.Module, dataset: ImageDataset, spec: TrainSpec, 
     for turn in range(1, _MOST_ROUNDS + 1):
         rate = plain.learning_rate / (2 if turn <= 2 else 8)  # a rate for much data is too much for little
         history = fit(model, dataset.training(IMAGES), dataclasses.replace(plain, learning_rate=rate), progress=False)
-        last = dataset.bins if isinstance(dataset, SequenceDataset) and isinstance(model, TemporalNetwork) else 1
+        last = (dataset.frames or 1) if isinstance(model, TemporalNetwork) else 1
         right = evaluate(model, dataset.evaluation(IMAGES, "train"), last).correct[last]
         if right == IMAGES:
             say(f"{what} has learned {IMAGES} images by heart in {turn * _ROUND} steps, loss {history.last.loss:.3g}")

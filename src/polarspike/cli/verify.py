@@ -25,7 +25,6 @@ from polarspike.temporal_equivalence import verify_temporal
 from polarspike.through_time import TemporalNetwork
 
 _NOISE = 0.5
-_VOID = "not conclusive: some sites fire too few different codes, or hardly any, for equality to mean something"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +91,7 @@ class Verify(Command):
             void |= bool(proof.void)
             if not self._holds(proof):
                 failed.append(str(t))
-        if failed:
-            tell(f"not exact at T = {', '.join(failed)}: {self.snn} does not equal {self.qann} there")
-        if void:
-            tell(_VOID)
-        return 1 if failed else 4 if void else 0
+        return _concluded(failed, void, f"{self.snn} does not equal {self.qann} there")
 
     def _through_time(self, net: TemporalNetwork, source: Source) -> int:
         """What can be proved where the weights have moved."""
@@ -120,11 +115,7 @@ class Verify(Command):
             void |= bool(proof.void)
             if not proof.exact:
                 failed.append(f"{t} (first at {proof.first_difference})")
-        if failed:
-            tell(f"not exact at T = {', '.join(failed)}: the codes of {self.snn} differ there")
-        if void:
-            tell(_VOID)
-        return 1 if failed else 4 if void else 0
+        return _concluded(failed, void, f"the codes of {self.snn} differ there")
 
     def _require_parent(self, net: TemporalNetwork) -> None:
         """Refuse a quantized network that this one cannot have come from: training moves no site and no level."""
@@ -180,6 +171,15 @@ class Verify(Command):
             return proof.exact
         # In bfloat16 sums over several steps are rounded to 8 bits: shown, never judged.
         return self.precision == "bf16" or proof.within_rounding
+
+
+def _concluded(failed: list[str], void: bool, what: str) -> int:
+    """Say at which T a proof failed and whether some were empty; the exit code."""
+    if failed:
+        tell(f"not exact at T = {', '.join(failed)}: {what}")
+    if void:
+        tell("not conclusive: some sites fire too few different codes, or hardly any, for equality to mean something")
+    return 1 if failed else 4 if void else 0
 
 
 def _levels(levels: tuple[int, int] | None) -> str:
