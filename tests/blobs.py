@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from polarspike import training
-from polarspike.specs import TrainSpec
+from polarspike.training_spec import TrainSpec
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
 SPEC = TrainSpec(epochs=4, learning_rate=0.05, warmup_epochs=0.5, label_smoothing=0.1)

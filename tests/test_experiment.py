@@ -22,7 +22,8 @@ from polarspike.experiment import Recipe, carry_out, prepare
 from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
 from polarspike.sources import weights
-from polarspike.specs import QuantSpec, TrainSpec
+from polarspike.specs import QuantSpec
+from polarspike.training_spec import TrainSpec
 
 MIXED = Augmentation(erasing=0.5, mixup=0.8, cutmix=1.0)
 SMALL = Recipe(

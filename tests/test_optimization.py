@@ -14,7 +14,8 @@ from polarspike import ops
 from polarspike.errors import SpecError
 from polarspike.optimization import Average, StepAdam, build_optimizers, decayed_parameters, learning_rate, set_rates
 from polarspike.quantizers import PolarityQuantizer
-from polarspike.specs import SiteSpec, TrainSpec
+from polarspike.specs import SiteSpec
+from polarspike.training_spec import TrainSpec
 
 
 def site(step: float | torch.Tensor = 0.5, channels: int = 0, learned_gain: bool = False) -> PolarityQuantizer:

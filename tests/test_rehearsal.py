@@ -18,8 +18,8 @@ from polarspike.evaluation import Evaluation
 from polarspike.experiment import Recipe
 from polarspike.recipes import RECIPES
 from polarspike.rehearsal import random_images, rehearse
-from polarspike.specs import TrainSpec
 from polarspike.through_time import LeakyPolarityNeuron
+from polarspike.training_spec import TrainSpec
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 #: Narrower than the recipes, for the tests' sake; `polarspike train NAME --rehearse` takes them as they are.

@@ -24,8 +24,8 @@ from polarspike import training
 from polarspike.course import Course
 from polarspike.errors import CheckpointError, RunError
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
 from polarspike.training import fit
+from polarspike.training_spec import TrainSpec
 from tests.blobs import SPEC, Blobs, X, blobs, equal, network, without_times
 
 

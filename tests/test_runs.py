@@ -12,7 +12,8 @@ import torch
 from polarspike import runs
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.runs import RunDirectory, differences
-from polarspike.specs import QuantSpec, TrainSpec
+from polarspike.specs import QuantSpec
+from polarspike.training_spec import TrainSpec
 
 
 def test_a_new_run_describes_itself(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from polarspike.errors import SpecError
-from polarspike.specs import ConvertSpec, QuantSpec, SiteSpec, Spec, TrainSpec
+from polarspike.specs import ConvertSpec, QuantSpec, SiteSpec, Spec
+from polarspike.training_spec import TrainSpec
 
 ALL = [
     QuantSpec(),

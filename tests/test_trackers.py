@@ -11,8 +11,8 @@ from torch import nn
 
 from polarspike.errors import MissingExtraError
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
 from polarspike.training import fit
+from polarspike.training_spec import TrainSpec
 
 
 def shown(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -19,8 +19,8 @@ from polarspike.errors import RunError, SpecError
 from polarspike.optimization import learning_rate
 from polarspike.randomness import epoch_seed
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
 from polarspike.training import fit, training_loss
+from polarspike.training_spec import TrainSpec
 from tests.blobs import SPEC, Blobs, X, blobs, equal, network
 
 # --- the arithmetic ---------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import polarspike as ps
 from polarspike.errors import InputError, RunError, SpecError
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
 from polarspike.training import fit
+from polarspike.training_spec import TrainSpec
 from tests.blobs import SPEC, Blobs, blobs, equal, network
 
 

@@ -25,8 +25,8 @@ from polarspike.data.fashion_mnist import halved
 from polarspike.data.splits import Split
 from polarspike.modules import move_for_training
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
 from polarspike.training import fit
+from polarspike.training_spec import TrainSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from peer_networks import SmallViT

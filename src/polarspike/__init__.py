@@ -34,10 +34,11 @@ if TYPE_CHECKING:
     from polarspike.quantized import QuantizedNetwork, fold_batch_norm, refine
     from polarspike.reconstruction import reconstruct
     from polarspike.snapping import snap_gains, snap_steps
-    from polarspike.specs import ConvertSpec, QuantSpec, TrainSpec
+    from polarspike.specs import ConvertSpec, QuantSpec
     from polarspike.spiking import Latency, SpikingNetwork, SpikingState
     from polarspike.through_time import TemporalNetwork, unroll
     from polarspike.training import History, fit
+    from polarspike.training_spec import TrainSpec
     from polarspike.weights import fix_weights, quantize_weights
 
 __version__ = "0.1.0"
@@ -166,7 +167,6 @@ _HOMES = {
     "specs": (
         "ConvertSpec",
         "QuantSpec",
-        "TrainSpec",
     ),
     "spiking": (
         "Latency",
@@ -182,6 +182,7 @@ _HOMES = {
         "History",
         "fit",
     ),
+    "training_spec": ("TrainSpec",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

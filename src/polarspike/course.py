@@ -13,7 +13,7 @@ from polarspike.modules import device_of
 from polarspike.optimization import Average, build_optimizers, tensors_of
 from polarspike.processes import wrapped
 from polarspike.sharding import kept_whole, sharded
-from polarspike.specs import TrainSpec
+from polarspike.training_spec import TrainSpec
 
 # Below it, what is infinite is so by itself, and no scale would repair it.
 _LEAST_SCALE = 2.0**-8

@@ -183,7 +183,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     say(f"fine-tune the quantized network, {recipe.qann.epochs} epochs")
     fit(recipe.read_by(qann), train, recipe.qann, teacher=teacher, run=run.stage("qann"), resume=run.resume)
     say(f"continue the ANN for the same {recipe.qann.epochs} epochs")
-    control = dataclasses.replace(recipe.qann, activity=0.0)  # it has no spikes to lower
+    control = dataclasses.replace(recipe.qann, activity=0.0, timesteps=(1,))  # it has no spikes, and answers at once
     fit(reader, train, control, teacher=teacher, run=run.stage("control"), resume=run.resume)
 
     say("convert, verify and evaluate")

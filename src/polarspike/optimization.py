@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from polarspike.distributed import fill, local, whole
 from polarspike.errors import SpecError
 from polarspike.sites import Site
-from polarspike.specs import TrainSpec
+from polarspike.training_spec import TrainSpec
 
 # The part of the warm-up in which steps move alone. On 14x14 images, 4 levels and a start four times too large, accuracy is
 # 87.3 % without it and 87.9 % with it, where other starts reach 88.1 % (the setting of benchmarks/studies/sensitivity.py).

@@ -36,13 +36,24 @@ class PolarityQuantizer(Site):
 
     #: False: behave as the float activation that this site replaced (for calibration and for the capture check).
     enabled: bool = True
+    #: In training mode: compute the grid that a neuron has after so many timesteps (:mod:`polarspike.refinement`).
+    timesteps: int = 1
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self.reference(x)
+        step, levels = self.grid(x)
         shared = math.prod(x.shape[1:]) // max(1, self.spec.channels)  # elements of one sample; also of an empty batch
-        scale = 1.0 / math.sqrt(max(1, shared) * self.spec.positive)
-        return ops.quantize(x, self.broadcast_step(x), self.gain, self.levels, scale)
+        scale = 1.0 / math.sqrt(max(1, shared) * levels[1])
+        return ops.quantize(x, step, self.gain, levels, scale)
+
+    def grid(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Step, to be broadcast against ``x``, and levels that a forward pass computes with now."""
+        step = self.broadcast_step(x)
+        if not self.training or self.timesteps == 1:
+            return step, self.levels
+        negative, positive = self.levels
+        return step / self.timesteps, (negative * self.timesteps, positive * self.timesteps)
 
     def reference(self, x: Tensor) -> Tensor:
         """The float activation: ``min(x, ceiling)`` for x >= 0, ``slope x`` for x < 0."""

@@ -13,7 +13,8 @@ from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
 from polarspike.errors import SpecError
 from polarspike.readings import AtOnce, timesteps_of
-from polarspike.specs import QuantSpec, Reading, Spec, TrainSpec
+from polarspike.specs import QuantSpec, Reading, Spec
+from polarspike.training_spec import TrainSpec
 
 #: The readings of a conversion, and training through time, which learns the order of the frames.
 RecipeReading = Literal[Reading, "through-time"]
@@ -97,6 +98,13 @@ class Recipe(Spec):
             raise SpecError("Recipe.ann.distillation: the float network has no teacher; give it to qann instead")
         if self.ann.activity:
             raise SpecError("Recipe.ann.activity: the float network has no spikes to lower; give it to qann instead")
+        if self.ann.timesteps != (1,):
+            raise SpecError("Recipe.ann.timesteps: the float network has no grid to refine; give them to qann instead")
+        if self.qann.timesteps != (1,) and self.converted_reading == "frames":
+            raise SpecError(
+                f"Recipe.qann.timesteps: expected (1,) with reading {self.reading!r}, where every frame is a first timestep "
+                f"of its own, got {self.qann.timesteps}; leave them out, or read by 'integrate'"
+            )
         self._check_through_time()
         self._require(
             "timesteps",
@@ -131,6 +139,11 @@ class Recipe(Spec):
             raise SpecError(
                 "Recipe.through_time.activity: spikes are lowered while the quantized network is trained; give it to qann "
                 "instead"
+            )
+        if self.through_time.timesteps != (1,):
+            raise SpecError(
+                "Recipe.through_time.timesteps: a network through time answers at every frame, and has no grid to refine; "
+                "leave them out"
             )
 
     @classmethod

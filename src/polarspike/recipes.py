@@ -11,7 +11,8 @@ from typing import Any
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
 from polarspike.recipe import Recipe
-from polarspike.specs import Precision, QuantSpec, TrainSpec
+from polarspike.specs import QuantSpec
+from polarspike.training_spec import Precision, TrainSpec
 
 # Command, cost and expected result: recipes/demo.py
 DEMO = Recipe(

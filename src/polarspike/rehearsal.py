@@ -35,10 +35,10 @@ from polarspike.exporters import export
 from polarspike.quantized import refine
 from polarspike.readings import OverFrames, conversion_for, verify_sequences
 from polarspike.recipe import Recipe
-from polarspike.specs import TrainSpec
 from polarspike.temporal_equivalence import verify_temporal
 from polarspike.through_time import TemporalNetwork
 from polarspike.training import fit
+from polarspike.training_spec import TrainSpec
 
 IMAGES = 64
 _FOREIGN_SIDE = 64  # pixels of images for networks of other packages

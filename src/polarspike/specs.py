@@ -20,8 +20,6 @@ Gain = float | Literal["learned"]
 Signed = Literal["all", "by-nature", "none"]
 Granularity = Literal["tensor", "channel"]
 Init = Literal["entropy", "mse", "lsq", "percentile", "qcfs"]
-Precision = Literal["fp32", "bf16", "fp16"]
-Optimizer = Literal["sgd", "adamw"]
 Reading = Literal["integrate", "frames", "channels"]
 Neuron = Literal["polarity", "holding"]
 
@@ -157,12 +155,12 @@ class QuantSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("negative", _is_int(self.negative) and 0 <= self.negative <= 2**15, "an integer in 0..32768")
-        self._require("positive", _is_int(self.positive) and 1 <= self.positive <= 2**15, "an integer in 1..32768")
+        self._require("negative", is_integer(self.negative) and 0 <= self.negative <= 2**15, "an integer in 0..32768")
+        self._require("positive", is_integer(self.positive) and 1 <= self.positive <= 2**15, "an integer in 1..32768")
         if isinstance(self.gain, str):
             self._require("gain", self.gain == "learned", "a number in [0, 1] or 'learned'")
         else:
-            self._require("gain", _is_within(self.gain, 0.0, 1.0), "a number in [0, 1] or 'learned'")
+            self._require("gain", is_within(self.gain, 0.0, 1.0), "a number in [0, 1] or 'learned'")
         if self.signed == "all" and self.negative == 0:
             raise SpecError(
                 "QuantSpec: signed='all' asks for negative levels at every site, but negative=0; "
@@ -238,13 +236,13 @@ class SiteSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("negative", _is_int(self.negative) and self.negative >= 0, "an integer of at least 0")
-        self._require("positive", _is_int(self.positive) and self.positive >= 1, "an integer of at least 1")
-        self._require("gain", _is_within(self.gain, 0.0, 1.0), "a number in [0, 1]")
+        self._require("negative", is_integer(self.negative) and self.negative >= 0, "an integer of at least 0")
+        self._require("positive", is_integer(self.positive) and self.positive >= 1, "an integer of at least 1")
+        self._require("gain", is_within(self.gain, 0.0, 1.0), "a number in [0, 1]")
         self._require("learned_step", isinstance(self.learned_step, bool), "True or False")
-        self._require("slope", _is_within(self.slope, 0.0, 1.0), "a number in [0, 1] (decoding must stay monotone)")
-        self._require("ceiling", self.ceiling is None or _is_positive(self.ceiling), "a positive number or None")
-        self._require("channels", _is_int(self.channels) and self.channels >= 0, "an integer of at least 0")
+        self._require("slope", is_within(self.slope, 0.0, 1.0), "a number in [0, 1] (decoding must stay monotone)")
+        self._require("ceiling", self.ceiling is None or is_positive(self.ceiling), "a positive number or None")
+        self._require("channels", is_integer(self.channels) and self.channels >= 0, "an integer of at least 0")
         self._require("channel_dim", self.channel_dim in (1, -1), "1 or -1")
 
     @property
@@ -283,8 +281,10 @@ class ConvertSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         cap, window = self.max_spikes_per_step, self.window
-        self._require("max_spikes_per_step", cap is None or (_is_int(cap) and cap >= 1), "a positive integer or None")
-        self._require("window", window is None or (_is_int(window) and window >= 1), "a positive integer or None")
+        self._require(
+            "max_spikes_per_step", cap is None or (is_integer(cap) and cap >= 1), "a positive integer or None"
+        )
+        self._require("window", window is None or (is_integer(window) and window >= 1), "a positive integer or None")
         if cap is not None and self.neuron != "polarity":
             raise SpecError(
                 "ConvertSpec: max_spikes_per_step needs neuron='polarity', because a holding neuron fires about t spikes "
@@ -297,98 +297,16 @@ class ConvertSpec(Spec):
             )
 
 
-@dataclass(frozen=True)
-class TrainSpec(Spec):
-    """How :func:`polarspike.fit` trains: one cosine schedule with a linear warm-up.
-
-    Args:
-        epochs: passes over the training loader.
-        optimizer: ``"sgd"`` (Nesterov momentum) or ``"adamw"``.
-        learning_rate: the peak of the schedule.
-        momentum: of SGD; ignored by AdamW.
-        weight_decay: on weights with two or more dimensions; biases, norms, steps and gains are never decayed.
-        warmup_epochs: length of the linear warm-up, in epochs; may be a fraction.
-        label_smoothing: of the cross entropy, in [0, 1).
-        distillation: weight of the teacher's term in [0, 1]; the labels keep ``1 - distillation``. None is 0.5 with a
-            teacher and 0 without; a number above 0 needs a teacher.
-        temperature: softens both sides of the distillation term.
-        step_rate: the rate at which the steps of sites move, as parts of themselves, under Adam and a cosine without
-            warm-up, and learned gains at a tenth of it; the weights wait for them in the first quarter of the warm-up. 0
-            leaves them to the optimizer of the weights, with the gradient of learned-step-size quantization as it is.
-        averaging: decay of a running average of weights, steps and buffers over the optimizer's steps, in [0, 1); the
-            average is what is validated, and what training leaves. 0 for none.
-        activity: weight in the loss of the mean number of spikes per neuron and image; needs a quantized network.
-        accumulation: each batch is computed in so many pieces whose gradients are summed, for less memory; a batch norm sees
-            a piece at a time.
-        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast; with the last, the loss is scaled while
-            gradients stay finite, and a step whose gradients do not is left out.
-        sharded: each of several processes keeps a share of the weights, their gradients and the optimizer's states (FSDP),
-            for networks that are too large otherwise. The same training, to rounding.
-        seed: of the order of the data, the augmentation and dropout; epoch e draws from (seed, e) alone.
-
-    Raises:
-        SpecError: a value is out of range.
-    """
-
-    epochs: int = 10
-    optimizer: Optimizer = "sgd"
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    distillation: float | None = None
-    temperature: float = 1.0
-    step_rate: float = 0.2
-    averaging: float = 0.0
-    activity: float = 0.0
-    accumulation: int = 1
-    precision: Precision = "fp32"
-    sharded: bool = False
-    seed: int = 0
-
-    def distilling(self, teacher: bool) -> TrainSpec:
-        """The same with ``distillation`` decided: 0.5 with a teacher and 0 without, unless a number is given."""
-        return self if self.distillation is not None else dataclasses.replace(self, distillation=0.5 * teacher)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require("epochs", _is_int(self.epochs) and self.epochs >= 1, "an integer of at least 1")
-        self._require("learning_rate", _is_positive(self.learning_rate), "a positive number")
-        self._require("momentum", _is_within(self.momentum, 0.0, 1.0) and self.momentum < 1.0, "a number in [0, 1)")
-        self._require("weight_decay", _is_within(self.weight_decay, 0.0, sys.float_info.max), "a number of at least 0")
-        self._require("warmup_epochs", _is_within(self.warmup_epochs, 0.0, self.epochs), "a number in [0, epochs]")
-        self._require(
-            "label_smoothing",
-            _is_within(self.label_smoothing, 0.0, 1.0) and self.label_smoothing < 1.0,
-            "a number in [0, 1)",
-        )
-        self._require(
-            "distillation",
-            self.distillation is None or _is_within(self.distillation, 0.0, 1.0),
-            "a number in [0, 1], or None",
-        )
-        self._require("temperature", _is_positive(self.temperature), "a positive number")
-        self._require("step_rate", _is_within(self.step_rate, 0.0, 1.0) and self.step_rate < 1.0, "a number in [0, 1)")
-        self._require("averaging", _is_within(self.averaging, 0.0, 1.0) and self.averaging < 1.0, "a number in [0, 1)")
-        self._require("activity", _is_within(self.activity, 0.0, sys.float_info.max), "a number of at least 0")
-        self._require("accumulation", _is_int(self.accumulation) and self.accumulation >= 1, "an integer of at least 1")
-        self._require("sharded", isinstance(self.sharded, bool), "True or False")
-        if self.sharded and self.precision == "fp16":
-            raise SpecError(
-                "TrainSpec: sharded=True needs precision 'fp32' or 'bf16', because each process would scale the loss by "
-                "what its own share overflows; give precision='bf16'"
-            )
-        self._require("seed", _is_int(self.seed) and 0 <= self.seed < 2**31, "an integer in 0..2^31-1")
-
-
-def _is_int(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Whether it is an integer, and not True or False."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_within(value: object, low: float, high: float) -> bool:
+def is_within(value: object, low: float, high: float) -> bool:
+    """Whether it is a number in [low, high], and not True or False."""
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
-def _is_positive(value: object) -> bool:
-    return _is_within(value, sys.float_info.min, sys.float_info.max)
+def is_positive(value: object) -> bool:
+    """Whether it is a finite number above zero."""
+    return is_within(value, sys.float_info.min, sys.float_info.max)

@@ -4,7 +4,8 @@ With distillation weight ``d``, activity weight ``c`` and ``a`` spikes per neuro
 
     loss = (1 - d) cross_entropy(z, target) + d t^2 KL(softmax(z_teacher / t) || softmax(z / t)) + c a
 
-What moves the weights, and how fast, is in :mod:`polarspike.optimization`.
+What moves the weights, and how fast, is in :mod:`polarspike.optimization`; of which timestep z is the answer, where
+several are trained for, in :mod:`polarspike.refinement`.
 
 Nothing random crosses the border between two epochs: epoch ``e`` starts from ``epoch_seed(seed, e)``, and the
 rate depends on the step's number alone. So weights, buffers, their average and the optimizers' states are all that a
@@ -37,9 +38,10 @@ from polarspike.inputs import Inputs, map_inputs, tensors_of
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.optimization import set_rates, trainable
 from polarspike.randomness import Stream, epoch_seed, randomness_kept, seed_everything
+from polarspike.refinement import Refinement
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
 from polarspike.spiking import SpikingNetwork
+from polarspike.training_spec import TrainSpec
 from polarspike.training_state import bring_back, keep, table_of
 
 FORMAT = "polarspike-training"
@@ -129,6 +131,7 @@ def fit(
         )
     _check_arguments(model, spec, teacher, run, resume)
     course = Course(model, spec)
+    refinement = Refinement(course.trained, spec)
     history: list[Epoch] = []
     identity: dict[str, Any] = {}
     if run is not None:
@@ -150,11 +153,12 @@ def fit(
         with (
             randomness_kept(train_loader),
             evaluating(*([] if teacher is None else [teacher])),
+            refinement.lasting(),
             counted(course.trained) if spec.activity else contextlib.nullcontext() as activity,
         ):
             for epoch in range(len(history) + 1, spec.epochs + 1):
                 seed_everything(epoch_seed(spec.seed, epoch), train_loader, epoch)
-                passed = _train_epoch(course, train_loader, spec, epoch, steps, teacher, activity, progress)
+                passed = _train_epoch(course, train_loader, spec, epoch, steps, teacher, activity, refinement, progress)
                 course.gather()
                 _check_weights(model, epoch)
                 if validate is not None:
@@ -224,6 +228,7 @@ def _train_epoch(
     steps: int,
     teacher: nn.Module | None,
     activity: Activity | None,
+    refinement: Refinement,
     progress: bool,
 ) -> Epoch:
     model = course.trained
@@ -246,6 +251,7 @@ def _train_epoch(
         inputs, target = read_batch(batch, device, where, shares=True)
         index = (epoch - 1) * steps + step
         rate = set_rates(course.optimizers, spec, index - 1, steps)
+        refinement.turn(index)
         inputs, target, share = _own_part(inputs, target, whole, apart)
         model.zero_grad(set_to_none=True)
         for rows, samples in share.pieces(spec.accumulation):

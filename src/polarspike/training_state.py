@@ -13,7 +13,7 @@ from polarspike.course import Course
 from polarspike.errors import CheckpointError, RunError
 from polarspike.optimization import decayed_parameters, trainable
 from polarspike.runs import RunDirectory, differences
-from polarspike.specs import TrainSpec
+from polarspike.training_spec import TrainSpec
 
 
 def table_of(model: nn.Module) -> dict[str, str]:

@@ -21,8 +21,8 @@ from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import steps_read
 from polarspike.errors import MissingExtraError, SpecError
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
 from polarspike.training import History
+from polarspike.training_spec import TrainSpec
 
 #: What is carried out once is read by many tests: one worker runs them all.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("comparison")]

@@ -16,8 +16,8 @@ import polarspike as ps
 from polarspike import data
 from polarspike.baselines import Rival, RivalSpec, prepare
 from polarspike.models.initialization import initialize
-from polarspike.specs import TrainSpec
 from polarspike.training import fit
+from polarspike.training_spec import TrainSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("shapes")]
 

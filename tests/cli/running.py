@@ -9,7 +9,8 @@ import torch
 
 import polarspike as ps
 from polarspike.experiment import Recipe
-from polarspike.specs import QuantSpec, TrainSpec
+from polarspike.specs import QuantSpec
+from polarspike.training_spec import TrainSpec
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

@@ -19,7 +19,7 @@ from polarspike.data.events import EventDataset, FrameSpec
 from polarspike.errors import InputError, RunError
 from polarspike.observation import observe
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
+from polarspike.training_spec import TrainSpec
 
 
 def network(norm: bool = False) -> nn.Module:

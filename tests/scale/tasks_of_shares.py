@@ -14,7 +14,7 @@ import polarspike as ps
 from polarspike import data, distributed, models, sharding
 from polarspike.course import Course
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
+from polarspike.training_spec import TrainSpec
 from tests.scale.tasks import outcome
 
 

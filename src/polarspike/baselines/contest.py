@@ -31,8 +31,8 @@ from polarspike.ledger import Ledger, as_text
 from polarspike.locks import locked
 from polarspike.readings import AtOnce, OverFrames
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
 from polarspike.training import fit
+from polarspike.training_spec import TrainSpec
 
 #: Own: of the method; in all: with those of the float network that it started from. CPU seconds are of the run, and do not
 #: count what else the machine did.
@@ -267,6 +267,7 @@ class Contest:
             distillation=distillation,
             averaging=self.asked.averaging,
             activity=self.asked.activity if stage.kind == "quantized" else 0.0,
+            timesteps=stage.trained_for,
         )
 
     def _float_rate(self) -> float:

@@ -23,6 +23,7 @@ Family = Literal["conversion", "quantization", "direct"]
 Spikes = Literal["binary", "signed", "multi"]
 #: Builds a neuron from the spec of its site, its name, and the steps of a rehearsal.
 Build = Callable[[SiteSpec, str, int], SequenceNeuron]
+_SEVERAL = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Method:
         signed: sites whose signal is signed by nature can be held.
         rehearses: it runs a number of steps before those that count.
         channelwise: its authors give every channel a threshold.
+        trained_for: the T for which its quantized network is trained (:attr:`polarspike.TrainSpec.timesteps`).
         build: its neuron; None where the spiking network is one of ours: also the first timestep of quantizers, and
             ST-BIF+.
     """
@@ -55,6 +57,7 @@ class Method:
     signed: bool = False
     rehearses: bool = False
     channelwise: bool = False
+    trained_for: tuple[int, ...] = (1,)
     build: Build | None = None
 
     @property
@@ -77,6 +80,8 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("polarspike", "PMSM (ours)", "this library", "conversion", "multi", start="mse", signed=True),
+        Method("polarspike+t", "PMSM (ours), trained for several T", "this library", "conversion", "multi", start="mse",
+               signed=True, trained_for=_SEVERAL),
         Method("rate-max", "rate coding, max norm", "Diehl et al., IJCNN 2015", "conversion", "binary",
                threshold="max", whole=True, build=lambda spec, name, _: BinaryNeuron(spec, name, 0.0)),
         Method("rate-percentile", "rate coding, 99.9 % norm", "Rueckauer et al., Front. Neurosci. 2017", "conversion",
@@ -97,6 +102,9 @@ METHODS: dict[str, Method] = {
         Method("group", "group neurons", "Lv et al., ICASSP 2024", "conversion", "multi", start="qcfs",
                build=lambda spec, name, _: MultiSpikeNeuron(spec, name)),
         Method("scale-and-fire", "scale-and-fire", "arXiv 2510.23383", "conversion", "multi", start="mse",
+               build=lambda spec, name, _: MultiSpikeNeuron(spec, name)),
+        Method("scale-and-fire+t", "scale-and-fire, trained for several T", "arXiv 2510.23383, with our training",
+               "conversion", "multi", start="mse", trained_for=_SEVERAL,
                build=lambda spec, name, _: MultiSpikeNeuron(spec, name)),
         Method("st-bif", "ST-BIF+", "SpikeZIP-TF, ICML 2024", "conversion", "signed", start="lsq", signed=True),
         Method("lsq", "LSQ", "Esser et al., ICLR 2020", "quantization", "multi", start="lsq", signed=True),

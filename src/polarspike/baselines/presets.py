@@ -34,11 +34,11 @@ _FEWER = tuple(name for name in _EVERY if name not in ("plif", "ternary"))
 _NOT_DIRECT = tuple(name for name in _EVERY if name == "ann" or METHODS[name].family != "direct")
 #: The best of each family, and our closest relatives.
 _NAMED = (
-    "ann", "polarspike", "scale-and-fire", "st-bif", "qcfs", "lsq", "lsq+", "lif", "integer-lif",
+    "ann", "polarspike", "polarspike+t", "scale-and-fire", "st-bif", "qcfs", "lsq", "lsq+", "lif", "integer-lif",
 )  # fmt: skip
 
 #: What is asked again at more levels: ours, the closest binary rival, and a quantized network.
-_LEVELED = ("polarspike", "qcfs", "lsq")
+_LEVELED = ("polarspike", "polarspike+t", "qcfs", "lsq")
 
 _SMALL = Comparison(
     data="fashion-mnist-14", methods=_EVERY, trained_steps=(1, 4), budgets=("time",), float_epochs=5, epochs=3
@@ -72,7 +72,9 @@ PRESETS: dict[str, tuple[Part, ...]] = {
         Part("plain network, two more seeds", dataclasses.replace(_PLAIN, methods=_NAMED, seeds=(1, 2))),
         Part(
             "Transformer, two more seeds",
-            dataclasses.replace(_VIT, methods=("ann", "polarspike", "st-bif", "lsq", "lsq+"), seeds=(1, 2)),
+            dataclasses.replace(
+                _VIT, methods=("ann", "polarspike", "polarspike+t", "st-bif", "lsq", "lsq+"), seeds=(1, 2)
+            ),
         ),
         Part("residual network, 8 levels", dataclasses.replace(_RESNET, methods=_LEVELED, levels=(8,))),
         Part("plain network, 8 levels", dataclasses.replace(_PLAIN, methods=_LEVELED, levels=(8,))),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polarspike import ops
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
@@ -58,10 +59,10 @@ class ClippingQuantizer(PolarityQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self.reference(x)
-        step = self.broadcast_step(x)
-        clip: Tensor = _Penalized.apply(step * self.spec.positive, self.penalty)
+        step, levels = self.grid(x)
+        clip: Tensor = _Penalized.apply(step * levels[1], self.penalty)
         clipped = torch.minimum(torch.relu(x), clip)
-        return clipped + (self.decode(self.encode(x)) - clipped).detach()
+        return clipped + (ops.quantize(x, step, 1.0, levels) - clipped).detach()
 
 
 class OffsetNeuron(SequenceNeuron):

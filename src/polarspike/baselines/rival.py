@@ -36,9 +36,10 @@ from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.runs import RunDirectory
 from polarspike.sequences import Contract, SequenceNetwork
-from polarspike.specs import QuantSpec, SiteSpec, Spec, TrainSpec
+from polarspike.specs import QuantSpec, SiteSpec, Spec
 from polarspike.spiking import SpikingNetwork
 from polarspike.training import History, fit
+from polarspike.training_spec import TrainSpec
 
 #: How max pooling of rivals works over time: on sums, by our contract, or on the spikes of each step.
 Pooling = Literal["sums", "steps"]

@@ -21,12 +21,14 @@ class Stage:
         epochs: its own.
         kind: what a training step computes.
         timesteps: of direct training.
+        trained_for: of a quantized network, :attr:`polarspike.TrainSpec.timesteps`.
     """
 
     name: str
     epochs: int
     kind: Kind
     timesteps: int = 1
+    trained_for: tuple[int, ...] = (1,)
 
 
 def float_stage(asked: Comparison, seed: int) -> Stage:
@@ -44,7 +46,10 @@ def own_stage(asked: Comparison, run: Mapping[str, Any], method: Method, rate: f
     seed, steps, levels = run["seed"], run["trained_steps"], run["levels"] or 0
     if method.family != "direct":
         what = method.name if method.name in ("lsq+", "pact") else f"quantized-{method.start}"
-        return Stage(f"{what}-{levels}-{seed}-{rate:g}".replace("+", "plus"), asked.epochs, "quantized")
+        if method.trained_for != (1,):
+            what += "-for-" + "-".join(map(str, method.trained_for))
+        name = f"{what}-{levels}-{seed}-{rate:g}".replace("+", "plus")
+        return Stage(name, asked.epochs, "quantized", trained_for=method.trained_for)
     epochs = asked.float_epochs + asked.epochs
     if run["budget"] == "time":
         epochs = max(1, -(-epochs // steps))

@@ -68,7 +68,7 @@ def _typed(hint: Any) -> Any:
 def help_lines(kind: type) -> dict[str, str]:
     """The ``Args:`` of a class's docstring as plain lines, by name.
 
-    >>> from polarspike.specs import TrainSpec
+    >>> from polarspike.training_spec import TrainSpec
     >>> help_lines(TrainSpec)["optimizer"]
     '"sgd" (Nesterov momentum) or "adamw".'
     """

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from polarspike.report.rivals import Row, grouped, mean_of, name_of
 
-OURS = "polarspike"
+#: Our methods; the second is trained for several timesteps, the first for one.
+OURS = ("polarspike", "polarspike+t")
 _BINARY_REACH = 8
 _Found = dict[int, list[Row]]
 _Key = tuple[str, ...]
@@ -36,7 +37,7 @@ class Verdict:
     """One claim on one network.
 
     Attributes:
-        network: data and network.
+        network: data, network, levels, and which of ours where it is not the usual one.
         claim: in words.
         ours, rival: accuracy in % (mean over seeds), with the name and the latency of the best rival.
         best: that rival.
@@ -67,18 +68,20 @@ def verdicts(rows: Iterable[Row], kinds: Mapping[str, Kind]) -> list[Verdict]:
     for place in dict.fromkeys(key[:2] for key in groups):
         here = {key: latencies for key, latencies in groups.items() if key[:2] == place}
         for key, mine in here.items():
-            if key[2] == OURS:
-                found += _of_one(f"{', '.join(place)}, {key[3]} levels", mine, here, key[3], kinds)
+            if key[2] in OURS:
+                found += _of_one(", ".join(place), key, mine, here, kinds)
     return found
 
 
 def _of_one(
-    network: str, mine: _Found, here: Mapping[_Key, _Found], levels: str, kinds: Mapping[str, Kind]
+    place: str, own: _Key, mine: _Found, here: Mapping[_Key, _Found], kinds: Mapping[str, Kind]
 ) -> Iterator[Verdict]:
+    levels = own[3]
+    network = f"{place}, {levels} levels" + ("" if own[2] == OURS[0] else f", {own[2]}")
     rivals = {
         key: found
         for key, found in here.items()
-        if key[2] in kinds and key[2] != OURS and key[3] in ("", levels)  # at equal levels, where a method has them
+        if key[2] in kinds and key[2] not in OURS and key[3] in ("", levels)  # at equal levels, where a method has them
     }
     if 1 not in mine:
         return

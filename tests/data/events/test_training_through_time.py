@@ -21,8 +21,8 @@ from polarspike.experiment import Recipe, prepare
 from polarspike.proof import Proof
 from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
-from polarspike.specs import TrainSpec
 from polarspike.temporal_equivalence import verify_temporal
+from polarspike.training_spec import TrainSpec
 
 from .test_event_datasets import alone  # noqa: F401
 from .test_timesteps import FLAGS, ordered
