@@ -7,7 +7,8 @@ Changes:   random part and flip; RandAugment 9, erasing 0.25, MixUp 0.8, CutMix 
 Weights:   of timm, where you have them; the first training is then left out: polarspike train --data imagenet-1k
            --model timm:vit_small_patch16_224 --weights FILE --batch-size 256 --workers 24 --quant.negative 7
            --quant.positive 8 --qann.epochs 30 --qann.optimizer adamw --qann.learning-rate 1e-4
-           --qann.weight-decay 0.05 --qann.distillation 0.9 --qann.temperature 2 --qann.precision bf16
+           --qann.weight-decay 0.05 --qann.distillation 0.9 --qann.temperature 2 --qann.timesteps 1 2 4 8
+           --qann.precision bf16
 Hardware:  eight GPUs
 Cost:      300 + 30 epochs, and 30 of the control; its time is not measured
 Expected:  unknown: it has not been run on its data

@@ -73,6 +73,8 @@ def _transformer(
 ) -> Recipe:
     """AdamW in bfloat16; sites that are signed by nature get levels (7, 8), attention probabilities (0, 8).
 
+    Trained for several timesteps, without which Transformers lose by more of them (docs/results.md).
+
     Changes of images and smoothing are after DeiT (Touvron et al. 2021, arXiv 2012.12877): the same kinds and strengths;
     erased parts are black, and repetitions, color jitter, stochastic depth and a rate that follows the batch are left out.
     """
@@ -86,7 +88,9 @@ def _transformer(
         ann=dataclasses.replace(both, epochs=epochs, learning_rate=1e-3, warmup_epochs=10.0, label_smoothing=0.1),
         augmentation=Augmentation(randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0),
         quant=QuantSpec(negative=7, positive=8),
-        qann=dataclasses.replace(both, epochs=fine, learning_rate=1e-4, distillation=0.9, temperature=2.0),
+        qann=dataclasses.replace(
+            both, epochs=fine, learning_rate=1e-4, distillation=0.9, temperature=2.0, timesteps=(1, 2, 4, 8)
+        ),
         workers=workers,
     )
 

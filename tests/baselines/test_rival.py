@@ -148,9 +148,11 @@ def test_a_threshold_of_a_silent_channel_is_like_its_neighbours() -> None:
 
 def test_what_a_method_cannot_do_is_refused_by_name() -> None:
     x = signal("attention")
-    with pytest.raises(OperatorError, match=r"qcfs: site .* is signed by nature.* one of polarspike, polarspike\+t, st-bif"):
+    with pytest.raises(
+        OperatorError, match=r"qcfs: site .* is signed by nature.* one of polarspike, polarspike\+t, st-bif"
+    ):
         prepare("qcfs", network("attention"), example=x)
-    with pytest.raises(SpecError, match="unknown rival 'resnet'; known: polarspike, rate-max"):
+    with pytest.raises(SpecError, match=r"unknown rival 'resnet'; known: polarspike, polarspike\+t, rate-max"):
         prepare("resnet", network("plain"), example=signal("plain"))
     with pytest.raises(SpecError, match=r"levels.*at least 2"):
         RivalSpec(levels=1)
