@@ -16,6 +16,13 @@ PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $
 # Coverage is that of the fast tests: tracing costs 40 % of their time, and the slow ones add three points.
 COVERAGE = --cov --cov-report=term
 TRACE =
+# TOGETHER=1: `make check test` takes fast and slow tests in one go, which collects them once, and measures no coverage.
+TOGETHER =
+ifneq ($(TOGETHER),)
+ifeq ($(filter test slow,$(MAKECMDGOALS)),)
+$(error TOGETHER=1: expected the goals `check test`, because the fast tests are left to the slow ones)
+endif
+endif
 
 .PHONY: help setup demo test check lint fast slow format build clean distclean
 
@@ -34,7 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 	    "polarspike needs Python 3.11 or newer, got %d.%d; try: make setup PYTHON=python3.12" % sys.version_info[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,vision]'
+	# Python compiles what it loads; compiling all that is installed takes a minute and a half.
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev,vision]'
 	@touch $@
 
 demo: $(STAMP)
@@ -53,10 +61,16 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 fast: $(STAMP)
+ifndef TOGETHER
 	$(PYTEST) -m 'not slow' $(TRACE) $(ARGS)
+endif
 
 slow: $(STAMP)
+ifdef TOGETHER
+	$(PYTEST) $(ARGS)
+else
 	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: ARGS has chosen none
+endif
 
 format: $(STAMP)
 	$(BIN)/ruff format .
