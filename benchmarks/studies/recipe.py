@@ -4,8 +4,8 @@
 
 ResNet with 7 sites, 14x14 images, 4 epochs of fine-tuning from a float network of 8. ``base`` is fine-tuning on cross
 entropy at a rate of .05 with a step rate of .2, the last weights; ``plain steps`` leaves the steps to the optimizer of the
-weights with LSQ's gradient; ``gradual`` spends one epoch each at P = 7 and P = 3 before. ``float`` continues the float
-network alike.
+weights with LSQ's gradient; ``gradual`` spends one epoch each at P = 7 and P = 3 before. ``early`` quantizes after two epochs
+of the same twelve, and fine-tunes for ten at the rate of a float network. ``float`` continues the float network alike.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from _table import Row, carry_out, options
 import polarspike as ps
 
 NETWORK, PARENT_EPOCHS, EPOCHS = "resnet", 8, 4
+EARLY = 2
 ASKED = ("recipe", "levels", "seed")
 FOUND = ("validation", "test", "events", "spikes", "different")
 
@@ -38,6 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distillation .5 at temperature 4": {"distillation": 0.5, "temperature": 4.0},
     "distillation .5": {"distillation": 0.5},
     "step rate .01": {"step_rate": 0.01},
+    "early": {"learning_rate": 0.2},
 }
 
 
@@ -56,14 +58,16 @@ def runs() -> list[Row]:
 def run(asked: Row) -> Row:
     """Train and measure one row."""
     where, seed = setting("small"), asked["seed"]
-    start = parent(NETWORK, seed, where, PARENT_EPOCHS)
+    before = EARLY if asked["recipe"] == "early" else PARENT_EPOCHS
+    after = PARENT_EPOCHS + EPOCHS - before
+    start = parent(NETWORK, seed, where, before)
     recipe = {**RECIPE, **RECIPES[asked["recipe"]]}
     if asked["levels"] == "float":
-        model = tuned(copy.deepcopy(start), start, NETWORK, where, EPOCHS, seed, **{**recipe, "step_rate": 0.0})
+        model = tuned(copy.deepcopy(start), start, NETWORK, where, after, seed, **{**recipe, "step_rate": 0.0})
         return accuracies(model, where)
     negative, positive = (int(part) for part in asked["levels"].strip("()").split(","))
     signed: Any = "all" if negative else "by-nature"
-    gradual = ((7, 1), (3, 1), (positive, EPOCHS - 2)) if asked["recipe"] == "gradual" else ((positive, EPOCHS),)
+    gradual = ((7, 1), (3, 1), (positive, EPOCHS - 2)) if asked["recipe"] == "gradual" else ((positive, after),)
     model = start
     for high, epochs in gradual:
         # A quantized network is captured again: its weights go on, and its steps start anew for the fewer levels.
