@@ -4,8 +4,8 @@
 
 ResNet with 7 sites, 14x14 images, 4 epochs of fine-tuning from a float network of 8. ``base`` is fine-tuning on cross
 entropy at a rate of .05 with a step rate of .2, the last weights; ``plain steps`` leaves the steps to the optimizer of the
-weights with LSQ's gradient; ``gradual`` spends one epoch each at P = 7 and P = 3 before. ``early`` quantizes after two epochs
-of the same twelve, and fine-tunes for ten at the rate of a float network. ``float`` continues the float network alike.
+weights with LSQ's gradient; ``gradual`` spends one epoch each at P = 7 and P = 3 before. ``early`` quantizes after two of
+the twelve epochs, and fine-tunes for ten at the rate of a float network. ``float`` continues the float network alike.
 """
 
 from __future__ import annotations
