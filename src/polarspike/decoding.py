@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -50,9 +51,24 @@ def decoded(file: Path | IO[bytes], channels: int, place: str, *, upright: bool 
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files of a folder and of all folders in it, sorted; hidden ones are no pictures of the user's."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    """The picture files of a folder and of all folders in it, sorted; hidden ones are no pictures of the user's.
+
+    Raises:
+        DataError: a folder cannot be read, or was taken away meanwhile: its pictures would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(
+            f"{error.filename}: expected a folder of pictures that can be read, got: {error.strerror}; check its "
+            "permissions, and that nothing changes it meanwhile"
+        ) from error
+
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(place, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(found)
 
 
 def _of_bytes(image: Any) -> Any:
