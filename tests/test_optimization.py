@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from polarspike import ops
+from polarspike import bounds
 from polarspike.errors import SpecError
 from polarspike.optimization import Average, StepAdam, build_optimizers, decayed_parameters, learning_rate, set_rates
 from polarspike.quantizers import PolarityQuantizer
@@ -182,7 +182,7 @@ def test_an_averaged_step_is_a_step() -> None:
     average.update(model, 1)
     average.give(model)
     assert 0.0 < float(model[0].step.detach()) < 0.5
-    assert torch.equal(model[0].step, ops.step_from_offset(model[0].start, model[0].offset))
+    assert torch.equal(model[0].step, bounds.step_from_offset(model[0].start, model[0].offset))
 
 
 @pytest.mark.parametrize("spec", [TrainSpec(), TrainSpec(step_rate=0.0), TrainSpec(step_rate=0.0, optimizer="adamw")])

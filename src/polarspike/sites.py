@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from polarspike import ops
+from polarspike import bounds, ops
 from polarspike.errors import CalibrationError, CheckpointError, SpecError
 from polarspike.specs import SiteSpec
 
@@ -30,9 +30,9 @@ def dyadic_gains(negative: int, positive: int) -> list[float]:
 class Site(nn.Module):
     """Base of :class:`~polarspike.quantizers.PolarityQuantizer` and :class:`~polarspike.neurons.PolarityNeuron`.
 
-    The step is ``s = ops.step_from_offset(start, offset)`` with a buffer ``start`` that calibration sets and a parameter
+    The step is ``s = bounds.step_from_offset(start, offset)`` with a buffer ``start`` that calibration sets and a parameter
     ``offset`` that training moves (a buffer where the spec says that the step is not learned); the gain is
-    ``ops.bound_gain(raw_gain)``. Both sides of a conversion hold the same three tensors and the same formulas, so their
+    ``bounds.bound_gain(raw_gain)``. Both sides of a conversion hold the same three tensors and the same formulas, so their
     steps agree bit for bit in every floating type.
 
     Args:
@@ -78,12 +78,12 @@ class Site(nn.Module):
     @property
     def step(self) -> Tensor:
         """S > 0, 0-d or (C,), in the units of the signal."""
-        return ops.step_from_offset(self.start, self.offset)
+        return bounds.step_from_offset(self.start, self.offset)
 
     @property
     def gain(self) -> Tensor | float:
         """G in [0, 1]; a float where it is fixed. It plays no part at a site without negative levels."""
-        return self.spec.gain if self.raw_gain is None else ops.bound_gain(self.raw_gain)
+        return self.spec.gain if self.raw_gain is None else bounds.bound_gain(self.raw_gain)
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -110,9 +110,9 @@ class Site(nn.Module):
                     f"site {self.name!r}: expected a step of shape {tuple(self.start.shape)}, got {tuple(value.shape)}"
                 )
             value = value.expand_as(self.start)
-        if not bool((torch.isfinite(value) & (value >= ops.LEAST_START)).all()):
+        if not bool((torch.isfinite(value) & (value >= bounds.LEAST_START)).all()):
             raise SpecError(
-                f"site {self.name!r}: expected positive finite steps of at least {ops.LEAST_START:.1e}, "
+                f"site {self.name!r}: expected positive finite steps of at least {bounds.LEAST_START:.1e}, "
                 f"got {value.tolist()}; scale the input, or calibrate on data that reaches this site"
             )
         self.start.copy_(value)

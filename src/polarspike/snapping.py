@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarspike.bounds import LEAST_START
 from polarspike.distortion import distortion
 from polarspike.laws import Law
 from polarspike.observation import observe
-from polarspike.ops import LEAST_START
 from polarspike.quantized import QuantizedNetwork, require_calibrated
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sites import dyadic_gains
