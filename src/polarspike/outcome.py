@@ -26,6 +26,7 @@ _READINGS: dict[Reading, str] = {
     "frames": "ANN and QANN see every frame by itself, as the SNN does, and answers are averaged",
 }
 _TRAINED = "SNN through time"
+_LOSS = 0.002  # of accuracy by more timesteps, beyond which the report says so
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Outcome:
             lines.append(f"(T: the first T frames, streamed; {_READINGS[self.reading]})")
         if trained is not None:
             lines += _of_training(trained)
+        lines += self._losses()
         for proof in self.proofs:
             if proof.different:
                 lines.append(
@@ -126,6 +128,18 @@ class Outcome:
         if trained is not None:
             lines += ["", f"{_TRAINED} (ANN and QANN beside it keep nothing from frame to frame):", str(trained.energy)]
         return "\n".join(lines)
+
+    def _losses(self) -> list[str]:
+        """A line where more timesteps of the same image cost accuracy, with its remedy."""
+        accuracy = self.snn.accuracy
+        worst = min(accuracy, key=lambda t: accuracy[t])
+        loss = accuracy[1] - accuracy[worst]
+        if self.reading != "channels" or loss <= _LOSS:
+            return []
+        return [
+            f"(T={worst} has {100 * loss:.1f} points fewer right than T=1: the finer grid of more timesteps is one that the "
+            "weights were not trained on; see TrainSpec.timesteps, --qann.timesteps 1 2 4 8)"
+        ]
 
 
 def _of_training(trained: ThroughTime) -> list[str]:
