@@ -122,12 +122,30 @@ def first_timestep(axes: Any) -> None:
     axes.legend(fontsize=7)
 
 
+def timesteps(axes: Any) -> None:
+    """Accuracy against T, a line for each network and share of the optimizer steps at T = 1."""
+    table = rows("timesteps")
+    shown = {"1": ("trained for T = 1", "--"), "0.67": ("trained for T = 1, 2, 4, 8", "-")}
+    places_of = dict.fromkeys((row["network"], row["levels"]) for row in table)
+    for color, (network, levels) in enumerate(places_of):
+        for share, (title, style) in shown.items():
+            mine = [row for row in table if (row["network"], row["levels"], row["share"]) == (network, levels, share)]
+            places, means, bars = spread((t, float(row[f"t{t}"])) for row in mine for t in (1, 2, 4, 8))
+            label = f"{network} {levels}, {title}"
+            axes.errorbar(places, means, bars, marker="o", capsize=3, linestyle=style, color=f"C{color}", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("timesteps T")
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(fontsize=7)
+
+
 DRAWINGS: dict[str, Callable[[Any], None]] = {
     "sensitivity": sensitivity,
     "polarity": polarity,
     "entropy": entropy,
     "first_timestep": first_timestep,
     "activity": activity,
+    "timesteps": timesteps,
 }
 
 
