@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import polarspike as ps
+from polarspike.activity import counted
 from polarspike.baselines.quantizers import ClippingQuantizer
 from polarspike.data.events import FrameSpec
 from polarspike.errors import SpecError
@@ -50,6 +51,17 @@ def test_a_step_computes_the_refined_network_and_its_gradients(timesteps: int) -
         assert mine.grad is not None and other.grad is not None
         scale = timesteps if name.endswith("offset") else 1  # of s, where the other has s / T
         torch.testing.assert_close(scale * mine.grad, other.grad, msg=name)
+
+
+def test_activity_is_that_of_the_first_timestep_whatever_a_step_computes() -> None:
+    site = next(iter(network()[0].sites().values())).train()
+    x = torch.linspace(-1, 2, 100).view(10, 10)
+    found = []
+    for site.timesteps in (1, 8):
+        with counted(site) as activity:
+            site(x)
+        found.append(activity.mean().item())
+    assert found[0] == found[1] == site.encode(x).abs().mean().item()
 
 
 def test_a_clip_of_pact_refines_alike() -> None:

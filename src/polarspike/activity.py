@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from polarspike import ops
 from polarspike.errors import SpecError
 from polarspike.modules import hooked
 from polarspike.quantizers import PolarityQuantizer
@@ -20,7 +19,8 @@ class Activity:
         a = sum_sites sum |k|  /  sum_sites (neurons x images)
 
     Its gradient lowers codes through the same straight-through estimate as training does
-    (:func:`polarspike.ops.count_spikes`): inputs move towards zero and steps grow.
+    (:func:`polarspike.ops.count_spikes`): inputs move towards zero and steps grow. Codes are those of the first timestep,
+    also where the pass computes a finer grid (``TrainSpec.timesteps``): what is weighed does not grow with T.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Activity:
     def _see(self, site: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if isinstance(site, PolarityQuantizer) and site.enabled:
             (x,) = inputs
-            self._spikes.append(ops.count_spikes(x, site.broadcast_step(x), site.levels))
+            self._spikes.append(site.spikes(x))
             self._neurons += x.numel()
 
 

@@ -55,6 +55,10 @@ class PolarityQuantizer(Site):
         negative, positive = self.levels
         return step / self.timesteps, (negative * self.timesteps, positive * self.timesteps)
 
+    def spikes(self, x: Tensor) -> Tensor:
+        """Unit spikes of the first timestep, ``sum |k|``, 0-d; differentiable (:func:`polarspike.ops.count_spikes`)."""
+        return ops.count_spikes(x, self.broadcast_step(x), self.levels)
+
     def reference(self, x: Tensor) -> Tensor:
         """The float activation: ``min(x, ceiling)`` for x >= 0, ``slope x`` for x < 0."""
         if self.spec.slope == 0.0:

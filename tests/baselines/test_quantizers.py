@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import polarspike as ps
+from polarspike.activity import counted
 from polarspike.baselines.quantizers import (
     ClippingQuantizer,
     OffsetNeuron,
@@ -34,6 +35,9 @@ def test_an_offset_stands_in_for_negative_levels() -> None:
     assert quantizer.encode(x).tolist() == [[0.0, 0.0, 1.0, 1.0, 2.0, 3.0]]
     neuron = OffsetNeuron(quantizer)
     assert torch.equal(neuron(x), quantizer(x))
+    with counted(quantizer) as activity:  # what TrainSpec.activity lowers are these codes
+        quantizer(x)
+    assert activity.mean().item() == pytest.approx(7 / 6)
     with pytest.raises(SpecError, match="one timestep, got 2"):
         neuron.train_of(x.expand(2, 1, 6))
 

@@ -46,6 +46,9 @@ class OffsetQuantizer(PolarityQuantizer):
     def encode(self, x: Tensor) -> Tensor:
         return super().encode(x - self.shift)
 
+    def spikes(self, x: Tensor) -> Tensor:
+        return super().spikes(x - self.shift)
+
 
 class ClippingQuantizer(PolarityQuantizer):
     """PACT: the gradient of the clip a = P s comes from what is clipped alone, and a penalty shrinks it."""
