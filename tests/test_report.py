@@ -110,6 +110,20 @@ def test_verdicts_are_held_against_the_best_rival_of_their_kind() -> None:
     assert verdicts([], KINDS) == [] and verdicts([row("lsq", 1, 90)], KINDS) == []
 
 
+def test_both_of_ours_are_held_against_rivals_and_not_against_each_other() -> None:
+    kinds = {**KINDS, "polarspike+t": KINDS["polarspike"]}
+    rivals = [row("lsq", 1, 89, spikes="0.4"), row("qcfs", 8, 91), row("lif", 2, 92, trained_steps="2")]
+    alone = verdicts([row("polarspike+t", 1, 90, spikes="0.4"), row("polarspike+t", 2, 93), *rivals], kinds)
+    assert {one.network for one in alone} == {"digits, cnn, 4 levels, polarspike+t"}
+    assert [(one.best, one.holds) for one in alone] == [
+        ("lsq 4 levels at 1", True), ("lif T=2 at 2", False), ("lif T=2 at 2", True),
+    ]  # fmt: skip
+    usual = [row("polarspike", 1, 99, spikes="0.4"), row("polarspike", 2, 99)]
+    both = verdicts([*usual, row("polarspike+t", 1, 90, spikes="0.4"), row("polarspike+t", 2, 93), *rivals], kinds)
+    assert both[3:] == alone and [one.ours for one in both[:3]] == [99, 99, 99]
+    assert {one.network for one in both[:3]} == {"digits, cnn, 4 levels"}
+
+
 def test_a_page_tells_measured_and_published_apart(tmp_path: Path) -> None:
     columns = ["method", "venue", "dataset", "architecture", "ann_top1", "snn_top1", "timesteps", "latency", "evidence"]
     published = [{**dict.fromkeys(columns, ""), "method": "SRP | 4", "timesteps": "1", "latency": "5"}]

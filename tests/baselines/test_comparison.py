@@ -18,7 +18,7 @@ from polarspike.baselines.contest import Contest
 from polarspike.baselines.cost import announcement
 from polarspike.baselines.published import published, published_table
 from polarspike.baselines.scene import Scene
-from polarspike.baselines.stages import steps_read
+from polarspike.baselines.stages import own_stage, steps_read
 from polarspike.errors import MissingExtraError, SpecError
 from polarspike.runs import RunDirectory
 from polarspike.training import History
@@ -118,6 +118,17 @@ def test_those_that_share_a_start_share_their_training(finished: Contest) -> Non
     trained = {path.name for path in (finished.place / f"cnn-4-{SMALL.training}").iterdir()}
     assert "quantized-qcfs-4-0-0_05" in trained and not any("srp" in name for name in trained)
     assert {"float-0", "control-0-0_05", "quantized-mse-4-0-0_05", "lif-2-epochs-0-0-0_2"} <= trained
+
+
+def test_what_is_trained_for_several_timesteps_is_a_training_of_its_own(tmp_path: Path) -> None:
+    run = next(run for run in SMALL.runs() if run["method"] == "polarspike")
+    usual, several, rival = (
+        own_stage(SMALL, run, METHODS[name], 0.05) for name in ("polarspike", "polarspike+t", "scale-and-fire+t")
+    )
+    assert several == rival != usual and several.name == "quantized-mse-for-1-2-4-8-4-0-0.05"
+    contest = Contest(SMALL, tmp_path)
+    assert contest._spec(0, several, 0.05).timesteps == (1, 2, 4, 8)
+    assert contest._spec(0, usual, 0.05).timesteps == (1,)
 
 
 def test_validation_images_choose_the_rate_and_one_that_diverges_is_none(tmp_path: Path) -> None:

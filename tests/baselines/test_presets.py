@@ -27,6 +27,10 @@ def test_parts_of_a_network_share_their_settings_and_no_run(name: str) -> None:
         runs += [tuple(run.values()) for run in part.comparison.runs()]
     assert all(len(found) == 1 for found in setups.values())  # else a table would mix what was trained differently
     assert len(set(runs)) == len(runs)
+    # What our method alone may train for would be no comparison. Transformers are signed, and more levels are asked of few.
+    several = [part.comparison for part in parts if "polarspike+t" in part.comparison.methods]
+    rectified = [part for part in several if part.model != "vit" and part.levels == (4,)]
+    assert rectified and all("scale-and-fire+t" in part.methods for part in rectified)
 
 
 def test_the_small_preset_has_every_method_network_and_latency() -> None:

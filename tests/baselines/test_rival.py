@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -62,6 +64,20 @@ def test_a_trained_quantizer_is_its_spiking_network(method: str) -> None:
     assert rival.qann is not None
     with torch.no_grad():
         assert torch.equal(rival.network()(x), rival.qann.eval()(x))
+
+
+@pytest.mark.parametrize("method", ["polarspike+t", "scale-and-fire+t"])
+def test_a_method_for_several_timesteps_is_trained_for_them(method: str) -> None:
+    rival, x = made(method)
+    seen: set[int] = set()
+    assert rival.qann is not None
+    next(iter(rival.qann.sites().values())).register_forward_pre_hook(lambda site, _: seen.add(site.timesteps))
+    batches, spec = [(x, torch.zeros(len(x), dtype=torch.int64))] * 8, ps.TrainSpec(epochs=2, first_share=0.2)
+    rival.fit(batches, spec)
+    assert seen == {1, 2, 4, 8}
+    seen.clear()
+    rival.fit(batches, dataclasses.replace(spec, timesteps=(2,)))
+    assert seen == {2}
 
 
 def test_lsq_plus_is_its_network_too() -> None:

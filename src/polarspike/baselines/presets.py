@@ -34,7 +34,8 @@ _FEWER = tuple(name for name in _EVERY if name not in ("plif", "ternary"))
 _NOT_DIRECT = tuple(name for name in _EVERY if name == "ann" or METHODS[name].family != "direct")
 #: The best of each family, and our closest relatives.
 _NAMED = (
-    "ann", "polarspike", "polarspike+t", "scale-and-fire", "st-bif", "qcfs", "lsq", "lsq+", "lif", "integer-lif",
+    "ann", "polarspike", "polarspike+t", "scale-and-fire", "scale-and-fire+t", "st-bif", "qcfs", "lsq", "lsq+", "lif",
+    "integer-lif",
 )  # fmt: skip
 
 #: What is asked again at more levels: ours, the closest binary rival, and a quantized network.

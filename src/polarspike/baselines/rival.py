@@ -116,9 +116,13 @@ class Rival:
     ) -> History:
         """Train by the project's own loop: the quantized network, or through time for direct training.
 
+        A method that is trained for several T (:attr:`Method.trained_for`) is so unless ``spec.timesteps`` asks for others.
+
         Raises:
             SpecError: the method converts a float network as it is.
         """
+        if spec.timesteps == (1,):
+            spec = dataclasses.replace(spec, timesteps=self.method.trained_for)
         return fit(self.trained, loader, spec, teacher=teacher, run=run, resume=resume, progress=False)
 
     @property
