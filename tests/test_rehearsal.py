@@ -87,6 +87,14 @@ def test_integrated_frames_rehearse() -> None:
     assert "64 random images (6, 16, 16)" in said[0] and any("verified at T = 3: 0 of" in line for line in said)
 
 
+@pytest.mark.slow
+def test_a_recipe_without_the_first_timestep_rehearses() -> None:
+    recipe = dataclasses.replace(RECIPES["photo_patches_cnn"], width=8, quant=ps.QuantSpec(0, 3))
+    said: list[str] = []
+    rehearse(dataclasses.replace(recipe, qann=dataclasses.replace(recipe.qann, timesteps=(8,))), say=said.append)
+    assert "all 64 images right at T = 1" in said[-1]
+
+
 def test_random_images_have_the_shape_and_the_classes_of_the_dataset() -> None:
     made = random_images(RECIPES["imagenet_vit_s"])
     assert made.train.images.shape == (64, 3, 32, 32) and made.num_classes == 1000  # two patches a side
