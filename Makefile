@@ -37,11 +37,11 @@ help:
 
 setup: $(STAMP)
 
+# Python compiles what it loads; compiling all that is installed takes a minute and a half.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 	    "polarspike needs Python 3.11 or newer, got %d.%d; try: make setup PYTHON=python3.12" % sys.version_info[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	# Python compiles what it loads; compiling all that is installed takes a minute and a half.
 	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev,vision]'
 	@touch $@
 

@@ -137,8 +137,8 @@ class Outcome:
         if self.reading != "channels" or loss <= _LOSS:
             return []
         return [
-            f"(T={worst} has {100 * loss:.1f} points fewer right than T=1: the finer grid of more timesteps is one that the "
-            "weights were not trained on; see TrainSpec.timesteps, --qann.timesteps 1 2 4 8)"
+            f"(T={worst} has {100 * loss:.1f} points fewer right than T=1: weights that are trained for T=1 alone "
+            "have not seen the finer grid of more timesteps; see TrainSpec.timesteps, --qann.timesteps 1 2 4 8)"
         ]
 
 

@@ -8,7 +8,8 @@ they may answer worse: softmax and layer norms have never seen it. So the T of e
 
 with f = ``TrainSpec.first_share``, which is 0 where T = 1 is not asked for. A step costs one pass, as before. The draw
 depends on the seed and on the step's number alone: all processes compute the same T, and a resumed run those of an unbroken
-one.
+one. Loss and training accuracy of an epoch are means over the T that came up, and so are the statistics of batch norms, of
+which a network has one set for every T; what is validated is T = 1.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Refinement:
         if not self._sites and spec.timesteps != (1,):
             raise SpecError(
                 f"TrainSpec.timesteps: expected a quantized network, which {spec.timesteps} refine, got a "
-                f"{type(model).__name__} without quantizers; call polarspike.quantize first, or leave timesteps at (1,)"
+                f"{type(model).__name__} without quantizers; call polarspike.quantize first, or, of a float network or one "
+                "that is trained through time, leave timesteps at (1,)"
             )
 
     def turn(self, index: int) -> int:
