@@ -12,6 +12,7 @@ from polarspike.errors import RunError
 from polarspike.modules import device_of
 from polarspike.optimization import Average, build_optimizers, tensors_of
 from polarspike.processes import wrapped
+from polarspike.refinement import Refinement
 from polarspike.sharding import kept_whole, sharded
 from polarspike.training_spec import TrainSpec
 
@@ -31,6 +32,7 @@ class Course:
         forward: what computes: ``trained``, or what wraps it to average gradients.
         optimizers: of ``trained``.
         average: of ``trained``, or None.
+        refinement: of the sites of ``trained``: which timestep is computed.
         scaler: of the loss.
     """
 
@@ -44,6 +46,7 @@ class Course:
         self.forward = self.trained if self.in_shares else wrapped(model)  # the model where one process works alone
         self.optimizers = build_optimizers(self.trained, spec)
         self.average = Average(self.trained, spec.averaging) if spec.averaging else None
+        self.refinement = Refinement(self.trained, spec)
         self.scaler = torch.amp.GradScaler(device_of(model).type, enabled=spec.precision == "fp16")
 
     def move(self, index: int) -> None:

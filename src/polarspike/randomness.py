@@ -16,8 +16,12 @@ def epoch_seed(seed: int, epoch: int, rank: int | None = None) -> int:
 
     With a rank, ``/<rank>`` follows: what one process draws for itself.
     """
-    text = f"polarspike/{seed}/{epoch}" + ("" if rank is None else f"/{rank}")
-    digest = hashlib.sha256(text.encode()).digest()
+    return number_of(f"{seed}/{epoch}" + ("" if rank is None else f"/{rank}"))
+
+
+def number_of(text: str) -> int:
+    """A number below 2^63 for a text: the first 63 bits of SHA-256 of ``polarspike/<text>``."""
+    digest = hashlib.sha256(f"polarspike/{text}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

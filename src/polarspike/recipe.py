@@ -13,7 +13,7 @@ from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
 from polarspike.errors import SpecError
 from polarspike.readings import AtOnce, timesteps_of
-from polarspike.specs import QuantSpec, Reading, Spec
+from polarspike.specs import QuantSpec, Reading, Spec, is_within
 from polarspike.training_spec import TrainSpec
 
 #: The readings of a conversion, and training through time, which learns the order of the frames.
@@ -114,7 +114,7 @@ class Recipe(Spec):
 
     def _check_through_time(self) -> None:
         self._require("through_time", isinstance(self.through_time, TrainSpec), "a TrainSpec")
-        self._require("leak", _is_share(self.leak), "a number in (0, 1]")
+        self._require("leak", is_within(self.leak, 0.0, 1.0) and self.leak > 0, "a number in (0, 1]")
         self._require("learned_leak", isinstance(self.learned_leak, bool), "True or False")
         if not self.learns_order:
             usual, given = TrainSpec().to_dict(), self.through_time.to_dict()
@@ -192,7 +192,3 @@ class Recipe(Spec):
     def changes(self, usual: Augmentation) -> Augmentation:
         """All random changes in training, from those that are usual for the dataset."""
         return self.augmentation.over(usual) if self.augment else self.augmentation
-
-
-def _is_share(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value <= 1.0

@@ -15,13 +15,13 @@ which a network has one set for every T; what is validated is T = 1.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 
 from torch import nn
 
 from polarspike.errors import SpecError
 from polarspike.quantizers import PolarityQuantizer
+from polarspike.randomness import number_of
 from polarspike.training_spec import TrainSpec
 
 
@@ -70,8 +70,7 @@ def drawn(spec: TrainSpec, index: int) -> int:
     rest = [T for T in spec.timesteps if T != 1]
     if not rest:
         return 1
-    digest = hashlib.sha256(f"polarspike/{spec.seed}/timesteps/{index}".encode()).digest()
-    share = int.from_bytes(digest[:8], "big") / 2**64  # in [0, 1)
+    share = number_of(f"{spec.seed}/timesteps/{index}") / 2**63
     first = spec.first_share if 1 in spec.timesteps else 0.0
     if share < first:
         return 1

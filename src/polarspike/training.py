@@ -38,7 +38,6 @@ from polarspike.inputs import Inputs, map_inputs, tensors_of
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.optimization import set_rates, trainable
 from polarspike.randomness import Stream, epoch_seed, randomness_kept, seed_everything
-from polarspike.refinement import Refinement
 from polarspike.runs import RunDirectory
 from polarspike.spiking import SpikingNetwork
 from polarspike.training_spec import TrainSpec
@@ -131,7 +130,6 @@ def fit(
         )
     _check_arguments(model, spec, teacher, run, resume)
     course = Course(model, spec)
-    refinement = Refinement(course.trained, spec)
     history: list[Epoch] = []
     identity: dict[str, Any] = {}
     if run is not None:
@@ -153,12 +151,12 @@ def fit(
         with (
             randomness_kept(train_loader),
             evaluating(*([] if teacher is None else [teacher])),
-            refinement.lasting(),
+            course.refinement.lasting(),
             counted(course.trained) if spec.activity else contextlib.nullcontext() as activity,
         ):
             for epoch in range(len(history) + 1, spec.epochs + 1):
                 seed_everything(epoch_seed(spec.seed, epoch), train_loader, epoch)
-                passed = _train_epoch(course, train_loader, spec, epoch, steps, teacher, activity, refinement, progress)
+                passed = _train_epoch(course, train_loader, spec, epoch, steps, teacher, activity, progress)
                 course.gather()
                 _check_weights(model, epoch)
                 if validate is not None:
@@ -228,7 +226,6 @@ def _train_epoch(
     steps: int,
     teacher: nn.Module | None,
     activity: Activity | None,
-    refinement: Refinement,
     progress: bool,
 ) -> Epoch:
     model = course.trained
@@ -251,7 +248,7 @@ def _train_epoch(
         inputs, target = read_batch(batch, device, where, shares=True)
         index = (epoch - 1) * steps + step
         rate = set_rates(course.optimizers, spec, index - 1, steps)
-        refinement.turn(index)
+        course.refinement.turn(index)
         inputs, target, share = _own_part(inputs, target, whole, apart)
         model.zero_grad(set_to_none=True)
         for rows, samples in share.pieces(spec.accumulation):
