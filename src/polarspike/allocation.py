@@ -44,6 +44,7 @@ from polarspike.candidates import (
     with_kept_gains,
     within,
 )
+from polarspike.checks import is_positive
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
 from polarspike.energy import CostTable, estimate_energy
@@ -391,7 +392,7 @@ def _rows(
 
 
 def _check(budget: object, resource: object, answers: object, gains: object) -> None:
-    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+    if not is_positive(budget):
         raise SpecError(f"allocate: budget: expected a positive number, got {budget!r}")
     if resource not in get_args(Resource):
         raise SpecError(f"allocate: resource: expected one of {', '.join(get_args(Resource))}, got {resource!r}")

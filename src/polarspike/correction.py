@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from polarspike.checks import is_integer
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import batches_of, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
@@ -253,7 +254,7 @@ def _describe(layer: SynapticLayer, rows: dict[str, _Row]) -> CorrectedLayer:
 
 def _check_arguments(qann: object, batches: object, reference: QuantizedNetwork | None, passes: int | None) -> None:
     network = require_calibrated("correct_bias", qann)
-    if passes is not None and (isinstance(passes, bool) or not isinstance(passes, int) or passes < 1):
+    if passes is not None and not is_integer(passes, 1):
         raise SpecError(f"correct_bias: passes: expected a positive integer or None, got {passes!r}")
     if passes != 1 and isinstance(batches, Iterator):
         raise SpecError(

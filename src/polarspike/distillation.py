@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polarspike.answers import Answers, Pair, distance, error, float_answers, require_answers, scale
+from polarspike.checks import is_integer, is_positive
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import float_leaves
 from polarspike.modules import apply, evaluating
@@ -173,13 +174,9 @@ def _check_arguments(qann: object, reference: object, answers: object, steps: ob
             "distill: expected to be called outside of torch.inference_mode(), in which nothing can be trained"
         )
     require_answers("distill", answers)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if not is_integer(steps, 1):
         raise SpecError(f"distill: steps: expected a positive integer, got {steps!r}")
-    if (
-        isinstance(learning_rate, bool)
-        or not isinstance(learning_rate, int | float)
-        or not 0 < learning_rate < math.inf
-    ):
+    if not is_positive(learning_rate):
         raise SpecError(f"distill: learning_rate: expected a positive number, got {learning_rate!r}")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise SpecError("distill: no parameter requires a gradient; thaw what may change: network.requires_grad_(True)")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
+from polarspike.checks import is_not_negative
 from polarspike.counting import MemoryCounts, MessageUnit, OperationCounts, SynapseCounts
 from polarspike.errors import SpecError
 from polarspike.specs import Spec
@@ -85,9 +86,7 @@ class CostTable(Spec):
         super().__post_init__()
         for item in fields(self):
             if item.name.endswith("_pj"):
-                value = getattr(self, item.name)
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                self._require(item.name, number and 0.0 <= value < float("inf"), "a finite number of at least 0")
+                self._require(item.name, is_not_negative(getattr(self, item.name)), "a finite number of at least 0")
 
     @classmethod
     def cmos45(cls) -> Self:

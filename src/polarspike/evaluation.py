@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from polarspike import distributed
+from polarspike.checks import is_integer
 from polarspike.errors import InputError, SpecError
 from polarspike.inputs import Inputs, to_device
 from polarspike.modules import apply, device_of, evaluating
@@ -174,7 +175,7 @@ def evaluate(
     if not isinstance(loader, Iterable):
         raise InputError(f"evaluate: expected a loader of batches (inputs, target), got {type(loader).__name__}")
     timesteps = (timesteps,) if isinstance(timesteps, int) else timesteps
-    if not timesteps or any(not isinstance(T, int) or isinstance(T, bool) or T < 1 for T in timesteps):
+    if not timesteps or not all(is_integer(T, 1) for T in timesteps):
         raise SpecError(f"evaluate: expected timesteps of at least 1, such as (1, 2, 4), got {timesteps!r}")
     steps = sorted(set(timesteps))
     counter = FiringCounter() if isinstance(network, Spiking) else None

@@ -21,6 +21,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from polarspike.checks import is_integer
 from polarspike.errors import InputError
 from polarspike.laws import Law, NormalMixture, Samples
 
@@ -254,7 +255,7 @@ def _levels(levels: Levels) -> Levels:
         negative, positive = levels
     except (TypeError, ValueError):
         raise InputError(f"levels: expected a pair (N, P), got {levels!r}") from None
-    if not (isinstance(negative, int) and isinstance(positive, int) and negative >= 0 and positive >= 1):
+    if not (is_integer(negative, 0) and is_integer(positive, 1)):
         raise InputError(f"levels: expected integers (N, P) with N >= 0 and P >= 1, got {levels}")
     return negative, positive
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from polarspike.checks import is_integer
 from polarspike.errors import InputError, SpecError
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -168,11 +169,11 @@ def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> li
         InputError: the sequences have no such dimension, no frames, or different lengths.
     """
     timesteps, time_dim = as_whole(timesteps), as_whole(time_dim)
-    if timesteps is not None and (isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1):
+    if timesteps is not None and not is_integer(timesteps, 1):
         raise SpecError(f"timesteps: expected a positive integer, got {timesteps!r}")
     if time_dim is None:
         return [inputs] * (timesteps or 1)
-    if isinstance(time_dim, bool) or not isinstance(time_dim, int):
+    if not is_integer(time_dim):
         raise SpecError(f"time_dim: expected an integer or None, got {time_dim!r}")
     tensors = tensors_of(inputs)
     for name, tensor in tensors:

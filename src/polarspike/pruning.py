@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from polarspike.checks import is_within
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork, require_calibrated
 
@@ -28,7 +29,7 @@ def prune(qann: QuantizedNetwork, gain: float = 0.05) -> tuple[str, ...]:
         CalibrationError: a site has no step.
     """
     require_calibrated("prune", qann)
-    if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 <= gain < 1:
+    if not is_within(gain, 0.0, 1.0) or gain == 1:
         raise SpecError(f"prune: gain: expected a number in [0, 1), got {gain!r}")
     pruned = []
     for name, site in qann.sites().items():

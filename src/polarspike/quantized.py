@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from polarspike import passes
+from polarspike.checks import is_integer
 from polarspike.errors import CalibrationError, InputError, SpecError
 from polarspike.graph import finish, modules_of
 from polarspike.inputs import Signature, bind, tensors_of
@@ -107,7 +108,7 @@ def refine(qann: QuantizedNetwork, factor: int) -> QuantizedNetwork:
         SpecError: ``factor`` is not a positive integer, or this is no quantized network.
     """
     _require_quantized("refine", qann)
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+    if not is_integer(factor, 1):
         raise SpecError(f"refine: expected a positive integer factor, got {factor!r}")
     fine = copy.deepcopy(qann)
     for name, quantizer in fine.sites().items():

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from torch import nn
 
 from polarspike import data, parents
+from polarspike.checks import is_within
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
 from polarspike.errors import SpecError
 from polarspike.readings import AtOnce, timesteps_of
-from polarspike.specs import QuantSpec, Reading, Spec, is_within
+from polarspike.specs import QuantSpec, Reading, Spec
 from polarspike.training_spec import TrainSpec
 
 #: The readings of a conversion, and training through time, which learns the order of the frames.

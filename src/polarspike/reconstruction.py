@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from polarspike.checks import is_integer
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import Inputs, as_call, batches_of, bind, to_device
 from polarspike.modules import device_of, evaluating
@@ -261,7 +262,7 @@ def _rows(module: Any, x: Tensor, residual: Tensor, most: int, generator: torch.
 
 def _check_arguments(qann: object, reference: object, memory: int) -> None:
     network = require_calibrated("reconstruct", qann)
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+    if not is_integer(memory, 1):
         raise SpecError(f"reconstruct: memory: expected a positive number of bytes, got {memory!r}")
     require_goal("reconstruct", network.notes, given=reference is not None)
     require_same_graph("reconstruct", network, reference)

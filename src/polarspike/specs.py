@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
+from polarspike.checks import is_integer, is_positive, is_within
 from polarspike.errors import SpecError
 
 Gain = float | Literal["learned"]
@@ -236,13 +236,13 @@ class SiteSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("negative", is_integer(self.negative) and self.negative >= 0, "an integer of at least 0")
-        self._require("positive", is_integer(self.positive) and self.positive >= 1, "an integer of at least 1")
+        self._require("negative", is_integer(self.negative, 0), "an integer of at least 0")
+        self._require("positive", is_integer(self.positive, 1), "an integer of at least 1")
         self._require("gain", is_within(self.gain, 0.0, 1.0), "a number in [0, 1]")
         self._require("learned_step", isinstance(self.learned_step, bool), "True or False")
         self._require("slope", is_within(self.slope, 0.0, 1.0), "a number in [0, 1] (decoding must stay monotone)")
         self._require("ceiling", self.ceiling is None or is_positive(self.ceiling), "a positive number or None")
-        self._require("channels", is_integer(self.channels) and self.channels >= 0, "an integer of at least 0")
+        self._require("channels", is_integer(self.channels, 0), "an integer of at least 0")
         self._require("channel_dim", self.channel_dim in (1, -1), "1 or -1")
 
     @property
@@ -281,10 +281,8 @@ class ConvertSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         cap, window = self.max_spikes_per_step, self.window
-        self._require(
-            "max_spikes_per_step", cap is None or (is_integer(cap) and cap >= 1), "a positive integer or None"
-        )
-        self._require("window", window is None or (is_integer(window) and window >= 1), "a positive integer or None")
+        self._require("max_spikes_per_step", cap is None or is_integer(cap, 1), "a positive integer or None")
+        self._require("window", window is None or is_integer(window, 1), "a positive integer or None")
         if cap is not None and self.neuron != "polarity":
             raise SpecError(
                 "ConvertSpec: max_spikes_per_step needs neuron='polarity', because a holding neuron fires about t spikes "
@@ -295,18 +293,3 @@ class ConvertSpec(Spec):
                 "ConvertSpec: reading='frames' answers every frame at its first timestep, at which a capped neuron still "
                 "holds spikes back; leave out max_spikes_per_step, or use reading='integrate'"
             )
-
-
-def is_integer(value: object) -> bool:
-    """Whether it is an integer, and not True or False."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_within(value: object, low: float, high: float) -> bool:
-    """Whether it is a number in [low, high], and not True or False."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
-def is_positive(value: object) -> bool:
-    """Whether it is a finite number above zero."""
-    return is_within(value, sys.float_info.min, sys.float_info.max)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from polarspike import ops
+from polarspike.checks import is_integer, is_positive
 from polarspike.errors import CheckpointError, InputError, SpecError
 from polarspike.graph import finish
 from polarspike.inputs import Inputs, as_call, as_whole, batch_size, bind
@@ -152,7 +153,7 @@ class TemporalNetwork(SequenceNetwork):
         if time_dim is None or timesteps is None:
             return super()._frames(given, timesteps, time_dim)
         frames, timesteps = super()._frames(given, None, time_dim), as_whole(timesteps)
-        if isinstance(timesteps, bool) or not isinstance(timesteps, int):
+        if not is_integer(timesteps):
             raise SpecError(f"timesteps: expected an integer, got {timesteps!r}")
         if not 0 < timesteps <= len(frames):
             raise InputError(f"timesteps: expected 1 to {len(frames)}, the frames given, got {timesteps}")
@@ -211,7 +212,7 @@ def unroll(start: QuantizedNetwork | SpikingNetwork, *, leak: float = 1.0, learn
     """
     if not isinstance(start, QuantizedNetwork | SpikingNetwork):
         raise SpecError(f"unroll: expected a quantized or a spiking network, got {type(start).__name__}")
-    if isinstance(leak, bool) or not isinstance(leak, int | float) or not 0.0 < leak <= 1.0:
+    if not is_positive(leak) or leak > 1.0:
         raise SpecError(f"unroll: expected a leak in (0, 1], got {leak!r}")
     network = copy.deepcopy(start.network)
     for name, site in start.sites().items():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from polarspike.checks import is_integer, is_not_negative, is_positive, is_within
 from polarspike.errors import SpecError
-from polarspike.specs import Spec, is_integer, is_positive, is_within
+from polarspike.specs import Spec
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["sgd", "adamw"]
@@ -80,10 +80,10 @@ class TrainSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("epochs", is_integer(self.epochs) and self.epochs >= 1, "an integer of at least 1")
+        self._require("epochs", is_integer(self.epochs, 1), "an integer of at least 1")
         self._require("learning_rate", is_positive(self.learning_rate), "a positive number")
         self._require("momentum", is_within(self.momentum, 0.0, 1.0) and self.momentum < 1.0, "a number in [0, 1)")
-        self._require("weight_decay", is_within(self.weight_decay, 0.0, sys.float_info.max), "a number of at least 0")
+        self._require("weight_decay", is_not_negative(self.weight_decay), "a number of at least 0")
         self._require("warmup_epochs", is_within(self.warmup_epochs, 0.0, self.epochs), "a number in [0, epochs]")
         self._require(
             "label_smoothing",
@@ -98,7 +98,7 @@ class TrainSpec(Spec):
         self._require("temperature", is_positive(self.temperature), "a positive number")
         self._require("step_rate", is_within(self.step_rate, 0.0, 1.0) and self.step_rate < 1.0, "a number in [0, 1)")
         self._require("averaging", is_within(self.averaging, 0.0, 1.0) and self.averaging < 1.0, "a number in [0, 1)")
-        self._require("activity", is_within(self.activity, 0.0, sys.float_info.max), "a number of at least 0")
+        self._require("activity", is_not_negative(self.activity), "a number of at least 0")
         self._require(
             "timesteps",
             isinstance(self.timesteps, tuple)
@@ -108,9 +108,7 @@ class TrainSpec(Spec):
             f"increasing integers in 1..{MOST_TIMESTEPS}",
         )
         self._require("first_share", is_within(self.first_share, 0.0, 1.0), "a number in [0, 1]")
-        self._require(
-            "accumulation", is_integer(self.accumulation) and self.accumulation >= 1, "an integer of at least 1"
-        )
+        self._require("accumulation", is_integer(self.accumulation, 1), "an integer of at least 1")
         self._require("sharded", isinstance(self.sharded, bool), "True or False")
         if self.sharded and self.precision == "fp16":
             raise SpecError(

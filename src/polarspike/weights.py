@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from polarspike import ops
+from polarspike.checks import is_integer
 from polarspike.errors import SpecError
 from polarspike.operator_table import Meaning
 from polarspike.operators import entry_of
@@ -43,7 +44,7 @@ def quantize_weights(qann: QuantizedNetwork, bits: int = 8, *, dyadic: bool = Fa
     if not isinstance(qann, QuantizedNetwork):
         raise SpecError(f"quantize_weights: expected what polarspike.quantize returns, got {type(qann).__name__}")
     most = 7 if dyadic else 8
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= most:
+    if not is_integer(bits, 2) or bits > most:
         with_powers = " with dyadic=True" if dyadic else ""
         raise SpecError(f"quantize_weights: bits: expected a whole number from 2 to {most}{with_powers}, got {bits!r}")
     names = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -178,7 +180,17 @@ def test_both_mixtures_take_turns() -> None:
     assert kinds == {True, False}
 
 
-@pytest.mark.parametrize("wrong", [{"randaugment": 31}, {"erasing": 1.5}, {"mixup": -1.0}, {"cutmix": float("inf")}])
-def test_torchvisions_changes_are_checked(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"randaugment": 31},
+        {"erasing": 1.5},
+        {"erasing": "half"},
+        {"cutout": True},
+        {"mixup": -1.0},
+        {"cutmix": float("inf")},
+    ],
+)
+def test_torchvisions_changes_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(SpecError):
         Augmentation(**wrong)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from polarspike.baselines.methods import METHODS, Method, describe
 from polarspike.baselines.settling import SettlingNetwork
 from polarspike.baselines.thresholds import set_thresholds
 from polarspike.calibration import calibrate
+from polarspike.checks import is_integer
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
 from polarspike.errors import OperatorError, SpecError
@@ -70,9 +71,7 @@ class RivalSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("levels", 2), ("timesteps", 1), ("rehearsal", 1)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            self._require(name, whole and value >= least, f"an integer of at least {least}")
+            self._require(name, is_integer(getattr(self, name), least), f"an integer of at least {least}")
 
 
 class Rival:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from polarspike.checks import is_integer, is_not_negative, is_within
 from polarspike.errors import InputError, MissingExtraError
 from polarspike.specs import Spec
 
@@ -53,13 +54,11 @@ class Augmentation(Spec):
         super().__post_init__()
         self._require("flip", isinstance(self.flip, bool), "True or False")
         for name in ("shift", "cutout", "randaugment"):
-            value = getattr(self, name)
-            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-            self._require(name, is_count, "an integer of at least 0")
+            self._require(name, is_integer(getattr(self, name), 0), "an integer of at least 0")
         self._require("randaugment", self.randaugment <= 30, "an integer in 0..30")
-        self._require("erasing", 0 <= self.erasing <= 1, "a probability")
+        self._require("erasing", is_within(self.erasing, 0.0, 1.0), "a probability")
         for name in ("mixup", "cutmix"):
-            self._require(name, 0 <= getattr(self, name) < float("inf"), "a finite number of at least 0")
+            self._require(name, is_not_negative(getattr(self, name)), "a finite number of at least 0")
 
     @property
     def is_identity(self) -> bool:

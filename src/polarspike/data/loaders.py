@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from polarspike import distributed
+from polarspike.checks import is_integer
 from polarspike.data.augment import Augmentation
 from polarspike.data.normalization import Normalization
 from polarspike.data.splits import Split
@@ -59,9 +60,9 @@ def batches(
         SpecError: ``batch_size`` is not an integer of at least 1, the seed is none of at least 0, or classes are missing.
         DataError: ``drop_last`` would leave no batch, or split and normalization differ in channels.
     """
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+    if not is_integer(batch_size, 1):
         raise SpecError(f"batches: expected batch_size to be an integer of at least 1, got {batch_size!r}")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+    if seed is not None and (not is_integer(seed, 0) or seed >= 2**63):
         raise SpecError(f"batches: expected seed to be an integer in 0..2^63-1 or None, got {seed!r}")
     if drop_last and len(split) < batch_size:
         raise DataError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polarspike.checks import is_integer
 from polarspike.errors import DataError, SpecError
 
 
@@ -55,7 +56,7 @@ def selected(samples: int, count: int, seed: int | None) -> Tensor:
     Raises:
         SpecError: ``count`` is not an integer of at least 1.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    if not is_integer(count, 1):
         raise SpecError(f"images: expected an integer of at least 1, or None for all, got {count!r}")
     if seed is None:
         return torch.arange(samples)[:count]

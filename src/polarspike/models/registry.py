@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from polarspike.checks import is_integer
 from polarspike.errors import SpecError, closest
 
 Builder = Callable[..., nn.Module]
@@ -115,5 +116,5 @@ def create(name: str, *, num_classes: int, in_channels: int = 3, **options: obje
 def require_positive(model: str, **values: object) -> None:
     """Refuse every value that is not an integer of at least 1, by its name."""
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_integer(value, 1):
             raise SpecError(f"model {model!r}: expected {name} to be an integer of at least 1, got {value!r}")
