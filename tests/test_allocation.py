@@ -15,6 +15,7 @@ from polarspike import allocation as module
 from polarspike.candidates import Option, candidates
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.laws import Law, NormalMixture, Samples
+from polarspike.meter import Meter
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import SiteSpec
 
@@ -217,12 +218,12 @@ def test_another_gain_changes_the_loss_and_only_joules() -> None:
 
 def test_what_a_second_scale_costs_is_what_is_counted() -> None:
     qann, x, _ = short_tailed()
-    meter = module._Meter(qann, [x], "joules", None)
+    meter = Meter(qann, [x], "joules", None)
     (name,) = qann.sites()
     qann.network.set_submodule(name, qann.sites()[name].with_fixed_gain(gain=0.5))
     assert meter.measure() == pytest.approx(meter.before + meter.second_scale(name), rel=1e-12)
     assert meter.second_scale(name) > 0.0
-    assert module._Meter(qann, [x], "joules", None).fixed == pytest.approx(meter.fixed)
+    assert Meter(qann, [x], "joules", None).fixed == pytest.approx(meter.fixed)
 
 
 def test_levels_survive_the_file(tmp_path: object) -> None:

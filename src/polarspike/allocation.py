@@ -35,7 +35,6 @@ from polarspike.candidates import (
     Gains,
     Option,
     Resource,
-    amount,
     candidates,
     cost,
     finer,
@@ -45,12 +44,10 @@ from polarspike.candidates import (
     within,
 )
 from polarspike.checks import is_positive
-from polarspike.conversion import convert
-from polarspike.counting import OperationCounts, count_operations
-from polarspike.energy import CostTable, estimate_energy
+from polarspike.energy import CostTable
 from polarspike.errors import SpecError
-from polarspike.inputs import Inputs, batch_size, to_device
-from polarspike.modules import apply, device_of, evaluating, hooked
+from polarspike.meter import Meter
+from polarspike.modules import evaluating
 from polarspike.observation import observe
 from polarspike.quantized import QuantizedNetwork, require_calibrated, respecify
 from polarspike.quantizers import PolarityQuantizer
@@ -172,7 +169,7 @@ def allocate(
     former = qann.sites()
     laws = {name: seen.by_step.law() for name, seen in observe(qann, kept).items()}
     weights = sensitivities(qann, kept, answers)
-    meter = _Meter(qann, kept, resource, table)
+    meter = Meter(qann, kept, resource, table)
     options = {
         name: candidates(site, laws[name], weights[name], meter.units(name), resource, meter.second_scale(name), gains)
         for name, site in qann.sites().items()
@@ -189,7 +186,7 @@ def allocate(
 def _best(
     qann: QuantizedNetwork,
     options: Mapping[str, list[Option]],
-    meter: _Meter,
+    meter: Meter,
     budget: float,
     pairs: Sequence[Pair],
     answers: Answers,
@@ -230,7 +227,7 @@ def _error(qann: QuantizedNetwork, pairs: Sequence[Pair], answers: Answers) -> f
 
 
 def _settle(
-    qann: QuantizedNetwork, options: Mapping[str, list[Option]], meter: _Meter, budget: float
+    qann: QuantizedNetwork, options: Mapping[str, list[Option]], meter: Meter, budget: float
 ) -> tuple[dict[str, Option], float]:
     """Apply the choice whose measured cost comes closest to the budget from below; the laws only predict it."""
     cheapest = {name: min(site, key=lambda option: option.cost) for name, site in options.items()}
@@ -271,109 +268,9 @@ def _apply(qann: QuantizedNetwork, chosen: Mapping[str, Option]) -> None:
         respecify(qann, name, option.spec, option.step)
 
 
-class _Meter:
-    """What an inference of the network really needs, and what one unit of each site costs."""
-
-    def __init__(
-        self, qann: QuantizedNetwork, batches: list[Inputs], resource: Resource, table: CostTable | None
-    ) -> None:
-        self.qann, self.batches, self.resource = qann, batches, resource
-        self.table = table or CostTable.cmos45()
-        self.fixed = 0.0
-        self._prices: dict[str, float] = {}
-        self._second_scales: dict[str, float] = {}
-        if resource == "joules":
-            counts = self._counts()
-            row = estimate_energy(counts, self.table).row("b")
-            self.fixed = (row.joules - (row.spikes_pj + row.second_scale_pj) * 1e-12) / counts.images
-            self._prices = _prices(counts, self.table.add_pj("int8") * 1e-12)
-            self._second_scales = _second_scales(counts, self.table.mac_pj("int8") * 1e-12)
-        self.codes: dict[str, Tensor] = {}
-        self.before = self.measure()
-        if resource == "joules":
-            self.see()
-
-    def units(self, name: str) -> float:
-        """Cost per image of one event, spike or bit at every neuron of a site."""
-        neurons = float(self.codes[name].sum()) / self._images
-        return neurons * self._prices.get(name, 0.0) if self.resource == "joules" else neurons
-
-    def second_scale(self, name: str) -> float:
-        """Cost per image of a gain other than 0 and 1 at a site with negative levels, beside what fires."""
-        return self._second_scales.get(name, 0.0)
-
-    def measure(self) -> float:
-        """The resource per image, with every site quantized."""
-        if self.resource == "joules":
-            counts = self._counts()
-            return estimate_energy(counts, self.table).row("b").joules / counts.images
-        self.see()
-        index = ("events", "spikes", "bits").index(self.resource)
-        return sum(self.of(name)[index] for name in self.codes)
-
-    def of(self, name: str) -> tuple[float, float, float]:
-        """Events, spikes and bits of one site per image, as last measured."""
-        counts = self.codes[name]
-        negative = self.qann.sites()[name].levels[0]
-        shares = (counts / counts.sum()).unsqueeze(0)
-        neurons = float(counts.sum()) / self._images
-        amounts = {kind: neurons * float(amount(shares, negative, kind)) for kind in get_args(Resource)}
-        return amounts["events"], amounts["spikes"], amounts["bits"]
-
-    @property
-    def _images(self) -> int:
-        return sum(batch_size(inputs) for inputs in self.batches)
-
-    def _counts(self) -> OperationCounts:
-        return count_operations(convert(self.qann), to_device(self.batches[0], device_of(self.qann)))
-
-    @torch.no_grad()
-    def see(self) -> None:
-        """Count how often each code occurs at every site, from -N to P, with every site quantized."""
-        sites = self.qann.sites()
-        found = {name: torch.zeros(sum(site.levels) + 1, dtype=torch.float64) for name, site in sites.items()}
-
-        def look(name: str, site: PolarityQuantizer, x: Tensor) -> None:
-            codes = site.encode(x).long().flatten() + site.levels[0]
-            found[name] += torch.bincount(codes, minlength=len(found[name])).double().cpu()
-
-        handles = [
-            site.register_forward_pre_hook(lambda site, inputs, name=name: look(name, site, inputs[0]))
-            for name, site in sites.items()
-        ]
-        with hooked(handles), evaluating(self.qann):
-            for inputs in self.batches:
-                apply(self.qann, to_device(inputs, device_of(self.qann)))
-        self.codes = found
-
-
-def _prices(counts: OperationCounts, add: float) -> dict[str, float]:
-    """Joules of one unit spike of every site: the connections that it crosses, on average, times an accumulate."""
-    prices = {site.site: 0.0 for site in counts.sites}
-    neurons = {site.site: site.neurons * site.images for site in counts.sites}
-    for row in counts.synapses:
-        if row.spiking:
-            # Where nothing fires yet, every neuron counts alike.
-            elements = max(1, sum(neurons[name] for name in row.sources))
-            fan_out = row.acs_by_spike / row.spikes_in if row.spikes_in else row.connections / elements
-            for name in row.sources:
-                prices[name] += add * fan_out
-    return prices
-
-
-def _second_scales(counts: OperationCounts, mac: float) -> dict[str, float]:
-    """Joules per image of a second scale at every site: a multiply-accumulate for every output that its spikes reach."""
-    found = {site.site: 0.0 for site in counts.sites}
-    for row in counts.synapses:
-        if row.spiking:
-            for name in row.sources:
-                found[name] += mac * row.outputs / counts.images
-    return found
-
-
 @torch.no_grad()
 def _rows(
-    qann: QuantizedNetwork, former: Mapping[str, PolarityQuantizer], chosen: Mapping[str, Option], meter: _Meter
+    qann: QuantizedNetwork, former: Mapping[str, PolarityQuantizer], chosen: Mapping[str, Option], meter: Meter
 ) -> dict[str, AllocatedSite]:
     rows = {}
     for name, site in qann.sites().items():
