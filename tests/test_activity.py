@@ -12,6 +12,8 @@ import polarspike as ps
 from polarspike import ops
 from polarspike.activity import counted
 from polarspike.errors import SpecError
+from polarspike.quantizers import PolarityQuantizer
+from polarspike.specs import SiteSpec
 
 
 def network() -> tuple[nn.Module, ps.QuantizedNetwork, list[tuple[Tensor, Tensor]]]:
@@ -53,6 +55,25 @@ def test_a_step_per_channel_counts_alike() -> None:
         ops.count_spikes(alone, own, (1, 3)).backward()
         torch.testing.assert_close(x.grad[:, channel], alone.grad)
         torch.testing.assert_close(step.grad[channel, 0, 0], own.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [0, 3])
+def test_a_weight_on_spikes_pulls_a_step_as_it_pulls_the_weights(channels: int) -> None:
+    """The gradients of a step by its values and by its spikes stand to each other as without any factor."""
+    torch.manual_seed(0)
+    site = PolarityQuantizer(SiteSpec(0, 3, channels=channels))
+    site.set_step(torch.full((channels,), 0.3) if channels else 0.3)
+    x = torch.randn(8, 3, 5, 5, requires_grad=True)
+    found = {}
+    for what in (lambda: site(x).sum(), lambda: site.spikes(x)):
+        site.zero_grad()
+        what().backward()
+        found[len(found)] = site.offset.grad.clone()
+    inside = (x >= -0.15) & (x < 3.5 * 0.3)
+    values = (site.encode(x) - torch.where(inside, x / 0.3, 0.0)).detach()
+    spikes = torch.where(site.encode(x) > 0, -torch.where(inside, x, 0.0) / 0.3**2, 0.0).detach()
+    dims = (0, 2, 3) if channels else (0, 1, 2, 3)
+    torch.testing.assert_close(found[1] / found[0], (spikes.sum(dims) / values.sum(dims)).reshape(found[0].shape))
 
 
 def test_every_site_is_counted_as_evaluation_counts_it() -> None:

@@ -169,7 +169,7 @@ class _Quantize(torch.autograd.Function):
         )
 
 
-def count_spikes(x: Tensor, step: Tensor, levels: tuple[int, int]) -> Tensor:
+def count_spikes(x: Tensor, step: Tensor, levels: tuple[int, int], gradient_scale: float = 1.0) -> Tensor:
     """Number of unit spikes ``sum |k|`` of ``k = encode(x)``, with straight-through gradients.
 
         d|k|/dx = sign(k) / s,   d|k|/ds = -|x| / s^2      for -(N + 1/2) s <= x < (P + 1/2) s, else 0
@@ -180,19 +180,21 @@ def count_spikes(x: Tensor, step: Tensor, levels: tuple[int, int]) -> Tensor:
         x: any shape; dimension 0 is walked in pieces on a CPU.
         step: s > 0, 0-d or broadcastable against ``x`` without a batch dimension.
         levels: (N, P).
+        gradient_scale: factor on the gradient of the step; the one that :func:`quantize` has, or the two pull the step
+            apart, and the weights not.
 
     Returns:
         0-d, in at least float32.
     """
-    result: Tensor = _CountSpikes.apply(x, step, levels)
+    result: Tensor = _CountSpikes.apply(x, step, levels, gradient_scale)
     return result
 
 
 class _CountSpikes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, levels: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, levels: tuple[int, int], gradient_scale: float) -> Tensor:
         ctx.save_for_backward(x, step)
-        ctx.levels = levels
+        ctx.levels, ctx.gradient_scale = levels, gradient_scale
         # float64 on the way: float32 stops counting at 2^24.
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         for piece, at in _pieces(x, step):
@@ -216,7 +218,12 @@ class _CountSpikes(torch.autograd.Function):
             grad_x[piece] = slope
             if ctx.needs_input_grad[1]:
                 grad_step[at] -= slope.mul_(scaled).sum_to_size(part.shape)
-        return grad_x.mul_(grad), (grad_step * grad).to(step.dtype) if ctx.needs_input_grad[1] else None, None
+        return (
+            grad_x.mul_(grad),
+            (grad_step * (grad * ctx.gradient_scale)).to(step.dtype) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+        )
 
 
 def integrate(x: Tensor, total: Tensor, step: Tensor, levels: tuple[int, int]) -> tuple[Tensor, Tensor]:
