@@ -60,7 +60,7 @@ def test_without_leak_or_clipping_an_affine_network_is_our_spiking_network() -> 
     frames = torch.randn(4, 7, 6, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         ours = ps.convert(affine)(frames, time_dim=1, every_step=True)
-        theirs = ps.unroll(affine, learned=False)(frames, every_step=True)
+        theirs = ps.unroll(affine, leak=1.0, learned=False)(frames, every_step=True)
     assert torch.allclose(theirs, ours, atol=2e-3)
 
 

@@ -90,7 +90,7 @@ def _at_once(asked: Row) -> Row:
 def _through_time(asked: Row) -> Row:
     task, seed = asked["task"], asked["seed"]
     parent = _parent(task, "frames", seed)
-    net = ps.unroll(ps.convert(_quantized(parent, task, "frames")), leak=0.9)
+    net = ps.unroll(ps.convert(_quantized(parent, task, "frames")))
     _trained(net, task, f"through-time-{seed}", fine_tuning("event_cnn", EPOCHS, seed, **RECIPE))
     leaks = " ".join(f"{torch.as_tensor(site.leak).item():.2f}" for site in net.sites().values())
     return {"ann": _accuracy(_reading(parent, "frames"), task), "leaks": leaks, **_over_time(net, task)}

@@ -15,6 +15,7 @@ from polarspike.data.events import FrameSpec
 from polarspike.errors import SpecError
 from polarspike.readings import AtOnce, timesteps_of
 from polarspike.specs import QuantSpec, Reading, Spec
+from polarspike.through_time import FIRST_LEAK
 from polarspike.training_spec import TrainSpec
 
 #: The readings of a conversion, and training through time, which learns the order of the frames.
@@ -73,7 +74,7 @@ class Recipe(Spec):
     frames: FrameSpec = field(default_factory=FrameSpec)
     reading: RecipeReading = "channels"
     through_time: TrainSpec = field(default_factory=TrainSpec)
-    leak: float = 0.9
+    leak: float = FIRST_LEAK
     learned_leak: bool = True
     calibration_images: int = 2048
     proof_images: int = 256

@@ -8,9 +8,10 @@ Every site becomes a neuron with a membrane that is carried from frame to frame 
     y[t] = decode(k[t])
 
 and every operator in between works on the step by itself. The gradient of k is the straight-through one of
-:func:`polarspike.ops.quantize`; none passes through a reset. The leak b in (0, 1] is one number for each site, fixed or
-learned. Near b = 0 every frame would be its own first timestep; at b = 1 nothing is forgotten, and where no level clips
-either and the gain is 1, this is the neuron of :mod:`polarspike.neurons` (which takes spikes back at the price they had).
+:func:`polarspike.ops.quantize`; none passes through a reset: with one, v - s k has no slope, and order is not learned. The
+leak b in (0, 1] is one number for each site, fixed or learned. Near b = 0 every frame would be its own first timestep; at
+b = 1 nothing is forgotten, and where no level clips either and the gain is 1, this is the neuron of
+:mod:`polarspike.neurons` (which takes spikes back at the price they had).
 
 The network starts from a calibrated or trained quantized network, and answers with the mean of the outputs of all frames.
 """
@@ -38,6 +39,9 @@ from polarspike.specs import SiteSpec
 from polarspike.spiking import SpikingNetwork
 from polarspike.temporal import require_same_shape, to_mean
 
+#: Where b starts unless asked otherwise: near the first timesteps that the weights know, and with a slope to learn from.
+#: From .9 a network begins many points lower, and does not make up for it (docs/results.md).
+FIRST_LEAK = 0.2
 # A learned leak starts below this, where its logistic form still has a slope.
 _MOST_LEAK = 0.999
 
@@ -198,7 +202,9 @@ class _Stream(Walk):
         return values, SpikeTrain(spikes)
 
 
-def unroll(start: QuantizedNetwork | SpikingNetwork, *, leak: float = 1.0, learned: bool = True) -> TemporalNetwork:
+def unroll(
+    start: QuantizedNetwork | SpikingNetwork, *, leak: float = FIRST_LEAK, learned: bool = True
+) -> TemporalNetwork:
     """The network through time that starts with the weights, steps and levels of a quantized or converted network.
 
     Args:
