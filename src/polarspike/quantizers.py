@@ -43,7 +43,7 @@ class PolarityQuantizer(Site):
         if not self.enabled:
             return self.reference(x)
         step, levels = self.grid(x)
-        return ops.quantize(x, step, self.gain, levels, self._gradient_scale(x, levels))
+        return ops.quantize(x, step, self.gain, levels, self.gradient_scale(x, levels))
 
     def grid(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Step, to be broadcast against ``x``, and levels that a forward pass computes with now."""
@@ -55,10 +55,11 @@ class PolarityQuantizer(Site):
 
     def spikes(self, x: Tensor) -> Tensor:
         """Unit spikes of the first timestep, ``sum |k|``, 0-d; differentiable (:func:`polarspike.ops.count_spikes`)."""
-        scale = self._gradient_scale(x, self.levels)
+        scale = self.gradient_scale(x, self.levels)
         return ops.count_spikes(x, self.broadcast_step(x), self.levels, scale)
 
-    def _gradient_scale(self, x: Tensor, levels: tuple[int, int]) -> float:
+    def gradient_scale(self, x: Tensor, levels: tuple[int, int]) -> float:
+        """The factor on what a step and a gain learn from ``x``, be it values or spikes: 1 / sqrt(numel * P)."""
         shared = math.prod(x.shape[1:]) // max(1, self.spec.channels)  # elements of one sample; also of an empty batch
         return 1.0 / math.sqrt(max(1, shared) * levels[1])
 

@@ -69,6 +69,10 @@ def test_pact_learns_its_clip_from_what_is_clipped_alone() -> None:
     assert x.grad is not None and x.grad.tolist() == [[0.0, 1.0, 1.0, 0.0, 0.0]]
     assert quantizer.offset.grad is not None and quantizer.offset.grad.item() == 2 * 4  # da/ds = P
 
+    quantizer.zero_grad()
+    quantizer.spikes(x.detach()).backward()  # neither this gradient nor that one has a factor; both are of a = P s
+    assert quantizer.offset.grad.item() == pytest.approx(-(0.3 + 1.7) / 0.5**2)
+
     penalized = ClippingQuantizer(site(0, 4, 0.5), penalty=0.1)
     penalized(x.detach()[:, :2]).sum().backward()
     assert penalized.offset.grad is not None and penalized.offset.grad.item() == pytest.approx(0.1 * 2.0 * 4)

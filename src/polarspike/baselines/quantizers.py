@@ -67,6 +67,9 @@ class ClippingQuantizer(PolarityQuantizer):
         clipped = torch.minimum(torch.relu(x), clip)
         return clipped + (ops.quantize(x, step, 1.0, levels) - clipped).detach()
 
+    def gradient_scale(self, x: Tensor, levels: tuple[int, int]) -> float:
+        return 1.0  # as of the clip above
+
 
 class OffsetNeuron(SequenceNeuron):
     """The first timestep of :class:`OffsetQuantizer`; it has no later one, because the offset would be added again."""
