@@ -58,19 +58,23 @@ def test_a_step_per_channel_counts_alike() -> None:
 
 
 @pytest.mark.parametrize("channels", [0, 3])
-def test_a_weight_on_spikes_pulls_a_step_as_it_pulls_the_weights(channels: int) -> None:
+@pytest.mark.parametrize("timesteps", [1, 8])
+def test_a_weight_on_spikes_pulls_a_step_as_it_pulls_the_weights(channels: int, timesteps: int) -> None:
     """The gradients of a step by its values and by its spikes stand to each other as without any factor."""
     torch.manual_seed(0)
     site = PolarityQuantizer(SiteSpec(0, 3, channels=channels))
     site.set_step(torch.full((channels,), 0.3) if channels else 0.3)
+    site.timesteps = timesteps  # the values' grid is finer, the spikes are still those of the first timestep
     x = torch.randn(8, 3, 5, 5, requires_grad=True)
     found = {}
     for what in (lambda: site(x).sum(), lambda: site.spikes(x)):
         site.zero_grad()
         what().backward()
         found[len(found)] = site.offset.grad.clone()
+    step, most = 0.3 / timesteps, 3 * timesteps
+    fine = torch.where((x >= -step / 2) & (x < (most + 0.5) * step), x / step, 0.0)
+    values = ((ops.encode(x, torch.tensor(step), 0, most) - fine) / timesteps).detach()
     inside = (x >= -0.15) & (x < 3.5 * 0.3)
-    values = (site.encode(x) - torch.where(inside, x / 0.3, 0.0)).detach()
     spikes = torch.where(site.encode(x) > 0, -torch.where(inside, x, 0.0) / 0.3**2, 0.0).detach()
     dims = (0, 2, 3) if channels else (0, 1, 2, 3)
     torch.testing.assert_close(found[1] / found[0], (spikes.sum(dims) / values.sum(dims)).reshape(found[0].shape))

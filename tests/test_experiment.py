@@ -54,6 +54,23 @@ def test_flags_name_changes_and_frames() -> None:
     assert Recipe.from_dict(older).augmentation == Augmentation()  # a run of an older release goes on
 
 
+def test_a_run_that_recorded_a_former_default_goes_on(tmp_path: Path) -> None:
+    older = {**SMALL.to_dict(), "through_time": TrainSpec().to_dict(), "leak": 0.9, "learned_leak": True}
+    assert Recipe.from_dict(older) == SMALL and "leak" not in SMALL.to_dict()
+    RunDirectory(tmp_path / "run").configure(recipe=older)
+    RunDirectory(tmp_path / "run", resume=True).configure(recipe=SMALL)
+    with pytest.raises(SpecError, match=r"expected 'through-time' with leak=0\.5"):
+        Recipe.from_dict({**older, "leak": 0.5})
+    learning = dataclasses.replace(SMALL, data="n-mnist", reading="through-time", leak=0.9)
+    assert Recipe.from_dict(learning.to_dict()) == learning  # what was really trained from there stays
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 1.5}, {"batch_size": "x"}, {"workers": True}, {"proof_images": 0}])
+def test_numbers_of_a_recipe_are_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match=f"Recipe.{next(iter(wrong))}: expected an integer"):
+        dataclasses.replace(SMALL, **wrong)  # type: ignore[arg-type]
+
+
 def test_further_changes_are_added_to_the_usual_ones_or_replace_them() -> None:
     usual = data.load("digits").augmentation
     assert usual == Augmentation(shift=1)

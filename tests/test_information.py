@@ -252,6 +252,7 @@ def test_no_law_means_a_float_and_the_standard_normal() -> None:
     [
         (lambda: entropy((0, 0), 0.4), "N >= 0 and P >= 1"),
         (lambda: entropy((-1, 2), 0.4), "N >= 0 and P >= 1"),
+        (lambda: entropy((True, 4), 0.5), "levels"),
         (lambda: entropy((2, 6), 0.0), "positive finite"),
         (lambda: entropy((2, 6), float("nan")), "positive finite"),
         (lambda: entropy((2, 6), torch.ones(3), normal()), r"shape \(1,\)"),

@@ -78,6 +78,14 @@ def test_a_stream_gives_what_the_sequence_gives(name: str, leak: float) -> None:
     assert set(state.membranes) == set(net.sites())
 
 
+def test_memories_start_short_and_can_grow() -> None:
+    _, net, frames = unrolled()
+    assert all(leak == pytest.approx(0.2) for leak in net.leaks().values())
+    net(frames).sum().backward()
+    grown = [site.raw_leak.grad for site in net.sites().values() if isinstance(site, LeakyPolarityNeuron)]
+    assert any(float(grad.abs()) > 0 for grad in grown if grad is not None)
+
+
 def test_it_starts_from_the_converted_network_as_well() -> None:
     qann, net, frames = unrolled(leak=0.7)
     again = ps.unroll(ps.convert(qann), leak=0.7)

@@ -96,7 +96,7 @@ def _through_time(asked: Row) -> Row:
     task, seed = asked["task"], asked["seed"]
     parent = _parent(task, "frames", seed)
     net = ps.unroll(ps.convert(_quantized(parent, task, "frames")), leak=asked["leak"])
-    kept = f"through-time-{seed}" + ("" if asked["leak"] == FIRST_LEAK else f"-{asked['leak']:g}")
+    kept = f"through-time-{seed}-{asked['leak']:g}"
     _trained(net, task, kept, fine_tuning("event_cnn", EPOCHS, seed, **RECIPE))
     leaks = " ".join(f"{torch.as_tensor(site.leak).item():.2f}" for site in net.sites().values())
     return {"ann": _accuracy(_reading(parent, "frames"), task), "leaks": leaks, **_over_time(net, task)}

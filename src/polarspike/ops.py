@@ -172,16 +172,16 @@ class _Quantize(torch.autograd.Function):
 def count_spikes(x: Tensor, step: Tensor, levels: tuple[int, int], gradient_scale: float = 1.0) -> Tensor:
     """Number of unit spikes ``sum |k|`` of ``k = encode(x)``, with straight-through gradients.
 
-        d|k|/dx = sign(k) / s,   d|k|/ds = -|x| / s^2      for -(N + 1/2) s <= x < (P + 1/2) s, else 0
+        d|k|/dx = sign(k) / s,   d|k|/ds = -f |x| / s^2    for -(N + 1/2) s <= x < (P + 1/2) s and k != 0, else 0
 
-    A gradient of ``|k|`` at ``k = 0`` is 0: where nothing fires there is nothing to lower.
+    Where nothing fires there is nothing to lower.
 
     Args:
         x: any shape; dimension 0 is walked in pieces on a CPU.
         step: s > 0, 0-d or broadcastable against ``x`` without a batch dimension.
         levels: (N, P).
-        gradient_scale: factor on the gradient of the step; the one that :func:`quantize` has, or the two pull the step
-            apart, and the weights not.
+        gradient_scale: f, on the gradient of the step: the factor that :func:`quantize` is given, or spikes outweigh
+            values at the step, but not at the weights.
 
     Returns:
         0-d, in at least float32.

@@ -55,7 +55,7 @@ class PolarityQuantizer(Site):
 
     def spikes(self, x: Tensor) -> Tensor:
         """Unit spikes of the first timestep, ``sum |k|``, 0-d; differentiable (:func:`polarspike.ops.count_spikes`)."""
-        scale = self.gradient_scale(x, self.levels)
+        scale = self.gradient_scale(x, self.grid(x)[1])  # of the values in this pass
         return ops.count_spikes(x, self.broadcast_step(x), self.levels, scale)
 
     def gradient_scale(self, x: Tensor, levels: tuple[int, int]) -> float:

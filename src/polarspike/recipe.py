@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from torch import nn
 
 from polarspike import data, parents
-from polarspike.checks import is_within
+from polarspike.checks import is_integer, is_within
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
 from polarspike.errors import SpecError
@@ -20,6 +20,10 @@ from polarspike.training_spec import TrainSpec
 
 #: The readings of a conversion, and training through time, which learns the order of the frames.
 RecipeReading = Literal[Reading, "through-time"]
+
+# Fields that only training through time reads, and defaults that recipes without it recorded once.
+_THROUGH_TIME = ("through_time", "leak", "learned_leak")
+_FORMER_LEAKS = (0.9,)
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,13 @@ class Recipe(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("batch_size", "calibration_images", "proof_images"):
-            self._require(name, getattr(self, name) >= 1, "an integer of at least 1")
+            self._require(name, is_integer(getattr(self, name), 1), "an integer of at least 1")
         if self.width is not None and parents.package_of(self.model) is not None:
             raise SpecError(
                 f"Recipe.width: expected None for {self.model}, got {self.width}; what its builder takes belongs in "
                 "Recipe.options"
             )
-        self._require("workers", self.workers >= 0, "an integer of at least 0")
+        self._require("workers", is_integer(self.workers, 0), "an integer of at least 0")
         if self.in_time and self.data in data.names() and not data.describe(self.data).events:
             raise SpecError(
                 f"Recipe.reading: expected 'channels' for {self.data}, whose images are no sequences, got {self.reading!r}; "
@@ -147,6 +151,18 @@ class Recipe(Spec):
                 "Recipe.through_time.timesteps: a network through time answers at every frame, and has no grid to refine; "
                 "leave them out"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without what only training through time reads where there is none: no later default changes that."""
+        data = super().to_dict()
+        return data if self.learns_order else {key: value for key, value in data.items() if key not in _THROUGH_TIME}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The recipe that ``to_dict`` wrote; an unknown field, type or version is a :class:`SpecError`."""
+        if data.get("reading") != "through-time" and data.get("leak") in _FORMER_LEAKS:
+            data = {key: value for key, value in data.items() if key != "leak"}
+        return super().from_dict(data)
 
     @classmethod
     def _revive(cls, name: str, value: Any) -> Any:

@@ -38,6 +38,7 @@ class TrainSpec(Spec):
         averaging: decay of a running average of weights, steps and buffers over the optimizer's steps, in [0, 1); the
             average is what is validated, and what training leaves. 0 for none.
         activity: weight in the loss of the mean number of spikes per neuron and image at T = 1; needs a quantized network.
+            Between .02 and .2, most often (docs/results.md).
         timesteps: the T for which a quantized network is trained. Each optimizer step computes what the spiking network
             answers after one of them (:mod:`polarspike.refinement`). What is trained for T = 1 alone may lose by more
             timesteps, as Transformers do (docs/results.md).

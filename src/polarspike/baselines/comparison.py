@@ -12,6 +12,7 @@ from typing import Any
 from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.rival import Pooling
+from polarspike.checks import is_integer, is_not_negative, is_within
 from polarspike.specs import Spec
 
 #: What identifies a run; ``setup`` is a digest of every other setting that its result depends on.
@@ -93,7 +94,8 @@ class Comparison(Spec):
             if name != "methods":
                 self._require(name, min(values) >= least, f"numbers of at least {least}")
         self._require("latencies", self.latencies == tuple(sorted(self.latencies)), "increasing numbers")
-        self._require("epochs", self.epochs >= 1 and self.float_epochs >= 1, "at least 1, like float_epochs")
+        whole = is_integer(self.epochs, 1) and is_integer(self.float_epochs, 1)
+        self._require("epochs", whole, "an integer of at least 1, like float_epochs")
         for name in ("rates", "direct_rates"):
             values = getattr(self, name)
             self._require(name, bool(values) and min(values) > 0, "at least one positive rate")
@@ -101,12 +103,12 @@ class Comparison(Spec):
         self._require(
             "direct_rates", len(self.direct_rates) == trials, f"{trials} rates, as many trials as the others have"
         )
-        self._require("distillation", 0 <= self.distillation <= 1, "a number in [0, 1]")
-        self._require("averaging", 0 <= self.averaging < 1, "a number in [0, 1)")
-        self._require("activity", self.activity >= 0, "a number of at least 0")
-        self._require("rehearsal", self.rehearsal >= 1, "an integer of at least 1")
-        self._require("frames", self.frames >= 0, "an integer of at least 0")
-        self._require("limit", self.limit is None or self.limit >= 1, "a positive integer or None")
+        self._require("distillation", is_within(self.distillation, 0.0, 1.0), "a number in [0, 1]")
+        self._require("averaging", is_within(self.averaging, 0.0, 1.0) and self.averaging < 1, "a number in [0, 1)")
+        self._require("activity", is_not_negative(self.activity), "a finite number of at least 0")
+        self._require("rehearsal", is_integer(self.rehearsal, 1), "an integer of at least 1")
+        self._require("frames", is_integer(self.frames, 0), "an integer of at least 0")
+        self._require("limit", self.limit is None or is_integer(self.limit, 1), "a positive integer or None")
 
     @property
     def network(self) -> str:

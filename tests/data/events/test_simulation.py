@@ -65,7 +65,15 @@ def test_refractory_pixels_rest() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"renders": 1}, {"threshold": 0.0}, {"noise_hz": -1.0}, {"size": 0}, {"renders": 2.5}, {"refractory_us": 1.5}],
+    [
+        {"renders": 1},
+        {"threshold": 0.0},
+        {"noise_hz": -1.0},
+        {"size": 0},
+        {"renders": 2.5},
+        {"refractory_us": 1.5},
+        {"floor": "dark"},
+    ],
 )
 def test_a_camera_is_checked(wrong: dict[str, object]) -> None:
     with pytest.raises(SpecError):

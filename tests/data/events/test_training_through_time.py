@@ -143,7 +143,7 @@ def test_one_command_trains_through_time_survives_a_kill_and_tells_the_networks_
     assert isinstance(net, ps.TemporalNetwork) and isinstance(qann, ps.QuantizedNetwork)
     assert isinstance(snn, ps.SpikingNetwork) and snn.spec.reading == qann.notes["reading"] == "frames"
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in net.state_dict().items())
-    start = ps.unroll(snn, leak=0.9).state_dict()
+    start = ps.unroll(snn).state_dict()
     moved = {name for name, value in net.state_dict().items() if not torch.equal(value, start[name])}
     assert any("raw_leak" in name for name in moved) and any(name.endswith("weight") for name in moved)
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from polarspike.checks import is_integer, is_not_negative, is_positive
 from polarspike.data.events.streams import EventStream
 from polarspike.errors import InputError
 from polarspike.specs import Spec
@@ -65,12 +66,11 @@ class CameraSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in {"size": 1, "saccade_us": 1, "renders": 2, "refractory_us": 0}.items():
-            value = getattr(self, name)
-            self._require(name, type(value) is int and value >= least, f"an integer of at least {least}")
+            self._require(name, is_integer(getattr(self, name), least), f"an integer of at least {least}")
         for name in ("threshold", "floor"):
-            self._require(name, getattr(self, name) > 0, "a positive number")
+            self._require(name, is_positive(getattr(self, name)), "a positive number")
         for name in ("mismatch", "noise_hz"):
-            self._require(name, getattr(self, name) >= 0, "a number of at least 0")
+            self._require(name, is_not_negative(getattr(self, name)), "a finite number of at least 0")
 
 
 def simulate(image: NDArray[np.uint8], spec: CameraSpec, seed: int) -> EventStream:
