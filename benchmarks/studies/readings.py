@@ -8,7 +8,7 @@ Simulated events (see ``_events.py``), six frames, levels (0, 7), an event CNN o
     frames        (ii)  every frame is a first timestep; the mean of the answers
     channels      (iii) the six frames side by side as channels, one timestep
     through-time  (iv)  membranes carried and leaking, trained on sequences, from the float network of (ii); ``leak`` is what
-                        they keep of a frame at the start, the library's 0.2, and 0.9 with one seed
+                        they keep of a frame at the start, the library's 0.2, and 0.9 with one seed (0 in other rows)
     lif           a LIF network of the same size, trained directly on sequences
 
 Every reading has 8 epochs of float training and 4 of the quantized network or through time; the control is the float
