@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
@@ -57,11 +56,6 @@ class PolarityQuantizer(Site):
         """Unit spikes of the first timestep, ``sum |k|``, 0-d; differentiable (:func:`polarspike.ops.count_spikes`)."""
         scale = self.gradient_scale(x, self.grid(x)[1])  # of the values in this pass
         return ops.count_spikes(x, self.broadcast_step(x), self.levels, scale)
-
-    def gradient_scale(self, x: Tensor, levels: tuple[int, int]) -> float:
-        """The factor on what a step and a gain learn from ``x``, be it values or spikes: 1 / sqrt(numel * P)."""
-        shared = math.prod(x.shape[1:]) // max(1, self.spec.channels)  # elements of one sample; also of an empty batch
-        return 1.0 / math.sqrt(max(1, shared) * levels[1])
 
     def reference(self, x: Tensor) -> Tensor:
         """The float activation: ``min(x, ceiling)`` for x >= 0, ``slope x`` for x < 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -130,6 +131,14 @@ class Site(nn.Module):
             self.raw_gain = nn.Parameter(other.raw_gain.detach().clone(), requires_grad=other.raw_gain.requires_grad)
         self.calibrated = other.calibrated
         return self
+
+    def gradient_scale(self, x: Tensor, levels: tuple[int, int]) -> float:
+        """The factor on what step and gain learn from ``x``, be it values or spikes: 1 / sqrt(numel * P).
+
+        numel counts the elements of one sample that share a step, not those of the batch, which differs between processes.
+        """
+        shared = math.prod(x.shape[1:]) // max(1, self.spec.channels)
+        return 1.0 / math.sqrt(max(1, shared) * levels[1])
 
     def broadcast_step(self, x: Tensor) -> Tensor:
         """The step, shaped so that it broadcasts against ``x``, (batch, channels, ...) or (batch, ..., channels)."""

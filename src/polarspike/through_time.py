@@ -96,7 +96,7 @@ class LeakyPolarityNeuron(SequenceNeuron):
         """
         require_same_shape(currents[0], membrane, self.name)
         step, leak = self.broadcast_step(currents[0]), self.leak
-        scale = 1.0 / math.sqrt(max(1, currents[0][0].numel() // max(1, self.spec.channels)) * self.spec.positive)
+        scale = self.gradient_scale(currents[0], self.levels)
         gain = self.gain if self.spec.negative else 1.0
         values, spikes = [], []
         for current in ops.widen(currents):
