@@ -18,7 +18,7 @@ import polarspike as ps
 NETWORK, PARENT_EPOCHS, EPOCHS = "resnet", 8, 4
 #: Weights of the activity by levels: the curve, with one seed, and what is confirmed with three.
 WEIGHTS = {15: (0.0, 0.02, 0.05, 0.1, 0.2, 0.5), 7: (0.0, 0.02, 0.05, 0.1, 0.2), 3: (0.0, 0.1), 2: (0.0,), 1: (0.0,)}
-CONFIRMED = {15: (0.0, 0.05, 0.1), 7: (0.0, 0.02, 0.05, 0.1), 3: (0.0,)}
+CONFIRMED = {15: (0.0, 0.05, 0.1, 0.2), 7: (0.0, 0.02, 0.05, 0.1), 3: (0.0,)}
 ASKED = ("positive", "weight", "means", "seed")
 FOUND = ("validation", "test", "events", "spikes", "density", "different")
 
