@@ -66,11 +66,11 @@ def test_a_weight_on_spikes_pulls_a_step_as_it_pulls_the_weights(channels: int, 
     site.set_step(torch.full((channels,), 0.3) if channels else 0.3)
     site.timesteps = timesteps  # the values' grid is finer, the spikes are still those of the first timestep
     x = torch.randn(8, 3, 5, 5, requires_grad=True)
-    found = {}
+    found = []
     for what in (lambda: site(x).sum(), lambda: site.spikes(x)):
         site.zero_grad()
         what().backward()
-        found[len(found)] = site.offset.grad.clone()
+        found.append(site.offset.grad.clone())
     step, most = 0.3 / timesteps, 3 * timesteps
     fine = torch.where((x >= -step / 2) & (x < (most + 0.5) * step), x / step, 0.0)
     values = ((ops.encode(x, torch.tensor(step), 0, most) - fine) / timesteps).detach()

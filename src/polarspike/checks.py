@@ -15,6 +15,11 @@ def is_within(value: object, low: float, high: float) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
+def is_share(value: object) -> bool:
+    """Whether it is a number above zero and at most one."""
+    return is_within(value, 0.0, 1.0) and value != 0
+
+
 def is_not_negative(value: object) -> bool:
     """Whether it is a finite number of at least zero."""
     return is_within(value, 0.0, sys.float_info.max)

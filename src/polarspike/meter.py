@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
@@ -40,20 +38,21 @@ class Meter:
         self.fixed = 0.0
         self._prices: dict[str, float] = {}
         self._second_scales: dict[str, float] = {}
+        self.codes: dict[str, Tensor] = {}
         if resource == "joules":
             counts = self._counts()
             row = estimate_energy(counts, self.table).row("b")
             self.fixed = (row.joules - (row.spikes_pj + row.second_scale_pj) * 1e-12) / counts.images
             self._prices = _prices(counts, self.table.add_pj("int8") * 1e-12)
             self._second_scales = _second_scales(counts, self.table.mac_pj("int8") * 1e-12)
-        self.codes: dict[str, Tensor] = {}
-        self.before = self.measure()
-        if resource == "joules":
+            self.before = row.joules / counts.images
             self.see()
+        else:
+            self.before = self.measure()
 
     def units(self, name: str) -> float:
         """Cost per image of one event, spike or bit at every neuron of a site."""
-        neurons = float(self.codes[name].sum()) / self._images
+        neurons = self._neurons(name)
         return neurons * self._prices.get(name, 0.0) if self.resource == "joules" else neurons
 
     def second_scale(self, name: str) -> float:
@@ -66,17 +65,20 @@ class Meter:
             counts = self._counts()
             return estimate_energy(counts, self.table).row("b").joules / counts.images
         self.see()
-        index = ("events", "spikes", "bits").index(self.resource)
-        return sum(self.of(name)[index] for name in self.codes)
+        return sum(self._amount(name, self.resource) for name in self.codes)
 
     def of(self, name: str) -> tuple[float, float, float]:
         """Events, spikes and bits of one site per image, as last measured."""
+        return self._amount(name, "events"), self._amount(name, "spikes"), self._amount(name, "bits")
+
+    def _amount(self, name: str, kind: Resource) -> float:
         counts = self.codes[name]
         negative = self.qann.sites()[name].levels[0]
         shares = (counts / counts.sum()).unsqueeze(0)
-        neurons = float(counts.sum()) / self._images
-        amounts = {kind: neurons * float(amount(shares, negative, kind)) for kind in get_args(Resource)}
-        return amounts["events"], amounts["spikes"], amounts["bits"]
+        return self._neurons(name) * float(amount(shares, negative, kind))
+
+    def _neurons(self, name: str) -> float:
+        return float(self.codes[name].sum()) / self._images
 
     @property
     def _images(self) -> int:

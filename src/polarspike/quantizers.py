@@ -47,14 +47,20 @@ class PolarityQuantizer(Site):
     def grid(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Step, to be broadcast against ``x``, and levels that a forward pass computes with now."""
         step = self.broadcast_step(x)
-        if not self.training or self.timesteps == 1:
-            return step, self.levels
+        return (step if self._factor == 1 else step / self._factor), self._grid_levels
+
+    @property
+    def _factor(self) -> int:
+        return self.timesteps if self.training else 1
+
+    @property
+    def _grid_levels(self) -> tuple[int, int]:
         negative, positive = self.levels
-        return step / self.timesteps, (negative * self.timesteps, positive * self.timesteps)
+        return negative * self._factor, positive * self._factor
 
     def spikes(self, x: Tensor) -> Tensor:
         """Unit spikes of the first timestep, ``sum |k|``, 0-d; differentiable (:func:`polarspike.ops.count_spikes`)."""
-        scale = self.gradient_scale(x, self.grid(x)[1])  # of the values in this pass
+        scale = self.gradient_scale(x, self._grid_levels)  # of the values in this pass
         return ops.count_spikes(x, self.broadcast_step(x), self.levels, scale)
 
     def reference(self, x: Tensor) -> Tensor:

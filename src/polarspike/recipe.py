@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from torch import nn
 
 from polarspike import data, parents
-from polarspike.checks import is_integer, is_within
+from polarspike.checks import is_integer, is_share
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
 from polarspike.errors import SpecError
@@ -120,7 +120,7 @@ class Recipe(Spec):
 
     def _check_through_time(self) -> None:
         self._require("through_time", isinstance(self.through_time, TrainSpec), "a TrainSpec")
-        self._require("leak", is_within(self.leak, 0.0, 1.0) and self.leak > 0, "a number in (0, 1]")
+        self._require("leak", is_share(self.leak), "a number in (0, 1]")
         self._require("learned_leak", isinstance(self.learned_leak, bool), "True or False")
         if not self.learns_order:
             usual, given = TrainSpec().to_dict(), self.through_time.to_dict()

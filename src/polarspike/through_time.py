@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from polarspike import ops
-from polarspike.checks import is_integer, is_positive
+from polarspike.checks import is_integer, is_share
 from polarspike.errors import CheckpointError, InputError, SpecError
 from polarspike.graph import finish
 from polarspike.inputs import Inputs, as_call, as_whole, batch_size, bind
@@ -218,7 +218,7 @@ def unroll(
     """
     if not isinstance(start, QuantizedNetwork | SpikingNetwork):
         raise SpecError(f"unroll: expected a quantized or a spiking network, got {type(start).__name__}")
-    if not is_positive(leak) or leak > 1.0:
+    if not is_share(leak):
         raise SpecError(f"unroll: expected a leak in (0, 1], got {leak!r}")
     network = copy.deepcopy(start.network)
     for name, site in start.sites().items():

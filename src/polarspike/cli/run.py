@@ -15,7 +15,7 @@ import tyro
 from numpy.typing import NDArray
 
 from polarspike import integer, seals
-from polarspike.checks import is_positive
+from polarspike.checks import is_share
 from polarspike.cli.command import Command, show, tell
 from polarspike.decoding import SUFFIXES, decoded, pictures_in
 from polarspike.errors import DataError, ExportError, SpecError
@@ -197,7 +197,7 @@ def _reader(path: Path, answer: Callable[[Array], Array], sizes: Any, outputs: A
             "{'mean': [...], 'std': [...]} (in units of a full-scale pixel) before polarspike.export"
         )
     crop = notes.get("crop", 1.0)
-    if not is_positive(crop) or crop > 1:
+    if not is_share(crop):
         raise ExportError(f"{path}: notes['crop']: expected a number above 0 and at most 1, got {crop!r}")
     shape = (channels, sizes[1], sizes[2])
     return Reader(
