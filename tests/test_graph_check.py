@@ -1,0 +1,161 @@
+"""A graph that computes something else than its model is found: hooks, writes in place, random numbers, own forwards."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polarspike as ps
+from polarspike.capture import check_capture
+from polarspike.errors import CaptureError, OperatorError
+from tests.captured import Body, Net, X, quantize
+
+
+def test_a_changed_graph_is_found() -> None:
+    model = Net().eval()
+    qann = quantize(model)
+    with qann.float_activations():
+        check_capture(model, qann, X)
+        with torch.no_grad():
+            qann.network.get_parameter("head.bias")[0] += 1e-3
+        with pytest.raises(CaptureError, match="output 0 on the example: the captured graph differs from the model by"):
+            check_capture(model, qann, X)
+
+
+def sine(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return torch.sin(output)
+
+
+@pytest.mark.parametrize("part", ["", "one", "relu", "head", "norm"])
+def test_a_hook_that_changes_an_output_is_refused(part: str) -> None:
+    model = Net()
+    model.get_submodule(part).register_forward_hook(sine)
+    with pytest.raises(CaptureError, match=r"captured graph differs from the model by .* or a hook"):
+        quantize(model)
+
+
+@pytest.mark.parametrize("part", ["", "one", "relu"])
+def test_a_hook_that_changes_an_input_is_refused(part: str) -> None:
+    model = Net()
+    model.get_submodule(part).register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+    with pytest.raises(CaptureError, match="captured graph differs"):
+        quantize(model)
+
+
+def random_in_eval(n: Net, x: Tensor) -> Tensor:
+    return n.score(torch.relu(n.one(x)) * torch.rand(1))
+
+
+def read_through_a_view(n: Net, x: Tensor) -> Tensor:
+    x = n.one(x)
+    flat = x.view(x.size(0), -1)
+    y = flat.mul_(2.0)
+    return n.score(torch.relu(x)) + y.sum()
+
+
+class Counting(Net):
+    """Its output depends on how often it was called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1.0
+        return self.score(torch.relu(self.one(x))) * self.calls
+
+
+def read_by_another_name(n: Net, x: Tensor) -> Tensor:
+    x = n.one(x)
+    y = x
+    x += 1.0  # also changes y, which torch.fx does not show
+    return n.score(torch.relu(x) + y)
+
+
+def stored(n: Net, x: Tensor) -> Tensor:
+    x = torch.relu(n.one(x))
+    x[:, 0] = 0.0
+    return n.score(x)
+
+
+def unread_through_a_view(n: Net, x: Tensor) -> Tensor:
+    x = n.one(x)
+    x.view(x.size(0), -1).relu_()
+    return n.score(x)
+
+
+BODIES = [random_in_eval]
+WRITING = [read_through_a_view, read_by_another_name, stored, unread_through_a_view]
+
+
+@pytest.mark.parametrize(
+    "model", [*map(Net, BODIES), Counting()], ids=[*(body.__name__ for body in BODIES), "counting"]
+)
+def test_what_is_not_in_the_graph_is_refused(model: nn.Module) -> None:
+    with pytest.raises(
+        ps.PolarspikeError,
+        match=r"captured graph differs from the model|cannot be captured|no rule for|alters memory in place",
+    ):
+        quantize(model)
+
+
+@pytest.mark.parametrize("body", WRITING)
+def test_writes_that_torch_fx_does_not_see_are_captured_by_export(body: Body) -> None:
+    model = Net(body).eval()
+    qann = quantize(model).eval()
+    assert str(qann.network.meta["route"]).startswith("export")
+    with torch.no_grad(), qann.float_activations():
+        torch.testing.assert_close(qann(X), model(X))
+
+
+def viewed_before(n: Net, x: Tensor) -> Tensor:
+    x = n.one(x)
+    flat = x.flatten(2)
+    x.relu_()
+    return n.head(flat.mean(2))
+
+
+def test_a_change_that_only_a_view_shows_is_refused() -> None:
+    with pytest.raises(
+        OperatorError,
+        match=r"test_graph_check.py.*relu_\(\).*: Tensor.relu_ alters memory in place .*test_graph_check.py.* write y = f",
+    ):
+        quantize(Net(viewed_before))
+
+
+def test_a_result_written_into_a_given_tensor_is_refused() -> None:
+    def body(n: Net, x: Tensor) -> Tensor:
+        x = torch.relu(n.one(x))
+        return n.score(torch.add(x, x, out=x))
+
+    with pytest.raises(OperatorError, match=r"torch.add writes into out=; use its result instead"):
+        quantize(Net(body))
+
+
+def test_a_forward_of_one_object_is_traced_into() -> None:
+    model = Net(lambda n, x: n.score(n.relu(n.one(x)))).eval()
+    model.relu.forward = lambda x: 2 * torch.relu(x) - 1  # type: ignore[method-assign]
+    qann = quantize(model).eval()
+    with qann.float_activations():
+        torch.testing.assert_close(qann(X), model(X))
+    model.forward = lambda x: model.score(torch.relu(model.one(x)))  # type: ignore[method-assign]
+    with pytest.raises(CaptureError, match="captured graph differs from the model"):
+        quantize(model)
+
+
+def test_a_model_that_answers_nan_or_another_structure_is_refused() -> None:
+    def quotient(n: Net, x: Tensor) -> Tensor:
+        x = torch.relu(n.one(x))
+        return x * float("inf") * 0.0
+
+    with pytest.raises(CaptureError, match="output 0 on the example: the model itself answers NaN"):
+        quantize(Net(quotient))
+    ordered = quantize(Net(lambda n, x: OrderedDict(y=torch.relu(n.one(x))))).eval()
+    with ordered.float_activations():
+        assert type(ordered(X)) is dict and list(ordered(X)) == ["y"]  # plain containers
+    infinite = quantize(Net(lambda n, x: torch.relu(n.one(x)) - torch.tensor(torch.inf)))
+    assert infinite.sites()
