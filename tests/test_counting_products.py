@@ -1,4 +1,4 @@
-"""Counts of products of signals and of operators that are not affine, against hand arithmetic and plain loops."""
+"""Counts of products of two signals and of attention, against hand arithmetic and plain loops."""
 
 import json
 import math
@@ -11,37 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import polarspike as ps
-from polarspike.counting import OperationCounts, count_operations
-from polarspike.errors import OperatorError, SpecError
+from polarspike.counting import count_operations
+from polarspike.errors import OperatorError
 from polarspike.spiking import SpikingNetwork
 from tests.counted import integers
-
-
-class Net(nn.Module):
-    """A model of parts and a function of (parts, a, b)."""
-
-    def __init__(self, function: Any, **parts: nn.Module) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.function = function
-
-    def forward(self, a: Tensor, b: Tensor) -> Any:
-        return self.function(self, a, b)
-
-
-def spiking(model: nn.Module, example: Any, step: float = 1.0, **convert: Any) -> SpikingNetwork:
-    """All sites have this step and the levels (2, 3)."""
-    qann = ps.quantize(model.eval(), ps.QuantSpec(negative=2, positive=3), example=example)
-    for site in qann.sites().values():
-        site.set_step(step)
-    return ps.convert(qann, ps.ConvertSpec(**convert))
-
-
-def element(counts: OperationCounts, name: str, kind: str) -> tuple[int, int]:
-    """(float network, spiking network) of one elementwise row; zeros where there is none."""
-    found = [row for row in counts.elementwise if (row.name, row.kind) == (name, kind)]
-    return (found[0].dense, found[0].spiking) if found else (0, 0)
+from tests.counted_signed import Net, element, spiking
 
 
 def codes_of(snn: SpikingNetwork, *inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -251,191 +225,6 @@ def test_attention_over_time() -> None:
     assert counts.accumulate_share == pytest.approx(384 / 570) == pytest.approx(plan.accumulate_share(3))
     reasons = {row.reason for row in counts.synapses if not row.spiking}
     assert reasons == {"a product of two signals: at T > 1 of their means"}
-
-
-class Squeeze(nn.Module):
-    """Squeeze and excitation behind a site, in a channel-wise convolution's output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.act, self.pool, self.fc, self.gate = (
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(2, 2, 1),
-            nn.Hardsigmoid(),
-        )
-        self.depthwise = nn.Conv2d(2, 2, 3, groups=2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(x)
-        return self.depthwise(x * self.gate(self.fc(self.pool(x))))
-
-
-def test_squeeze_and_excitation() -> None:
-    x = integers(2, 2, 3, 3)
-    snn = spiking(Squeeze(), x)
-    counts = count_operations(snn, x)
-    events = int((x > 0).sum())
-    # The spikes enter the average, and the product, one accumulate each; what leaves the average is graded.
-    assert counts.synapse("pool").acs_by_event == counts.synapse("mul (input)").acs_by_event == events
-    assert counts.synapse("fc").macs == 2 * 2 * 2
-    assert element(counts, "mul", "product") == (36, 36)  # 2 * 2 * 9 elements
-    assert element(counts, "gate", "function") == (4, 4)
-    depthwise = counts.synapse("depthwise")
-    site = depthwise.sources[0]
-    assert depthwise.spiking and depthwise.acs_by_event == counts.site(site).events  # a 3x3 window over 3x3: one output
-    assert "product of signals" in _reason_of(snn, x, "mul")
-    later = count_operations(snn, x, 3)
-    assert element(later, "mul", "product") == (36, 108)
-    assert element(later, "mul", "mean") == (0, 2 * (36 + 4 + 36))
-    assert element(later, "gate", "mean") == (0, 2 * (4 + 4))
-
-
-def _reason_of(snn: SpikingNetwork, x: Tensor, name: str) -> str:
-    from polarspike.counting.propagation import propagate
-    from polarspike.counting.recording import Recording
-
-    _, state = snn.step(x)
-    recording = Recording(snn.network, [x])
-    operands = propagate(recording, {}, state.neurons)
-    return str(next(operand.reason for node, operand in operands.items() if node.name == name))
-
-
-class Beside(nn.Module):
-    """A site whose spikes go to a layer, and through an operator that is not affine to another one."""
-
-    def __init__(self, function: nn.Module) -> None:
-        super().__init__()
-        self.act, self.function, self.one, self.two = nn.ReLU(), function, nn.Conv1d(2, 5, 1), nn.Conv1d(2, 5, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(x)
-        return self.one(x) + self.two(self.function(x))
-
-
-@pytest.mark.parametrize(
-    "function", [nn.LayerNorm([2, 3]), nn.GroupNorm(1, 2), nn.GELU(), nn.Softmax(-1), nn.Sigmoid()]
-)
-@pytest.mark.parametrize("timesteps", [1, 3])
-def test_what_is_not_affine_multiplies_once_for_each_element(function: nn.Module, timesteps: int) -> None:
-    x = integers(4, 2, 3)
-    counts = count_operations(spiking(Beside(function), x, step=0.25), x, timesteps)
-    # 24 elements; at every later step 24 means and 24 answers move.
-    assert element(counts, "function", "function") == (24, 24 * timesteps)
-    assert element(counts, "function", "mean") == (0, 48 * (timesteps - 1))
-    # The spikes enter it at one accumulate each.
-    assert counts.synapse("function (input)").acs_by_event == counts.site("act").events > 0
-    assert counts.synapse("one").sources == ("act",) and counts.synapse("two").sources == ("two_input",)
-    assert element(counts, "add", "add") == (4 * 5 * 3, 4 * 5 * 3 * timesteps)
-
-
-def test_maximum_over_time_adds() -> None:
-    x = integers(2, 2, 4)
-    counts = count_operations(spiking(nn.Sequential(nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(2, 1, 1)), x), x, 3)
-    # 16 sums and 8 answers at 2 later steps; 8 comparisons at all 3.
-    assert element(counts, "1", "add") == (0, 2 * 24) and element(counts, "1", "comparison") == (8, 24)
-
-
-class Words(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.places = nn.Embedding(10, 4), nn.Embedding(5, 4)
-        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.table(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
-        x = self.head(self.norm(x))
-        return x * mask[..., None], x.mean(1)
-
-
-def test_embedding_of_integers_and_two_outputs() -> None:
-    torch.manual_seed(0)
-    batch = {"ids": torch.randint(0, 10, (2, 5)), "mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])}
-    counts = count_operations(spiking(Words(), batch, step=0.5), batch, 2)
-    assert counts.images == 2
-    (site,) = counts.sites
-    assert site.neurons == 5 * 4 and site.events > 0
-    assert counts.synapse("head").acs_by_event == 3 * site.events
-    # Nothing is multiplied for a table: the places are a constant, added to 40 elements at both steps.
-    assert counts.totals["macs"] == 0 and element(counts, "add", "add") == (40, 80)
-    assert element(counts, "norm", "function") == (40, 80)
-    assert counts.totals["ann_scalings"] == 30  # the mask, on 2 * 5 * 3 elements
-
-
-def test_windows_in_the_batch_dimension_count_as_neurons_of_an_image() -> None:
-    x = integers(2, 4, 6)
-    model = nn.Sequential(nn.Unflatten(1, (2, 2)), nn.Flatten(0, 1), nn.ReLU(), nn.Linear(6, 1))
-    counts = count_operations(spiking(model, x), x)
-    assert counts.images == 2 and counts.sites[0].neurons == 24 and counts.totals["membrane_updates"] == 48
-    assert counts.synapses[0].dense_macs == 48
-
-
-def test_masks_keep_spikes() -> None:
-    condition = torch.tensor([True, False, True])
-    for function in (
-        lambda a: torch.where(condition, a, torch.zeros(3)),
-        lambda a: a.masked_fill(~condition, 7.0),
-    ):
-        model = Net(lambda net, a, b, f=function: net.last(f(net.one(a))) + b, one=nn.ReLU(), last=nn.Linear(3, 2))
-        a, b = integers(4, 3), torch.ones(4, 2)
-        row = count_operations(spiking(model, (a, b)), {"a": a, "b": b}).synapse("last")
-        assert row.spiking and row.acs_by_event == 2 * int((a.clamp(0, 3) * condition != 0).sum())
-
-
-def test_shuffled_channels_keep_spikes() -> None:
-    def forward(net: Any, a: Tensor, b: Tensor) -> Tensor:
-        a = net.one(a)
-        groups = a.view(a.shape[0], 2, 2, 3).transpose(1, 2).contiguous()
-        return net.last(groups.view_as(a)) + b
-
-    model = Net(forward, one=nn.ReLU(), last=nn.Conv1d(4, 2, 1, groups=2))
-    batch = {"a": integers(2, 4, 3), "b": torch.ones(2, 2, 3)}
-    counts = count_operations(spiking(model, batch), batch, 2)
-    assert counts.synapse("last").acs_by_event == counts.totals["events"] > 0
-
-
-def test_running_sums_reach_what_comes_later() -> None:
-    x = integers(2, 4)
-    model = Net(lambda net, a, b: torch.cumsum(net.one(a), 1) + b, one=nn.ReLU())
-    batch = {"a": x, "b": torch.ones(2, 4)}
-    row = count_operations(spiking(model, batch), batch).synapse("cumsum")
-    # Place i reaches 4 - i sums.
-    assert row.acs_by_event == int(((x > 0) * torch.tensor([4, 3, 2, 1])).sum()) and row.connections == 2 * 10
-
-
-def test_sums_with_a_factor() -> None:
-    scale = torch.tensor([0.5, 2.0, 1.0])
-    model = Net(lambda net, a, b: net.last(torch.addcmul(net.one(a), scale, net.two(b))), one=nn.ReLU(), two=nn.ReLU(),
-                last=nn.Linear(3, 2))  # fmt: skip
-    a, b = integers(4, 3), integers(4, 3, seed=1)
-    counts = count_operations(spiking(model, (a, b)), {"a": a, "b": b})
-    assert counts.synapse("last").acs_by_event == 2 * counts.totals["events"]
-    assert element(counts, "addcmul", "scale") == (12, 0) and element(counts, "addcmul", "add") == (12, 0)
-
-
-def test_enlarged_and_joined_spikes_of_a_decoder() -> None:
-    class Decoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two, self.up = nn.ReLU(), nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear")
-            self.last = nn.Conv2d(2, 1, 1)
-
-        def forward(self, small: Tensor, large: Tensor) -> dict[str, Tensor]:
-            up = self.up(self.one(small))
-            return {"mask": self.last(torch.cat([self.two(large), self.two(large)], 1)), "up": up}
-
-    batch = {"small": integers(1, 1, 2, 2), "large": integers(1, 1, 4, 4, seed=2)}
-    counts = count_operations(spiking(Decoder(), batch), batch)
-    up = counts.synapse("up")
-    assert up.kind == "interpolation" and up.acs_by_event == 9 * int((batch["small"] > 0).sum())
-    assert counts.synapse("last").acs_by_event == 2 * int((batch["large"] > 0).sum())
-
-
-def test_capped_neurons_are_refused() -> None:
-    x = integers(2, 3)
-    snn = spiking(nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), x, max_spikes_per_step=1)
-    with pytest.raises(SpecError, match="max_spikes_per_step=1"):
-        count_operations(snn, x)
 
 
 def test_a_vision_transformer_prints_within_120_columns() -> None:

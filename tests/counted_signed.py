@@ -1,0 +1,36 @@
+"""Spiking networks of signed codes, models of two inputs, and one elementwise row of a count."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+import polarspike as ps
+from polarspike.counting import OperationCounts
+from polarspike.spiking import SpikingNetwork
+
+
+class Net(nn.Module):
+    """A model of parts and a function of (parts, a, b)."""
+
+    def __init__(self, function: Any, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+        self.function = function
+
+    def forward(self, a: Tensor, b: Tensor) -> Any:
+        return self.function(self, a, b)
+
+
+def spiking(model: nn.Module, example: Any, step: float = 1.0, **convert: Any) -> SpikingNetwork:
+    """All sites have this step and the levels (2, 3)."""
+    qann = ps.quantize(model.eval(), ps.QuantSpec(negative=2, positive=3), example=example)
+    for site in qann.sites().values():
+        site.set_step(step)
+    return ps.convert(qann, ps.ConvertSpec(**convert))
+
+
+def element(counts: OperationCounts, name: str, kind: str) -> tuple[int, int]:
+    """(float network, spiking network) of one elementwise row; zeros where there is none."""
+    found = [row for row in counts.elementwise if (row.name, row.kind) == (name, kind)]
+    return (found[0].dense, found[0].spiking) if found else (0, 0)
