@@ -102,6 +102,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "vit": lambda: SmallViT(patch=2, size=14),
     "resnet9": lambda: models.create("resnet9", num_classes=10, in_channels=1, width=16),
     "resnet9-wide": lambda: models.create("resnet9", num_classes=10, in_channels=1, width=24),
+    "resnet9-largest": lambda: models.create("resnet9", num_classes=10, in_channels=1, width=32),
 }
 
 

@@ -4,9 +4,12 @@
 
 ResNet with 7 sites, 14x14 images, 4 epochs of fine-tuning from a float network of 8, levels (0, 1) to (0, 15). Rivals
 that spend less by other means: fewer levels, or ``allocate`` under a half or a quarter of the spikes, not regularized.
+``regularizer, early`` quantizes after two of the twelve epochs, and trains for ten at the rate of a float network.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from _run import CALIBRATION_IMAGES, RECIPE, accuracies, differing_codes, firing, quantized, tuned
@@ -15,10 +18,16 @@ from _table import Row, carry_out, options
 
 import polarspike as ps
 
-NETWORK, PARENT_EPOCHS, EPOCHS = "resnet", 8, 4
+NETWORK = "resnet"
+#: Epochs of the float network, and of the quantized one, with what is different then.
+LATE: tuple[int, int, dict[str, Any]] = (8, 4, {})
+EARLY: tuple[int, int, dict[str, Any]] = (2, 10, {"learning_rate": 0.2})
 #: Weights of the activity by levels: the curve, with one seed, and what is confirmed with three.
 WEIGHTS = {15: (0.0, 0.02, 0.05, 0.1, 0.2, 0.5), 7: (0.0, 0.02, 0.05, 0.1, 0.2), 3: (0.0, 0.1), 2: (0.0,), 1: (0.0,)}
 CONFIRMED = {15: (0.0, 0.05, 0.1, 0.2), 7: (0.0, 0.02, 0.05, 0.1), 3: (0.0,)}
+#: The same for networks that were quantized early.
+EARLY_WEIGHTS = {15: (0.0, 0.02, 0.03, 0.05), 7: (0.0, 0.02)}
+EARLY_CONFIRMED = {15: (0.0, 0.02, 0.03)}
 ASKED = ("positive", "weight", "means", "seed")
 FOUND = ("validation", "test", "events", "spikes", "density", "different")
 
@@ -36,20 +45,27 @@ def runs() -> list[Row]:
         for seed in (0, 1, 2)
         for means in ("allocate half", "allocate quarter")[: 2 if seed == 0 else 1]
     ]
-    return sorted([*curve, *rivals], key=lambda row: row["seed"])
+    early = [
+        {"positive": positive, "weight": weight, "means": "regularizer, early", "seed": seed}
+        for seed in (0, 1, 2)
+        for positive, weights in (EARLY_WEIGHTS if seed == 0 else EARLY_CONFIRMED).items()
+        for weight in weights
+    ]
+    return sorted([*curve, *rivals, *early], key=lambda row: row["seed"])
 
 
 def run(asked: Row) -> Row:
     """Train and measure one row."""
     where, seed = setting("small"), asked["seed"]
-    start = parent(NETWORK, seed, where, PARENT_EPOCHS)
+    before, epochs, options = EARLY if asked["means"].endswith("early") else LATE
+    start = parent(NETWORK, seed, where, before)
     qann = quantized(start, where, ps.QuantSpec(negative=0, positive=asked["positive"], init="mse"))
     if asked["means"].startswith("allocate"):
         calibration = [images for images, _ in where.batches(where.train, CALIBRATION_IMAGES)]
         fired = firing(qann, where.batches(where.train, CALIBRATION_IMAGES))
         share = 0.5 if asked["means"].endswith("half") else 0.25
         ps.allocate(qann, calibration, share * fired["spikes"] * fired["neurons"], answers="classes")
-    tuned(qann, start, NETWORK, where, EPOCHS, seed, **RECIPE, activity=asked["weight"])
+    tuned(qann, start, NETWORK, where, epochs, seed, **{**RECIPE, **options}, activity=asked["weight"])
     fired = firing(qann, where.batches(where.test))
     return {
         **accuracies(qann, where),

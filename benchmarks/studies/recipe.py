@@ -40,6 +40,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distillation .5": {"distillation": 0.5},
     "step rate .01": {"step_rate": 0.01},
     "early": {"learning_rate": 0.2},
+    "label smoothing .1": {"label_smoothing": 0.1},
+    "early, label smoothing .1": {"learning_rate": 0.2, "label_smoothing": 0.1},
 }
 
 
@@ -58,7 +60,7 @@ def runs() -> list[Row]:
 def run(asked: Row) -> Row:
     """Train and measure one row."""
     where, seed = setting("small"), asked["seed"]
-    before = EARLY if asked["recipe"] == "early" else PARENT_EPOCHS
+    before = EARLY if asked["recipe"].startswith("early") else PARENT_EPOCHS
     after = PARENT_EPOCHS + EPOCHS - before
     start = parent(NETWORK, seed, where, before)
     recipe = {**RECIPE, **RECIPES[asked["recipe"]]}
