@@ -5,15 +5,16 @@
 
 The control quantizes with equally probable codes (entropy log2 L at the start): ResNet with 7 sites, 14x14 images, 4 levels.
 The analysis takes every run of :mod:`sensitivity` and :mod:`polarity` (without the offset and the pruned ones, whose codes
-change their meaning) and groups them by network, number of levels and seed, at least three runs each. Within each group the
-final test accuracy is ranked against a predictor; the mean of the groups' rank correlations (Spearman), weighted by their
-degrees of freedom, stands with a 95 % interval from 2,000 bootstrap samples of the runs within groups. Negative for an error
-that predicts well.
+change their meaning, and without those that diverged) and groups them by network, number of levels and seed, at least three
+runs each. Within each group the final test accuracy is ranked against a predictor; the mean of the groups' rank correlations
+(Spearman), weighted by their degrees of freedom, stands with a 95 % interval from 2,000 bootstrap samples of the runs within
+groups. Negative for an error that predicts well.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import sys
 from collections import defaultdict
 from typing import Any
@@ -63,7 +64,9 @@ def groups() -> dict[tuple[str, ...], list[dict[str, float]]]:
                 continue
             levels = "4" if study == "sensitivity" else str(int(row["negative"]) + int(row["positive"]) + 1)
             key = (study, row.get("network", NETWORK), levels, row["seed"])
-            found[key].append({name: float(row[name]) for name in (*PREDICTORS, "test")})
+            values = {name: float(row[name]) for name in (*PREDICTORS, "test")}
+            if all(map(math.isfinite, values.values())):  # a network of NaN has no place among the others
+                found[key].append(values)
     return {key: rows for key, rows in found.items() if len(rows) >= _LEAST}
 
 
