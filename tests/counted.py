@@ -22,12 +22,17 @@ class Graph(nn.Module):
         return self.function(self, x)
 
 
-def spiking(model: nn.Module, example: Tensor, step: float = 1.0, **spec: Any) -> SpikingNetwork:
-    """A spiking network whose sites all have this step; rectified with codes 0..3 unless said otherwise."""
-    qann = ps.quantize(model.eval(), ps.QuantSpec(**{"negative": 0, "positive": 3, **spec}), example=example)
+def stepped(model: nn.Module, example: Any, step: float, **spec: Any) -> ps.QuantizedNetwork:
+    """A quantized network whose sites all have this step."""
+    qann = ps.quantize(model.eval(), ps.QuantSpec(**spec), example=example)
     for site in qann.sites().values():
         site.set_step(step)
-    return ps.convert(qann)
+    return qann
+
+
+def spiking(model: nn.Module, example: Tensor, step: float = 1.0, **spec: Any) -> SpikingNetwork:
+    """A spiking network whose sites all have this step; rectified with codes 0..3 unless said otherwise."""
+    return ps.convert(stepped(model, example, step, **{"negative": 0, "positive": 3, **spec}))
 
 
 def integers(*shape: int, low: int = -2, high: int = 4, seed: int = 0) -> Tensor:

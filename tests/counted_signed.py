@@ -7,27 +7,19 @@ from torch import Tensor, nn
 import polarspike as ps
 from polarspike.counting import OperationCounts
 from polarspike.spiking import SpikingNetwork
+from tests.counted import Graph, stepped
 
 
-class Net(nn.Module):
+class Net(Graph):
     """A model of parts and a function of (parts, a, b)."""
 
-    def __init__(self, function: Any, **parts: nn.Module) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.function = function
-
-    def forward(self, a: Tensor, b: Tensor) -> Any:
+    def forward(self, a: Tensor, b: Tensor) -> Any:  # type: ignore[override]
         return self.function(self, a, b)
 
 
 def spiking(model: nn.Module, example: Any, step: float = 1.0, **convert: Any) -> SpikingNetwork:
     """All sites have this step and the levels (2, 3)."""
-    qann = ps.quantize(model.eval(), ps.QuantSpec(negative=2, positive=3), example=example)
-    for site in qann.sites().values():
-        site.set_step(step)
-    return ps.convert(qann, ps.ConvertSpec(**convert))
+    return ps.convert(stepped(model, example, step, negative=2, positive=3), ps.ConvertSpec(**convert))
 
 
 def element(counts: OperationCounts, name: str, kind: str) -> tuple[int, int]:

@@ -24,6 +24,8 @@ Module = TypeVar("Module", bound=nn.Module)
 CALIBRATION_IMAGES = 2000
 #: What :mod:`recipe` found to help, on validation images; the other studies fine-tune with it.
 RECIPE: dict[str, Any] = {"step_rate": 0.2, "warmup_epochs": 1.0}
+#: The same for a network that is quantized after a few epochs: the rate of a float network.
+EARLY_RECIPE: dict[str, Any] = {**RECIPE, "learning_rate": 0.2}
 _PROOF_IMAGES = 250
 
 

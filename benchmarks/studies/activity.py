@@ -12,22 +12,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from _run import CALIBRATION_IMAGES, RECIPE, accuracies, differing_codes, firing, quantized, tuned
+from _run import CALIBRATION_IMAGES, EARLY_RECIPE, RECIPE, accuracies, differing_codes, firing, quantized, tuned
 from _setting import parent, setting
 from _table import Row, carry_out, options
 
 import polarspike as ps
 
 NETWORK = "resnet"
-#: Epochs of the float network, and of the quantized one, with what is different then.
-LATE: tuple[int, int, dict[str, Any]] = (8, 4, {})
-EARLY: tuple[int, int, dict[str, Any]] = (2, 10, {"learning_rate": 0.2})
+#: Epochs of the float network, and of the quantized one, and how that is trained.
+LATE: tuple[int, int, dict[str, Any]] = (8, 4, RECIPE)
+EARLY: tuple[int, int, dict[str, Any]] = (2, 10, EARLY_RECIPE)
+Weights = dict[int, tuple[float, ...]]
 #: Weights of the activity by levels: the curve, with one seed, and what is confirmed with three.
-WEIGHTS = {15: (0.0, 0.02, 0.05, 0.1, 0.2, 0.5), 7: (0.0, 0.02, 0.05, 0.1, 0.2), 3: (0.0, 0.1), 2: (0.0,), 1: (0.0,)}
-CONFIRMED = {15: (0.0, 0.05, 0.1, 0.2), 7: (0.0, 0.02, 0.05, 0.1), 3: (0.0,)}
-#: The same for networks that were quantized early.
-EARLY_WEIGHTS = {15: (0.0, 0.02, 0.03, 0.05), 7: (0.0, 0.02)}
-EARLY_CONFIRMED = {15: (0.0, 0.02, 0.03)}
+WEIGHTS: dict[str, tuple[Weights, Weights]] = {
+    "regularizer": (
+        {15: (0.0, 0.02, 0.05, 0.1, 0.2, 0.5), 7: (0.0, 0.02, 0.05, 0.1, 0.2), 3: (0.0, 0.1), 2: (0.0,), 1: (0.0,)},
+        {15: (0.0, 0.05, 0.1, 0.2), 7: (0.0, 0.02, 0.05, 0.1), 3: (0.0,)},
+    ),
+    "regularizer, early": ({15: (0.0, 0.02, 0.03, 0.05), 7: (0.0, 0.02)}, {15: (0.0, 0.02, 0.03)}),
+}
 ASKED = ("positive", "weight", "means", "seed")
 FOUND = ("validation", "test", "events", "spikes", "density", "different")
 
@@ -35,9 +38,10 @@ FOUND = ("validation", "test", "events", "spikes", "density", "different")
 def runs() -> list[Row]:
     """The curve with one seed; some of its points, and their rivals, with three."""
     curve = [
-        {"positive": positive, "weight": weight, "means": "regularizer", "seed": seed}
+        {"positive": positive, "weight": weight, "means": means, "seed": seed}
         for seed in (0, 1, 2)
-        for positive, weights in (WEIGHTS if seed == 0 else CONFIRMED).items()
+        for means, (screened, confirmed) in WEIGHTS.items()
+        for positive, weights in (confirmed if seed else screened).items()
         for weight in weights
     ]
     rivals = [
@@ -45,19 +49,13 @@ def runs() -> list[Row]:
         for seed in (0, 1, 2)
         for means in ("allocate half", "allocate quarter")[: 2 if seed == 0 else 1]
     ]
-    early = [
-        {"positive": positive, "weight": weight, "means": "regularizer, early", "seed": seed}
-        for seed in (0, 1, 2)
-        for positive, weights in (EARLY_WEIGHTS if seed == 0 else EARLY_CONFIRMED).items()
-        for weight in weights
-    ]
-    return sorted([*curve, *rivals, *early], key=lambda row: row["seed"])
+    return sorted([*curve, *rivals], key=lambda row: row["seed"])
 
 
 def run(asked: Row) -> Row:
     """Train and measure one row."""
     where, seed = setting("small"), asked["seed"]
-    before, epochs, options = EARLY if asked["means"].endswith("early") else LATE
+    before, epochs, recipe = EARLY if asked["means"].endswith("early") else LATE
     start = parent(NETWORK, seed, where, before)
     qann = quantized(start, where, ps.QuantSpec(negative=0, positive=asked["positive"], init="mse"))
     if asked["means"].startswith("allocate"):
@@ -65,7 +63,7 @@ def run(asked: Row) -> Row:
         fired = firing(qann, where.batches(where.train, CALIBRATION_IMAGES))
         share = 0.5 if asked["means"].endswith("half") else 0.25
         ps.allocate(qann, calibration, share * fired["spikes"] * fired["neurons"], answers="classes")
-    tuned(qann, start, NETWORK, where, epochs, seed, **{**RECIPE, **options}, activity=asked["weight"])
+    tuned(qann, start, NETWORK, where, epochs, seed, **recipe, activity=asked["weight"])
     fired = firing(qann, where.batches(where.test))
     return {
         **accuracies(qann, where),

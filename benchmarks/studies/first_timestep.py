@@ -3,6 +3,8 @@
     python benchmarks/studies/first_timestep.py [--list] [--only seed=0] [--device cuda]
 
     resnet9          ResNet-9 of 16 channels: 8 epochs as a float network, then 3 for the quantized one
+    resnet9-long     8 epochs, then 8
+    resnet9-wide     of 24 channels: 10 epochs, then 5
     resnet9-early    the same, quantized after 2 epochs and then trained for 10, at the rate of a float network and with
                      smoothed labels
     resnet9-largest  of 32 channels, so too, for 2 epochs and 12; about two hours of one core
@@ -19,22 +21,38 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from _run import RECIPE, accuracies, differing_codes, firing, quantized, tuned
+from _run import EARLY_RECIPE, RECIPE, accuracies, differing_codes, firing, quantized, tuned
 from _setting import Setting, parent, setting
 from _table import Row, carry_out, options
 from torch import Tensor
 
 import polarspike as ps
 
-FROM_THE_START: dict[str, Any] = {"learning_rate": 0.2, "label_smoothing": 0.1}
-#: The float network, its epochs, those of what follows it, and what is different then.
-COURSES: dict[str, tuple[str, int, int, dict[str, Any]]] = {
-    "resnet9": ("resnet9", 8, 3, {}),
-    "resnet9-early": ("resnet9", 2, 10, FROM_THE_START),
-    "resnet9-largest": ("resnet9-largest", 2, 12, FROM_THE_START),
+
+class Course(NamedTuple):
+    """A float network, its epochs, those of what follows it and how that is trained; levels and activities, and seeds."""
+
+    network: str
+    before: int
+    after: int
+    recipe: dict[str, Any]
+    rows: tuple[tuple[str, float], ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+FLOAT, EIGHT, FOUR, TERNARY = ("float", 0.0), ("(0, 7)", 0.0), ("(0, 3)", 0.0), ("(1, 1)", 0.0)
+SMOOTHED = {**EARLY_RECIPE, "label_smoothing": 0.1}
+COURSES = {
+    "resnet9": Course("resnet9", 8, 3, RECIPE, (FLOAT, EIGHT, FOUR, TERNARY)),
+    "resnet9-long": Course("resnet9", 8, 8, RECIPE, (FLOAT, FOUR), (0,)),
+    "resnet9-wide": Course("resnet9-wide", 10, 5, RECIPE, (FLOAT,), (0, 1)),
+    "resnet9-early": Course(
+        "resnet9", 2, 10, SMOOTHED, (FLOAT, EIGHT, FOUR, TERNARY, ("(0, 15)", 0.0), ("(0, 7)", 0.05))
+    ),
+    "resnet9-largest": Course("resnet9-largest", 2, 12, SMOOTHED, (EIGHT, FLOAT)),
 }
 TIMES = (1, 2, 4, 8)
 SEQUENCES, NOISE = 2000, 0.3
@@ -43,37 +61,29 @@ FOUND = (
     "parent", "test", "events", "spikes", "density", "different",
     *(f"{kind}{t}" for kind in "thfg" for t in TIMES),
 )  # fmt: skip
-#: The levels and the activity of each, what claims rest on first.
-PLAN: dict[str, tuple[tuple[str, float], ...]] = {
-    "resnet9": (("float", 0.0), ("(0, 7)", 0.0), ("(0, 3)", 0.0), ("(1, 1)", 0.0)),
-    "resnet9-early": (
-        ("float", 0.0), ("(0, 7)", 0.0), ("(0, 3)", 0.0), ("(1, 1)", 0.0), ("(0, 15)", 0.0), ("(0, 7)", 0.05)
-    ),
-    "resnet9-largest": (("(0, 7)", 0.0), ("float", 0.0)),
-}  # fmt: skip
 
 
 def runs() -> list[Row]:
     """Network by network, seed by seed."""
     return [
-        {"network": network, "levels": levels, "activity": activity, "seed": seed}
-        for network, plan in PLAN.items()
-        for seed in (0, 1, 2)
-        for levels, activity in plan
+        {"network": name, "levels": levels, "activity": activity, "seed": seed}
+        for name, course in COURSES.items()
+        for seed in course.seeds
+        for levels, activity in course.rows
     ]
 
 
 def run(asked: Row, device: str) -> Row:
     """Train and measure one row."""
     where, seed, levels = setting("full", device), asked["seed"], asked["levels"]
-    network, before, epochs, options = COURSES[asked["network"]]
+    network, before, epochs, recipe, *_ = COURSES[asked["network"]]
     start = parent(network, seed, where, before)
     found: Row = {"parent": accuracies(start, where)["test"]}
     kept = (
         f"full-{asked['network']}-{seed}-{levels.replace(' ', '').strip('()').replace(',', '-')}-{asked['activity']:g}"
     )
     if levels == "float":
-        recipe = {**RECIPE, **options, "step_rate": 0.0}
+        recipe = {**recipe, "step_rate": 0.0}
         return found | accuracies(
             tuned(copy.deepcopy(start), start, network, where, epochs, seed, kept=kept, **recipe), where
         )
@@ -81,7 +91,7 @@ def run(asked: Row, device: str) -> Row:
     gain: Any = "learned" if negative else 1.0
     signed: Any = "all" if negative else "by-nature"
     qann = quantized(start, where, ps.QuantSpec(negative, positive, gain, signed, init="mse"))
-    tuned(qann, start, network, where, epochs, seed, kept=kept, **{**RECIPE, **options}, activity=asked["activity"])
+    tuned(qann, start, network, where, epochs, seed, kept=kept, **recipe, activity=asked["activity"])
     fired = firing(qann, where.batches(where.test))
     found |= accuracies(qann, where) | {key: fired[key] for key in ("events", "spikes", "density")}
     found["different"] = differing_codes(qann, where)

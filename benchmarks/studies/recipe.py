@@ -14,7 +14,7 @@ import copy
 from typing import Any
 
 import torch
-from _run import RECIPE, accuracies, differing_codes, firing, quantized, tuned
+from _run import EARLY_RECIPE, RECIPE, accuracies, differing_codes, firing, quantized, tuned
 from _setting import parent, setting
 from _table import Row, carry_out, options
 
@@ -39,9 +39,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distillation .5 at temperature 4": {"distillation": 0.5, "temperature": 4.0},
     "distillation .5": {"distillation": 0.5},
     "step rate .01": {"step_rate": 0.01},
-    "early": {"learning_rate": 0.2},
+    "early": EARLY_RECIPE,
     "label smoothing .1": {"label_smoothing": 0.1},
-    "early, label smoothing .1": {"learning_rate": 0.2, "label_smoothing": 0.1},
+    "early, label smoothing .1": {**EARLY_RECIPE, "label_smoothing": 0.1},
 }
 
 
