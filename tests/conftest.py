@@ -1,5 +1,7 @@
 """What all tests share: one thread, one seed, and the same Hypothesis examples on every run."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -22,3 +24,10 @@ def seed() -> int:
     value = 20250820
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    """A test, or a file with ``pytest.mark.usefixtures``, that keeps no gradients."""
+    with torch.no_grad():
+        yield

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,12 +15,6 @@ from tests.networks import CURVED, calibrated, network, signal
 
 SPEC = ps.QuantSpec(3, 5, init="entropy")  # fine steps: few samples must not fall into the same codes
 pytestmark = pytest.mark.usefixtures("no_grad")
-
-
-@pytest.fixture
-def no_grad() -> Any:
-    with torch.no_grad():
-        yield
 
 
 def spiking(name: str, spec: ps.ConvertSpec | None = None) -> ps.SpikingNetwork:

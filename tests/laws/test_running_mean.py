@@ -21,12 +21,6 @@ pytestmark = pytest.mark.usefixtures("no_grad")
 TOTALS = (1, 2, 5, 16)
 
 
-@pytest.fixture
-def no_grad() -> Any:
-    with torch.no_grad():
-        yield
-
-
 class Body(nn.Module):
     """A function of one or two signals (4, 6, 8), with some constants."""
 

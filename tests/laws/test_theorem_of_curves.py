@@ -34,12 +34,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def no_grad() -> Any:
-    with torch.no_grad():
-        yield
-
-
 def quantized(name: str, spec: str = "by nature") -> QuantizedNetwork:
     return learned_like(calibrated(network(name), SPECS[spec], signal(name, 16))).double()
 
