@@ -87,6 +87,34 @@ def test_lsq_plus_is_its_network_too() -> None:
         assert torch.equal(rival.network()(x), rival.qann(x))
 
 
+def test_an_offset_is_calibrated_anew_like_everything_else() -> None:
+    rival, x = made("lsq+", "leaky", levels=4)
+    assert rival.qann is not None
+    with torch.no_grad():
+        first = rival.network()(x)
+        rival.calibrate([5 * x])
+        assert not torch.equal(rival.network()(x), first)
+        rival.calibrate([x])
+        assert torch.equal(rival.network()(x), first)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.family != "direct"])
+def test_a_rival_without_thresholds_is_refused_by_name(method: str) -> None:
+    rival = prepare(method, network("plain"), example=signal("plain"))
+    with pytest.raises(CalibrationError, match="'conv2_input' has no step yet"):
+        rival.network()
+
+
+@pytest.mark.parametrize("method", ["qcfs", "cos", "st-bif"])
+@pytest.mark.parametrize("timesteps", [0, 2.5, True])
+def test_what_is_no_number_of_timesteps_is_refused(method: str, timesteps: int) -> None:
+    rival, x = made(method)
+    with pytest.raises(SpecError, match="expected a positive integer"):
+        rival.network()(x, timesteps=timesteps)
+    with pytest.raises(SpecError, match="expected a positive integer"):
+        rival.count(x, timesteps)
+
+
 def test_direct_training_learns_through_time() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
@@ -160,6 +188,30 @@ def test_a_threshold_of_a_silent_channel_is_like_its_neighbours() -> None:
         (site,) = qann.sites().values()
         factor = 2.0 if strategy == "balanced" else 1.0
         assert site.step.tolist() == [factor, factor, 4 * factor]
+
+
+@pytest.mark.parametrize("strategy", ["max", "percentile", "balanced"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_batch_without_finite_values_sets_no_threshold(strategy: str, value: float) -> None:
+    qann = ps.quantize(network("plain"), ps.QuantSpec(0, 1), example=signal("plain"))
+    batches = [signal("plain"), signal("plain").index_fill(0, torch.tensor([1]), value)]
+    with pytest.raises(CalibrationError, match=r"site 'conv2_input', batch 1: .*expected finite values"):
+        set_thresholds(qann, batches, strategy)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", ["max", "percentile", "balanced"])
+def test_a_threshold_is_no_higher_than_what_its_activation_gives(strategy: str) -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU6(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    x = torch.tensor([[3.0], [20.0]])
+    rival = prepare("rate-max", model, example=x)
+    assert rival.qann is not None
+    set_thresholds(rival.qann, [x], strategy)  # type: ignore[arg-type]
+    (site,) = rival.qann.sites().values()
+    assert site.step.item() == pytest.approx(6.0, rel=0.01)
+    with torch.no_grad():  # what is larger is cut off where the float network cuts it off
+        assert torch.allclose(rival.network()(x[1:], timesteps=64), model(x[1:]), rtol=0.02)
 
 
 def test_what_a_method_cannot_do_is_refused_by_name() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polarspike.checks import is_integer
 from polarspike.counting.counts import OperationCounts
 from polarspike.counting.recording import Recording
 from polarspike.counting.tally import Tally
+from polarspike.errors import SpecError
 from polarspike.inputs import as_call, batch_size, batches_of, bind, map_inputs
 from polarspike.modules import apply
 from polarspike.neurons import NeuronState
@@ -31,7 +33,12 @@ def count_rival(network: nn.Module, batch: Any, timesteps: int = 1) -> Operation
         network: of neurons of ours (all rivals' are), with ``network`` (the graph) and ``observe``.
         batch: inputs, or (inputs, target); for a network over frames (batch, frames, ...).
         timesteps: T.
+
+    Raises:
+        SpecError: T is no positive integer.
     """
+    if not is_integer(timesteps, 1):
+        raise SpecError(f"timesteps: expected a positive integer, got {timesteps!r}")
     inputs, _ = next(iter(batches_of([batch])))
     over_frames = isinstance(network, OverFrames)
     inner: Any = network.network if over_frames else network

@@ -36,6 +36,7 @@ class OffsetQuantizer(PolarityQuantizer):
     def __init__(self, site: PolarityQuantizer, start: float) -> None:
         spec = dataclasses.replace(site.spec, negative=0, positive=sum(site.levels), gain=1.0, learned_gain=False)
         super().__init__(spec, site.name)
+        self.replaced = site.spec
         self.adopt(site)
         self.raw_gain = None
         self.shift = nn.Parameter(torch.tensor(start, device=site.start.device))
@@ -117,6 +118,13 @@ def with_offsets_everywhere(qann: QuantizedNetwork) -> None:
     for name, site in qann.sites().items():
         if not isinstance(site, OffsetQuantizer):
             qann.network.set_submodule(name, OffsetQuantizer(site, 0.0))
+
+
+def without_offsets(qann: QuantizedNetwork) -> None:
+    """Give every site that has an offset its own levels back, in place, as for a new calibration."""
+    for name, site in qann.sites().items():
+        if isinstance(site, OffsetQuantizer):
+            qann.network.set_submodule(name, plain(site, site.replaced))
 
 
 def with_clips(qann: QuantizedNetwork) -> None:

@@ -92,9 +92,10 @@ class Rival:
             self._direct, self.qann = self._built(qann), None
 
     def calibrate(self, batches: Iterable[Any] | Tensor) -> None:
-        """Set thresholds or steps, in place. Direct training needs none."""
+        """Set thresholds or steps, in place, anew where they were set before. Direct training needs none."""
         if self.qann is None:
             return
+        quantizers.without_offsets(self.qann)  # a step is that of the levels, which an offset replaces
         if self.method.threshold is not None:
             set_thresholds(self.qann, batches, self.method.threshold)
         else:
@@ -173,6 +174,8 @@ class Rival:
 
     def _neuron(self, name: str, site: PolarityQuantizer) -> nn.Module:
         method = self.method
+        if method.family != "direct":
+            site.require_calibrated()
         if isinstance(site, quantizers.OffsetQuantizer):
             return quantizers.OffsetNeuron(site)
         assert method.build is not None
@@ -180,7 +183,6 @@ class Rival:
             levels = {"binary": (0, 1), "signed": (1, 1), "multi": (0, self.spec.levels - 1)}[method.spikes]
             spec = SiteSpec(*levels)
             return method.build(spec, name, self.spec.rehearsal)
-        site.require_calibrated()
         spec = dataclasses.replace(site.spec, positive=1) if method.whole else site.spec
         neuron = method.build(spec, name, self.spec.rehearsal)
         step = site.step.detach()

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from polarspike.checks import is_integer
 from polarspike.conversion import convert
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork
@@ -51,7 +52,7 @@ class SettlingNetwork(nn.Module):
 
     def forward(self, *inputs: Any, timesteps: int = 1, every_step: bool = False) -> Any:
         """What has arrived after T steps; arguments as for :class:`~polarspike.SpikingNetwork`."""
-        if timesteps < 1:
+        if not is_integer(timesteps, 1):
             raise SpecError(f"timesteps: expected a positive integer, got {timesteps!r}")
         answers = [state.mean for state in self._states(inputs, timesteps)]
         answers += answers[-1:] * (timesteps - len(answers))  # settled before

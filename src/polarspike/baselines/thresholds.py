@@ -58,6 +58,8 @@ def set_thresholds(
         }
     for name, site in qann.sites().items():
         threshold = found[name].double().cpu()
+        if site.spec.ceiling is not None:  # a neuron saturates at its threshold, and so does what it stands for
+            threshold = threshold.clamp(max=site.spec.ceiling)
         alive = torch.isfinite(threshold) & (threshold > 0)
         # What never fires may have any threshold; it is given one like its neighbours'.
         threshold = torch.where(alive, threshold, threshold[alive].median() if bool(alive.any()) else 1.0)
@@ -67,9 +69,17 @@ def set_thresholds(
 
 def _balanced(qann: QuantizedNetwork, batches: list[Any], passes: int, images: int) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
+    position = 0
 
     def clip(name: str, site: PolarityQuantizer, x: Tensor) -> Tensor:
+        if not bool(torch.isfinite(x).all()):
+            raise CalibrationError(
+                f"site {name!r}, batch {position}: expected finite values, got NaN or Inf; look for them in this batch, or "
+                "in the weights before this site"
+            )
         x = ops.widen(torch.relu(x))
+        if site.spec.ceiling is not None:
+            x = x.clamp(max=site.spec.ceiling)
         per_channel = bool(site.spec.channels)
         dim = site.spec.channel_dim % x.dim()
         rest = [d for d in range(x.dim()) if not per_channel or d != dim]
@@ -86,7 +96,8 @@ def _balanced(qann: QuantizedNetwork, batches: list[Any], passes: int, images: i
     handles = [site.register_forward_hook(answer(name)) for name, site in qann.sites().items()]
     with hooked(handles), evaluating(qann), qann.float_activations():
         for _ in range(passes):
-            for inputs, _ in batches:
+            for number, (inputs, _) in enumerate(batches):
+                position = number
                 for first in range(0, batch_size(inputs), images):
                     part = map_inputs(lambda value, first=first: value[first : first + images], inputs)
                     apply(qann, to_device(part, device))
