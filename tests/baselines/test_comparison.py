@@ -269,6 +269,16 @@ def test_frames_are_the_same_for_every_method() -> None:
         ({"methods": ()}, "at least one value"),
         ({"frames": -1}, "at least 0"),
         ({"rates": (0.1, 0.2)}, "2 rates, as many trials"),
+        ({"rates": (0.1, 0.1), "direct_rates": (0.1, 0.2)}, "each once"),  # one trial is no two
+        ({"rates": (0.1, float("nan")), "direct_rates": (0.1, 0.2)}, "positive, finite rates"),
+        ({"direct_rates": (float("inf"),)}, "positive, finite rates"),
+        ({"rates": "a"}, "as a tuple"),
+        ({"levels": 4}, "as a tuple"),
+        ({"levels": (4.5,)}, "whole numbers of at least 2"),
+        ({"latencies": (1.5,)}, "whole numbers of at least 1"),
+        ({"seeds": (0.5,)}, "whole numbers of at least 0"),
+        ({"width": 0}, "a positive integer or None"),
+        ({"options": {"blocks": 1.5}}, "whole numbers by name"),
         ({"averaging": 1.0}, r"a number in \[0, 1\)"),
         ({"activity": -1.0}, "at least 0"),
         ({"activity": "a"}, "a finite number of at least 0"),
@@ -282,6 +292,11 @@ def test_frames_are_the_same_for_every_method() -> None:
 def test_contradictions_are_refused(wrong: dict[str, object], text: str) -> None:
     with pytest.raises(SpecError, match=text):
         dataclasses.replace(SMALL, **wrong)  # type: ignore[arg-type]
+
+
+def test_lists_are_taken_as_tuples() -> None:
+    asked = dataclasses.replace(SMALL, levels=[4], latencies=[1, 2, 6])  # type: ignore[arg-type]
+    assert asked == SMALL and asked.setup == SMALL.setup
 
 
 def test_no_latency_is_not_applicable(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.rival import Pooling
-from polarspike.checks import is_integer, is_not_negative, is_within
+from polarspike.checks import is_integer, is_not_negative, is_positive, is_within
 from polarspike.specs import Spec
 
 #: What identifies a run; ``setup`` is a digest of every other setting that its result depends on.
@@ -81,34 +81,39 @@ class Comparison(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require("options", isinstance(self.options, Mapping), "whole numbers by name")
         object.__setattr__(self, "options", dict(self.options))  # later changes of the caller's are not ours
-        known = ("ann", *METHODS, *PEERS)
-        for method in self.methods:
-            self._require("methods", method in known, f"some of {', '.join(known)}")
-        for budget in self.budgets:
-            self._require("budgets", budget in BUDGETS, f"some of {', '.join(BUDGETS)}")
-        self._require("budgets", 0 < len(self.budgets) == len(set(self.budgets)), "at least one value, each once")
-        for name, least in (("methods", ""), ("levels", 2), ("trained_steps", 1), ("latencies", 1), ("seeds", 0)):
-            values = getattr(self, name)
-            self._require(name, bool(values) and len(set(values)) == len(values), "at least one value, each once")
-            if name != "methods":
-                self._require(name, min(values) >= least, f"numbers of at least {least}")
-        self._require("latencies", self.latencies == tuple(sorted(self.latencies)), "increasing numbers")
+        self._require("width", self.width is None or is_integer(self.width, 1), "a positive integer or None")
+        self._require("options", all(map(is_integer, self.options.values())), "whole numbers by name")
+        self._check_lists()
         whole = is_integer(self.epochs, 1) and is_integer(self.float_epochs, 1)
         self._require("epochs", whole, "an integer of at least 1, like float_epochs")
-        for name in ("rates", "direct_rates"):
-            values = getattr(self, name)
-            self._require(name, bool(values) and min(values) > 0, "at least one positive rate")
-        trials = len(self.rates)
-        self._require(
-            "direct_rates", len(self.direct_rates) == trials, f"{trials} rates, as many trials as the others have"
-        )
         self._require("distillation", is_within(self.distillation, 0.0, 1.0), "a number in [0, 1]")
         self._require("averaging", is_within(self.averaging, 0.0, 1.0) and self.averaging < 1, "a number in [0, 1)")
         self._require("activity", is_not_negative(self.activity), "a finite number of at least 0")
         self._require("rehearsal", is_integer(self.rehearsal, 1), "an integer of at least 1")
         self._require("frames", is_integer(self.frames, 0), "an integer of at least 0")
         self._require("limit", self.limit is None or is_integer(self.limit, 1), "a positive integer or None")
+
+    def _check_lists(self) -> None:
+        for name in (*_CHOOSING, "latencies", "rates", "direct_rates"):
+            values = getattr(self, name)
+            self._require(name, isinstance(values, tuple | list), "several values, as a tuple")
+            object.__setattr__(self, name, tuple(values))
+            once = all(values.count(value) == 1 for value in values)
+            self._require(name, bool(values) and once, "at least one value, each once")
+        for name, known in (("methods", ("ann", *METHODS, *PEERS)), ("budgets", BUDGETS)):
+            self._require(name, all(value in known for value in getattr(self, name)), f"some of {', '.join(known)}")
+        for name, least in (("levels", 2), ("trained_steps", 1), ("latencies", 1), ("seeds", 0)):
+            whole = all(is_integer(value, least) for value in getattr(self, name))
+            self._require(name, whole, f"whole numbers of at least {least}")
+        self._require("latencies", self.latencies == tuple(sorted(self.latencies)), "increasing numbers")
+        for name in ("rates", "direct_rates"):
+            self._require(name, all(map(is_positive, getattr(self, name))), "positive, finite rates")
+        trials = len(self.rates)
+        self._require(
+            "direct_rates", len(self.direct_rates) == trials, f"{trials} rates, as many trials as the others have"
+        )
 
     @property
     def network(self) -> str:
