@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import polarspike as ps
-from polarspike.baselines import prepare
-from polarspike.baselines.leaky import LeakyNeuron
+from polarspike.baselines import RivalSpec, prepare
+from polarspike.baselines.leaky import IntegerNeuron, LeakyNeuron, TernaryNeuron
 from polarspike.baselines.peers import PEERS, PeerNetwork, convert_with, version
 from polarspike.errors import MissingExtraError, SpecError
 from polarspike.specs import SiteSpec
@@ -133,6 +133,71 @@ def test_lif_fires_like_spikingjellys() -> None:
     (grad,) = torch.autograd.grad((mine * weights).sum(), currents)
     (expected,) = torch.autograd.grad((other * weights).sum(), currents)
     assert torch.allclose(grad, expected, atol=1e-5)
+
+
+@needs["spikingjelly"]
+def test_plif_fires_and_learns_its_leak_like_spikingjellys() -> None:
+    from spikingjelly.activation_based import neuron, surrogate
+
+    theirs = neuron.ParametricLIFNode(
+        init_tau=4.0,
+        decay_input=False,
+        v_reset=0.0,
+        surrogate_function=surrogate.ATan(2.0),
+        detach_reset=True,
+        step_mode="m",
+    )
+    ours = LeakyNeuron(SiteSpec(0, 1), leak=0.75, learned=True)  # theirs learns 1 / tau, of which ours is the rest
+    currents = torch.randn(9, 4, 50)
+    mine, other = ours.train_of(currents).spikes, theirs(currents)
+    assert torch.equal(mine, other)
+    weights = torch.randn_like(mine)
+    assert ours.raw_leak is not None
+    (grad,) = torch.autograd.grad((mine * weights).sum(), ours.raw_leak)
+    (expected,) = torch.autograd.grad((other * weights).sum(), theirs.w)
+    assert torch.allclose(grad, -expected, rtol=1e-4)
+
+
+@needs["spikingjelly"]
+def test_ternary_spikes_are_like_spikingjellys() -> None:
+    from spikingjelly.activation_based import neuron
+
+    theirs = neuron.TernaryLIFNode(tau=4.0 / 3.0, decay_input=False, v_threshold=0.5, v_reset=0.0, step_mode="m")
+    currents = torch.randn(9, 4, 50)
+    mine = TernaryNeuron(SiteSpec(1, 1)).train_of(currents).spikes
+    assert torch.equal(mine, theirs(currents)) and set(mine.unique().tolist()) == {-1.0, 0.0, 1.0}
+
+
+@needs["spikingjelly"]
+def test_integer_lif_fires_like_spikingjellys() -> None:
+    from spikingjelly.activation_based import neuron, surrogate
+
+    theirs = neuron.ILIFNode(
+        tau=4.0 / 3.0, surrogate_function=surrogate.MultiLevelSpikeCount(4), detach_reset=True, step_mode="m"
+    )
+    currents = 3 * torch.randn(9, 4, 50)
+    mine = IntegerNeuron(SiteSpec(0, 4)).train_of(currents).spikes
+    assert torch.equal(mine, theirs(currents)) and mine.max() == 4
+
+
+@needs["spikingjelly"]
+def test_st_bif_settles_spike_for_spike_like_spikingjellys() -> None:
+    from spikingjelly.activation_based.neuron import STBIFNode
+
+    model, x = chain()
+    single = nn.Sequential(*list(model.children())[:3], nn.Flatten(), nn.Linear(6 * 64, 5)).eval()
+    rival = prepare("st-bif", single, RivalSpec(levels=5), example=x)
+    rival.calibrate([x])
+    assert rival.qann is not None
+    (site,) = rival.qann.sites().values()
+    theirs = STBIFNode(site.step.detach(), level=5)
+    ours, fired = rival.network(), []
+    with torch.no_grad(), ours.observe(lambda name, t, spikes: fired.append(spikes)):
+        ours(x, timesteps=6)
+        current = single[:2](x)  # the image enters once
+        expected = [theirs(current if t == 0 else torch.zeros_like(current)) / site.step for t in range(len(fired))]
+    assert len(fired) >= 4
+    assert torch.equal(torch.stack(fired).round(), torch.stack(expected).round())
 
 
 @needs["snntorch"]

@@ -7,6 +7,7 @@
     integer      u[t] = b u[t-1] + I[t];  k = clip(floor(u + 1/2), 0, D);  u <- u - k;  b = 1/4; a spike is worth 1 / D; the
                  straight-through gradient                                            (Luo et al. 2024; Yao et al. 2025)
 
+The gradient of integer spikes is that of our quantizer, for -1/2 <= u < D + 1/2, where theirs passes for 0 <= u <= D.
 The surrogate of a threshold is the derivative of (1/pi) arctan(pi (u - 1)), as is usual for LIF; that of ternary spikes is a
 rectangle of width 1 around either threshold. Gradients do not pass through a reset.
 """

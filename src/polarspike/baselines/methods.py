@@ -40,7 +40,7 @@ class Method:
         whole: one spike is worth the whole range P s of the quantizer, not one level of it.
         signed: sites whose signal is signed by nature can be held.
         rehearses: it runs a number of steps before those that count.
-        channelwise: its authors give every channel a threshold.
+        channelwise: its authors give every channel a threshold (SNM's give one to every neuron: not done here).
         trained_for: the T for which its quantized network is trained (:attr:`polarspike.TrainSpec.timesteps`).
         build: its neuron; None where the spiking network is one of ours: also the first timestep of quantizers, and
             ST-BIF+.
