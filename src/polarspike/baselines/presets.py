@@ -60,7 +60,8 @@ PRESETS: dict[str, tuple[Part, ...]] = {
         Part("residual network, every method", _RESNET),
         Part("plain network, all but two variants of LIF", dataclasses.replace(_PLAIN, methods=_FEWER)),
         Part(
-            "Transformer, every method that takes it", dataclasses.replace(_VIT, methods=(*_NOT_DIRECT, "integer-lif"))
+            "Transformer, every conversion and quantization that takes it, and integer-LIF",
+            dataclasses.replace(_VIT, methods=(*_NOT_DIRECT, "integer-lif")),
         ),
         Part("eight noisy frames, all but two variants of LIF", dataclasses.replace(_FRAMES, methods=_FEWER)),
         Part("residual network, other tools", dataclasses.replace(_RESNET, methods=tuple(PEERS))),
@@ -79,6 +80,10 @@ PRESETS: dict[str, tuple[Part, ...]] = {
         ),
         Part("residual network, 8 levels", dataclasses.replace(_RESNET, methods=_LEVELED, levels=(8,))),
         Part("plain network, 8 levels", dataclasses.replace(_PLAIN, methods=_LEVELED, levels=(8,))),
+        Part(
+            "plain network, direct training at T = 4 with as many epochs, which is four times as long",
+            dataclasses.replace(_PLAIN, methods=("lif", "integer-lif"), trained_steps=(4,), budgets=("epochs",)),
+        ),
     ),
     "full": (
         Part("residual network", _FULL_RESNET),
