@@ -18,7 +18,7 @@ from polarspike.baselines.presets import Part, preset
 from polarspike.baselines.published import published_table
 from polarspike.cli.command import Command, show, tell
 from polarspike.cli.rivals_pages import written_pages
-from polarspike.errors import SpecError
+from polarspike.errors import RunError, SpecError
 from polarspike.report.rivals import rivals_table
 
 
@@ -75,6 +75,10 @@ class Rivals(Command):
         if self.list:
             show(announcement(contests, [part.title for part in parts]))
             return 0
+        try:
+            self.place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"--run {self.place}: expected a directory, or a place for one, got {error}") from None
         if any(contest.missing() for contest in contests):
             tell(announcement(contests).splitlines()[-1])
         for part, contest in zip(parts, contests, strict=True):
