@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polarspike.capture import check_capture
-from polarspike.errors import CaptureError, OperatorError
+from polarspike.errors import CaptureError, GraphMismatchError, OperatorError
 from tests.captured import Body, Net, X, quantize
 
 
@@ -21,7 +21,9 @@ def test_a_changed_graph_is_found() -> None:
         check_capture(model, qann, X)
         with torch.no_grad():
             qann.network.get_parameter("head.bias")[0] += 1e-3
-        with pytest.raises(CaptureError, match="output 0 on the example: the captured graph differs from the model by"):
+        with pytest.raises(
+            GraphMismatchError, match="output 0 on the example: the captured graph differs from the model by"
+        ):
             check_capture(model, qann, X)
 
 
@@ -41,7 +43,7 @@ def test_a_hook_that_changes_an_output_is_refused(part: str) -> None:
 def test_a_hook_that_changes_an_input_is_refused(part: str) -> None:
     model = Net()
     model.get_submodule(part).register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
-    with pytest.raises(CaptureError, match="captured graph differs"):
+    with pytest.raises(GraphMismatchError, match="captured graph differs"):
         quantize(model)
 
 

@@ -28,8 +28,7 @@ def carry_out(
 ) -> None:
     """Do the runs that the table lacks, every ``parts``-th of them; or list them with what they will cost."""
     table = Ledger(RESULTS / f"{study}.csv", columns)
-    wanted = dict(text.split("=", 1) for text in only)
-    asked_for = [asked for asked in runs if all(as_text(asked.get(key)) == value for key, value in wanted.items())]
+    asked_for = _chosen(list(runs), only)
     missing = table.missing(asked_for)
     times = [float(row["seconds"]) for row in table.rows()]
     mean = sum(times) / len(times) if times else None
@@ -51,6 +50,20 @@ def carry_out(
         table.add({**asked, **found}, started=start)
         shown = {key: value for key, value in found.items() if not isinstance(value, str)}
         print(_listed({**asked, **shown}), f"[{time.perf_counter() - start:.0f} s]", flush=True)
+
+
+def _chosen(runs: list[Row], only: Sequence[str]) -> list[Row]:
+    """The planned runs with the values of ``only`` ("COLUMN=VALUE"); a value that no run has ends the program."""
+    for text in only:
+        column, equals, value = text.partition("=")
+        values = list(dict.fromkeys(as_text(asked[column]) for asked in runs if column in asked))
+        if not equals or not values:
+            columns = dict.fromkeys(key for asked in runs for key in asked)
+            raise SystemExit(f"--only: expected COLUMN=VALUE with a column of {', '.join(columns)}, got {text!r}")
+        if value not in values:
+            raise SystemExit(f"--only {column}: expected one of {', '.join(values)}, got {value!r}")
+        runs = [asked for asked in runs if as_text(asked.get(column)) == value]
+    return runs
 
 
 def _listed(row: Row) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from polarspike.contract import rule_of
-from polarspike.errors import CaptureError, OperatorError, PolarspikeError, SpecError
+from polarspike.errors import CaptureError, GraphMismatchError, OperatorError, PolarspikeError, SpecError
 from polarspike.exported import export_graph
 from polarspike.graph import INTEGERS, WRITES, signals
 from polarspike.inputs import Inputs, as_call, batch_size, bind_call, graph_inputs_of, map_inputs, plain_output
@@ -38,10 +38,6 @@ _TOLERANCE = 1e-5
 
 # Options of SpikingNetwork.forward, which would swallow an input of the same name.
 _OPTIONS = frozenset({"timesteps", "every_step", "execution", "time_dim"})
-
-
-class _Differs(CaptureError):
-    """A graph that runs, and computes something else."""
 
 
 def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.GraphModule:
@@ -74,7 +70,7 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
             graph_module = _understood(_by_way(model, example, way), graph_inputs(model, example))
             if route == "auto" and way == "fx":
                 _check_answer(model, graph_module, example, plain_output(answer))
-            elif isinstance(errors.get("fx"), _Differs) and not graph_module.meta.get(WRITES):
+            elif isinstance(errors.get("fx"), GraphMismatchError) and not graph_module.meta.get(WRITES):
                 break  # what torch.fx did not see is no write: a hook, or another network's weights
         except (CaptureError, OperatorError) as error:
             errors[way] = error
@@ -269,7 +265,7 @@ def _compare(expected: Any, got: Any, label: str, advice: str = "") -> None:
         scale = float(torch.cat([left[left.isfinite()].abs(), left.new_tensor([1e-30])]).max())
         gap = float(torch.cat([(left - right)[left != right].abs(), left.new_zeros(1)]).max())  # equal Infs are equal
         if not gap <= _TOLERANCE * scale:
-            raise _Differs(
+            raise GraphMismatchError(
                 f"output {index} on {label}: the captured graph differs from the model by {gap:.3g} (outputs reach "
                 f"{scale:.3g}). Something in forward is not in the graph: a value fixed while tracing, an in-place "
                 f"change of a view, randomness that stays on in eval, or a hook{advice}"

@@ -31,6 +31,10 @@ class CaptureError(PolarspikeError):
     """A model cannot be captured as a graph, or its graph does not compute what the model computes."""
 
 
+class GraphMismatchError(CaptureError):
+    """A captured graph runs, and computes something else than its model."""
+
+
 class OperatorError(PolarspikeError):
     """A graph holds an operator that a rule table does not know."""
 
