@@ -40,6 +40,8 @@ _NAMED = (
 
 #: What is asked again at more levels: ours, the closest binary rival, and a quantized network.
 _LEVELED = ("polarspike", "polarspike+t", "qcfs", "lsq")
+#: And at so many that no binary rival keeps up: against other tools' neurons, whose spikes in a step nothing bounds.
+_CLOSEST = ("polarspike", "lsq")
 
 _SMALL = Comparison(
     data="fashion-mnist-14", methods=_EVERY, trained_steps=(1, 4), budgets=("time",), float_epochs=5, epochs=3
@@ -84,6 +86,8 @@ PRESETS: dict[str, tuple[Part, ...]] = {
             "plain network, direct training at T = 4 with as many epochs, which is four times as long",
             dataclasses.replace(_PLAIN, methods=("lif", "integer-lif"), trained_steps=(4,), budgets=("epochs",)),
         ),
+        Part("residual network, 16 levels", dataclasses.replace(_RESNET, methods=_CLOSEST, levels=(16,))),
+        Part("plain network, 16 levels", dataclasses.replace(_PLAIN, methods=_CLOSEST, levels=(16,))),
     ),
     "full": (
         Part("residual network", _FULL_RESNET),
