@@ -257,7 +257,9 @@ def test_no_law_means_a_float_and_the_standard_normal() -> None:
         (lambda: entropy((2, 6), float("nan")), "positive finite"),
         (lambda: entropy((2, 6), torch.ones(3), normal()), r"shape \(1,\)"),
         (lambda: best_step((2, 6), "median"), "'entropy' or 'mse'"),  # type: ignore[call-overload]
+        (lambda: entropy((2, 6), "0.4"), "step: expected one number or a tensor, got '0.4'"),  # type: ignore[call-overload]
         (lambda: best_step((2, 6), "mse", normal(), 1.5), r"\[0, 1\]"),
+        (lambda: best_step((2, 6), "mse", normal(), "learned"), r"\[0, 1\], got 'learned'"),  # type: ignore[call-overload]
         (lambda: entropy_bound((1, 4)), r"levels \(0, P\)"),
         (lambda: normal(0.0, -1.0), "no negative value"),
         (lambda: NormalMixture(torch.zeros(3), torch.ones(3)), r"got \(3,\)"),

@@ -21,7 +21,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from polarspike.checks import is_integer
+from polarspike.checks import is_integer, is_within
 from polarspike.errors import InputError
 from polarspike.laws import Law, NormalMixture, Samples
 
@@ -261,6 +261,8 @@ def _levels(levels: Levels) -> Levels:
 
 
 def _steps(step: float | Tensor, law: Law) -> Tensor:
+    if not isinstance(step, Tensor | int | float):
+        raise InputError(f"step: expected one number or a tensor, got {step!r}")
     steps = torch.as_tensor(step, dtype=torch.float64, device=law.device).detach()
     if steps.dim() > 1 or (steps.dim() == 1 and steps.shape[0] not in (1, law.groups)):
         raise InputError(f"step: expected one number or shape ({law.groups},), got {tuple(steps.shape)}")
@@ -270,6 +272,8 @@ def _steps(step: float | Tensor, law: Law) -> Tensor:
 
 
 def _gain(gain: float) -> float:
-    if not 0.0 <= gain <= 1.0:
-        raise InputError(f"gain: expected a number in [0, 1], got {gain}")
+    if not is_within(gain, 0.0, 1.0):
+        raise InputError(
+            f"gain: expected a number in [0, 1], got {gain!r}; give a learned gain's value, float(site.gain)"
+        )
     return float(gain)
