@@ -106,6 +106,19 @@ def test_percentile_puts_the_quantile_at_the_last_level(granularity: Any) -> Non
         torch.testing.assert_close(step(qann).view(-1), expected, rtol=0.01, atol=0)
 
 
+def test_a_signal_that_is_rarer_than_the_percentile_is_not_taken_for_a_dead_one() -> None:
+    x = torch.full((8, 3, 32, 32), -1e-3)  # 8,192 values a channel
+    x[0, 0, 0, :4] = 2e-3
+    x[0, 2, 0, :4] = torch.tensor([5e-3, 1e-3, 1e-3, 1e-3])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ps.calibrate(whole := direct("percentile"), [x])
+    assert float(step(whole)) == pytest.approx(5e-3 / 4)  # 1.0, which no value of this signal reaches, before
+    with pytest.warns(PolarspikeWarning, match=r"site \[1\]"):
+        ps.calibrate(apart := direct("percentile", granularity="channel"), [x])
+    assert step(apart)[[0, 2]].tolist() == pytest.approx([2e-3 / 4, 5e-3 / 4])
+
+
 def test_qcfs_is_eight_over_p_whatever_the_data() -> None:
     qann = direct("qcfs")
     for batches in ([X], [X * 100]):
@@ -194,6 +207,17 @@ def test_calibrating_again_starts_from_nothing() -> None:
     ps.calibrate(qann, [X * 2])
     torch.testing.assert_close(step(qann), 2 * first)
     assert float(qann.sites()["site"].offset.detach()) == 0.0
+
+
+@pytest.mark.parametrize("init", ["mse", "lsq"])
+def test_calibrating_again_takes_the_gain_that_was_learned(init: Init) -> None:
+    learned, fixed = direct(init, signed="all", gain="learned"), direct(init, signed="all", gain=0.0)
+    ps.calibrate(learned, [X])
+    before = step(learned)
+    learned.sites()["site"].raw_gain.data.zero_()  # type: ignore[union-attr]
+    for qann in (learned, fixed):
+        ps.calibrate(qann, [X])
+    assert float(step(learned)) == float(step(fixed)) != float(before)
 
 
 # --- what it leaves behind -----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from polarspike.operator_table import Meaning
 from polarspike.operators import meaning_of
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
+from polarspike.specs import SiteSpec
 from polarspike.statistics import StreamingHistogram
 
 _PERCENTILE = 0.999
@@ -53,7 +54,8 @@ def calibrate(qann: QuantizedNetwork, batches: Iterable[Any] | Tensor | None) ->
 
     ``entropy`` maximizes the entropy of the codes, ``mse`` minimizes the square error against the float activation (of
     ReLU6 without its ceiling, which then bounds the step),
-    ``lsq`` takes 2 mean|r(x)| / sqrt(P), ``percentile`` puts the 99.9 % quantile at the last level, ``qcfs`` takes 8 / P.
+    ``lsq`` takes 2 mean|r(x)| / sqrt(P), ``percentile`` puts the 99.9 % quantile at the last level (the largest value where
+    fewer than one in a thousand are above zero), ``qcfs`` takes 8 / P.
     The statistics are those of the float network (every site behaves as the activation that it replaced), streamed in
     one pass with memory that does not grow with the number of batches.
 
@@ -107,8 +109,9 @@ def _set_step(name: str, site: PolarityQuantizer, law: Law, statistics: Streamin
 
 def _steps(name: str, site: PolarityQuantizer, law: Law, statistics: StreamingHistogram | None) -> Tensor:
     spec = site.spec
+    gain = float(site.gain) if spec.negative else 0.0  # as it is now: a learned one has left where it started
     if spec.init in ("entropy", "mse"):
-        return best_step(site.levels, spec.init, law, spec.gain if spec.negative else 1.0)
+        return best_step(site.levels, spec.init, law, gain)
     if spec.init == "qcfs":
         return torch.full((max(1, spec.channels),), _QCFS_THRESHOLD / spec.positive)
     if statistics is None:
@@ -116,10 +119,16 @@ def _steps(name: str, site: PolarityQuantizer, law: Law, statistics: StreamingHi
             f"site {name!r}: init={spec.init!r} needs data; give calibration batches, or init='entropy' or 'mse'"
         )
     if spec.init == "lsq":
-        return 2.0 * statistics.mean_magnitude(spec.gain if spec.negative else 0.0) / math.sqrt(spec.positive)
-    high = statistics.quantile(_PERCENTILE) / spec.positive
-    low = -statistics.quantile(1.0 - _PERCENTILE) / max(1, spec.negative)
-    return torch.maximum(high, low) if spec.negative else high
+        return 2.0 * statistics.mean_magnitude(gain) / math.sqrt(spec.positive)
+    step = _at_last_level(spec, statistics.quantile(1.0 - _PERCENTILE), statistics.quantile(_PERCENTILE))
+    # A signal that is rarer than the percentile is not a dead one: its largest value tells its scale.
+    return torch.where(step > 0, step, _at_last_level(spec, statistics.minimum, statistics.maximum))
+
+
+def _at_last_level(spec: SiteSpec, low: Tensor, high: Tensor) -> Tensor:
+    """The step that puts ``low`` and ``high``, whichever is further out, at a last level; (G,) each."""
+    above = high / spec.positive
+    return torch.maximum(above, -low / spec.negative) if spec.negative else above
 
 
 def law_of_batch_norm(qann: QuantizedNetwork, name: str) -> NormalMixture:
