@@ -83,6 +83,11 @@ def test_wrong_loaders_are_named() -> None:
         fit(network(), [(torch.zeros(2, 6), torch.tensor([5, 0]))], SPEC)
     with pytest.raises(InputError, match="epoch 1, step 1, teacher: expected an output of shape"):
         fit(network(), blobs(), TrainSpec(distillation=0.5), teacher=nn.Flatten(0))
+    # One class would be broadcast to all of the model's.
+    alike = [(torch.randn(4, 6), torch.zeros(4, dtype=torch.int64))]
+    for classes in (1, 4):
+        with pytest.raises(InputError, match=f"step 1, teacher: expected 3 classes as the model has, got {classes}"):
+            fit(network(), alike, TrainSpec(distillation=0.5), teacher=nn.Linear(6, classes))
 
 
 def test_a_loss_that_is_not_finite_stops_training() -> None:
@@ -96,6 +101,8 @@ def test_a_loss_that_is_not_finite_stops_training() -> None:
     broken[4].bias.data[1] = float("inf")
     with pytest.raises(RunError, match=r"epoch 1, step 1: the loss is .*parameter 4\.bias is NaN or infinite"):
         fit(broken, [good], SPEC)
+    with pytest.raises(RunError, match=r"step 1: the teacher answers NaN or infinity.*check its weights"):
+        fit(network(), [good], SPEC, teacher=broken)
     steep = nn.Linear(6, 3)
     with pytest.raises(RunError, match=r"fit, epoch \d, step \d: the loss is (nan|inf).*lower TrainSpec"):
         fit(steep, [good] * 5, TrainSpec(epochs=5, learning_rate=1e30, warmup_epochs=0.0))

@@ -264,6 +264,11 @@ def _train_epoch(
             with _autocast(spec, device), contextlib.nullcontext() if own is None else own.drawing():
                 logits = apply(course.forward, part)
             check_answer(logits, wanted, where)
+            if guide is not None and guide.shape != logits.shape:
+                raise InputError(
+                    f"{where}, teacher: expected {logits.shape[1]} classes as the model has, got {guide.shape[1]}; give a "
+                    "teacher of the same classes"
+                )
             loss = training_loss(logits, wanted, spec, guide)
             if activity is not None:
                 spikes = activity.mean()
@@ -271,7 +276,7 @@ def _train_epoch(
                 total_spikes += spikes.item() * samples
             value = loss.item()
             if not math.isfinite(value):
-                _refuse_loss(model, part, where, value)
+                _refuse_loss(model, part, guide, where, value)
             # Gradients are averaged over processes, and summed over pieces: the mean over the whole batch.
             weight = samples * distributed.world_size() / share.whole
             course.scaler.scale(loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -357,9 +362,11 @@ def _check_weights(model: nn.Module, epoch: int) -> None:
             raise RunError(f"fit, epoch {epoch}: the parameter {name} became NaN or infinite; {_REPAIR}")
 
 
-def _refuse_loss(model: nn.Module, inputs: Inputs, where: str, value: float) -> NoReturn:
+def _refuse_loss(model: nn.Module, inputs: Inputs, guide: Tensor | None, where: str, value: float) -> NoReturn:
     if not all(tensor.isfinite().all() for _, tensor in tensors_of(inputs)):
         raise InputError(f"{where}: the inputs hold NaN or infinity; check the data and its normalization")
+    if guide is not None and not guide.isfinite().all():
+        raise RunError(f"{where}: the teacher answers NaN or infinity, so the loss is {value}; check its weights")
     parameters = model.named_parameters()
     broken = [name for name, parameter in parameters if not distributed.local(parameter).isfinite().all()]
     found = f"the parameter {broken[0]} is NaN or infinite" if broken else "inputs and parameters are finite"
