@@ -39,6 +39,17 @@ def test_what_is_missing_is_known_without_reading_numbers(tmp_path: Path) -> Non
     assert Ledger(ledger.path, ("method", "rate", "accuracy")).missing(runs) == runs[:1]
 
 
+def test_what_a_run_will_take_is_what_those_like_it_took(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "table.csv", ("network", "levels", "seed"))
+    wanted = {"network": "large", "levels": 3, "seed": 1}
+    assert ledger.expected_seconds(wanted) is None
+    for network, levels, seed, seconds in (("small", 3, 1, 10), ("large", 7, 1, 100), ("large", 3, 0, 200)):
+        row = {"network": network, "levels": levels, "seed": seed}
+        ledger.add(row, started=time.perf_counter() - seconds)
+    for asked, seconds in ((wanted, 200), (wanted | {"levels": 1}, 150), (wanted | {"network": "other"}, 310 / 3)):
+        assert ledger.expected_seconds(asked) == pytest.approx(seconds, abs=1)
+
+
 def test_a_torn_line_is_no_row_and_spoils_no_other(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "table.csv", ("run", "text"))
     ledger.add({"run": 1, "text": "whole"}, started=0.0)

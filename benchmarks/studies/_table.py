@@ -30,17 +30,15 @@ def carry_out(
     table = Ledger(RESULTS / f"{study}.csv", columns)
     asked_for = _chosen(list(runs), only)
     missing = table.missing(asked_for)
-    times = [float(row["seconds"]) for row in table.rows()]
-    mean = sum(times) / len(times) if times else None
     if only_list:
+        rest = 0.0
         for asked in missing:
-            print(_listed(asked))
-        cost = (
-            "unknown before the first run"
-            if mean is None
-            else f"about {len(missing) * mean / 60:.0f} minutes of one core"
-        )
-        print(f"{len(missing)} runs to do, {len(times)} done; cost of the rest: {cost}")
+            seconds = table.expected_seconds(asked)
+            rest += seconds or 0.0
+            print(_listed(asked), "" if seconds is None else f"[about {seconds / 60:.1f} minutes]")
+        done = len(table.rows())
+        cost = f"about {rest / 60:.0f} minutes of one core" if done else "unknown before the first run"
+        print(f"{len(missing)} runs to do, {done} done; cost of the rest: {cost}")
         return
     for asked in missing[part::parts]:
         if not table.missing([asked]):

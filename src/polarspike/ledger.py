@@ -11,6 +11,7 @@ import contextlib
 import csv
 import datetime
 import io
+import itertools
 import os
 import time
 from collections import Counter
@@ -89,6 +90,22 @@ class Ledger:
             return any(there >= count for count, there in counts.items())
 
         return [dict(run) for run in runs if not whole(run)]
+
+    def expected_seconds(self, run: Mapping[str, Any]) -> float | None:
+        """What a run will take: the mean of those done that are most like it; None where none is done.
+
+        Alike are those that have the most of its first values, in its own order: what costs most comes first there.
+        """
+
+        def shared(row: Mapping[str, str]) -> int:
+            same = (row.get(key) == as_text(value) for key, value in run.items())
+            return sum(1 for _ in itertools.takewhile(bool, same))
+
+        # A run of several rows has its seconds in each of them.
+        done = [(shared(row), float(row["seconds"])) for row in self.rows()]
+        most = max((count for count, _ in done), default=0)
+        alike = [seconds for count, seconds in done if count == most]
+        return sum(alike) / len(alike) if alike else None
 
     def _line(self, row: Mapping[str, Any]) -> bytes:
         text = io.StringIO()
