@@ -70,6 +70,10 @@ class MissingExtraError(PolarspikeError, ImportError):
         super().__init__(
             f"the optional package {package!r} is not installed; install it with: pip install 'polarspike[{extra}]'"
         )
+        self._given = package, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:  # it crosses from a worker to its process
+        return type(self), self._given
 
 
 class PolarspikeWarning(UserWarning):

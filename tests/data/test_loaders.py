@@ -10,8 +10,9 @@ from torch import Tensor
 
 from polarspike import data, distributed
 from polarspike.data import Augmentation, Normalization, Split, batches
+from polarspike.data import augment as augmenting
 from polarspike.data.loaders import Batch
-from polarspike.errors import DataError, SpecError
+from polarspike.errors import DataError, MissingExtraError, SpecError
 
 PLAIN = Normalization((0.0,), (1.0,))
 
@@ -181,6 +182,16 @@ def test_workers_make_the_same_batches() -> None:
         torch.manual_seed(5)
         found.append([images for images, _ in digits.training(500, workers=workers)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_workers_error_is_the_one_that_it_met(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise MissingExtraError("torchvision", "vision")
+
+    monkeypatch.setattr(augmenting, "_torchvision", missing)  # it is branched off with this
+    loader = batches(noisy(8), 4, normalization=PLAIN, augment=Augmentation(erasing=0.5), workers=1)
+    with pytest.raises(MissingExtraError, match=r"^the optional package 'torchvision' .*polarspike\[vision\]'$"):
+        list(loader)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

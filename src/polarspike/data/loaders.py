@@ -15,7 +15,7 @@ from polarspike.checks import is_integer
 from polarspike.data.augment import Augmentation
 from polarspike.data.normalization import Normalization
 from polarspike.data.splits import Split
-from polarspike.errors import DataError, SpecError
+from polarspike.errors import DataError, PolarspikeError, SpecError
 
 Batch = tuple[Tensor, Tensor]
 
@@ -124,7 +124,7 @@ def over(
     """
     sampler = _Keys(samples, batch_size, shuffle, drop_last, seed, draws=draws)
     loader = _Loader(
-        made,
+        _Told(made),
         sampler=sampler,
         batch_size=None,  # the sampler's items are whole batches already
         collate_fn=_unchanged,
@@ -144,7 +144,7 @@ class _Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Any:
         self._keys.begin()
-        found: Any = super().__iter__()
+        found: Any = map(_raised, super().__iter__())
         found = found if self.finish is None else map(self.finish, found)
         return found if self.frames is None else (_parted(batch, self.frames) for batch in found)
 
@@ -168,6 +168,25 @@ class _Loader(DataLoader[Batch]):
     def _keys(self) -> _Keys:
         assert isinstance(self.sampler, _Keys)
         return self.sampler
+
+
+class _Told(Dataset[Any]):
+    """Gives an error of ours in place of a batch: torch would put the whole traceback of a worker into its message."""
+
+    def __init__(self, made: Dataset[Batch]) -> None:
+        self.made = made
+
+    def __getitem__(self, key: Key) -> Any:
+        try:
+            return self.made[key]
+        except PolarspikeError as error:
+            return error
+
+
+def _raised(batch: Any) -> Any:
+    if isinstance(batch, PolarspikeError):
+        raise batch
+    return batch
 
 
 class Key(NamedTuple):
