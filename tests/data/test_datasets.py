@@ -192,6 +192,14 @@ def put_idx(folder: Path, suffix: str = ".gz", train: int = 30, test: int = 20) 
         write_idx(folder / f"{stem}-labels-idx1-ubyte{suffix}", (torch.arange(count) % 10).byte())
 
 
+REQUIRE = fashion_mnist._require_its_labels
+
+
+@pytest.fixture(autouse=True)
+def any_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "_require_its_labels", lambda *_: None)
+
+
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point all usual places into an empty folder, so that a machine's own files play no part."""
@@ -290,6 +298,16 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     write_idx(tmp_path / "train-labels-idx1-ubyte.gz", torch.full((30,), 11, dtype=torch.uint8))
     with pytest.raises(DataError, match=r"fashion-mnist: expected labels 0\.\.9, got 11\.\.11 in the train part"):
         data.load("fashion-mnist", tmp_path)
+
+
+def test_files_of_another_data_set_of_this_form_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fashion_mnist, "_require_its_labels", REQUIRE)
+    put_idx(tmp_path)
+    with pytest.raises(DataError, match=rf"60000 training .* in {tmp_path}, got 30 and 20 others; the files of MNIST"):
+        data.load("fashion-mnist", tmp_path)
+    labels = bytes(index % 10 for count in (30, 20) for index in range(count))
+    monkeypatch.setattr(fashion_mnist, "LABELS", hashlib.sha256(labels).hexdigest())
+    assert len(data.load("fashion-mnist", tmp_path).train) == 30
 
 
 class FakeTorchvision(types.ModuleType):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import torch
@@ -25,6 +26,9 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 DOWNLOADED = Path("FashionMNIST", "raw")  # where torchvision puts the files below the folder it is given
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
+#: SHA-256 of the training labels and the test labels, a byte each.
+LABELS = "8ab940a680640f36c0bf1d2549cb2f3b3d4068c12547116cc7b1161b1d26663d"
+
 
 @register(NAME, Shape(1, 28, 28, 10))
 def fashion_mnist(source: Source) -> ImageDataset:
@@ -34,7 +38,7 @@ def fashion_mnist(source: Source) -> ImageDataset:
     folder of Debian's package, and the user's cache; with or without ``.gz``, also in torchvision's subfolder.
 
     Raises:
-        DataError: files are missing, damaged, or do not belong together, or the download failed.
+        DataError: files are missing, damaged, do not belong together or are another data set's, or the download failed.
         MissingExtraError: a download was asked for, and torchvision is not installed.
     """
     paths = _find(source)
@@ -45,11 +49,12 @@ def fashion_mnist(source: Source) -> ImageDataset:
         paths = _find(source)
         if paths is None:
             raise DataError(f"torchvision's download did not bring the files of {NAME}. {_missing(source)}")
-    train = Split(*read_labelled_images(paths[0], paths[1]))
+    train, test = (Split(*read_labelled_images(*pair)) for pair in (paths[:2], paths[2:]))
+    _require_its_labels(train, test, paths[0].parent)
     return ImageDataset(
         name=NAME,
         train=train,
-        test=Split(*read_labelled_images(paths[2], paths[3])),
+        test=test,
         classes=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
                  "Ankle boot"),
         origin="H. Xiao, K. Rasul and R. Vollgraf, Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine "
@@ -89,6 +94,16 @@ def fashion_mnist_14(source: Source) -> ImageDataset:
 def halved(images: Tensor) -> Tensor:
     """(N, 1, 28, 28) bytes as (N, 1, 14, 14) of them."""
     return functional.avg_pool2d(images.float(), 2).round_().to(torch.uint8)
+
+
+def _require_its_labels(train: Split, test: Split, folder: Path) -> None:
+    # MNIST and its likes have files of the same names, shapes and counts: nothing else would tell.
+    digest = hashlib.sha256(bytes(train.labels.tolist()) + bytes(test.labels.tolist())).hexdigest()
+    if digest != LABELS:
+        raise DataError(
+            f"{NAME}: expected its 60000 training and 10000 test labels in {folder}, got {len(train)} and {len(test)} "
+            "others; the files of MNIST and its likes have the same names: name the folder of Fashion-MNIST's"
+        )
 
 
 def _folders(source: Source) -> list[Path]:
