@@ -24,7 +24,7 @@ class Datasets(Command):
     Args:
         name: read this one; a simulated one is made on the first reading, in half an hour.
         root: the folder of its files, where it is not the usual one.
-        download: allow it to be downloaded; nothing is fetched otherwise.
+        download: allow Fashion-MNIST, or what is made from it, to be downloaded; nothing is fetched otherwise.
     """
 
     name: Annotated[str, tyro.conf.Positional] = ""

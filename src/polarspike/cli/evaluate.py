@@ -34,7 +34,7 @@ class Evaluate(Command):
         timesteps: increasing numbers T; 1 2 4 8 for a spiking network if not given, and of sequences the number of their
             frames as the last. A quantized network has no time.
         root: the folder of the dataset's files, where it is not the usual one.
-        download: allow the dataset to be downloaded.
+        download: allow Fashion-MNIST, or what is made from it, to be downloaded; nothing is fetched otherwise.
         device: where to evaluate; of several processes each takes its own.
     """
 

@@ -68,7 +68,7 @@ class Train(Command):
             timesteps).
         resume: continue the run that is there (`--run`), with what it was asked for.
         root: the folder of the dataset's files, where it is not the usual one.
-        download: allow the dataset to be downloaded.
+        download: allow Fashion-MNIST, or what is made from it, to be downloaded; nothing is fetched otherwise.
         device: where to train and evaluate; a GPU where there is one.
         tensorboard: show the curves in TensorBoard, too (tensorboard --logdir of the run).
     """

@@ -47,7 +47,7 @@ class Verify(Command):
         images: how many test images.
         varying: give T different noisy versions of each image in place of one image T times.
         root: the folder of the dataset's files, where it is not the usual one.
-        download: allow the dataset to be downloaded.
+        download: allow Fashion-MNIST, or what is made from it, to be downloaded; nothing is fetched otherwise.
         device: where to run.
     """
 

@@ -144,7 +144,7 @@ def load(
     Args:
         name: one of :func:`names`.
         root: the folder of its files. Without it: ``$POLARSPIKE_DATA/<name>``, then where a package puts them.
-        download: allow fetching what is not found; nothing is ever fetched otherwise.
+        download: allow fetching what is not found; nothing is ever fetched otherwise, and only Fashion-MNIST can be.
         frames: of an event data set: how its recordings become frames.
         sequences: of an event data set: the bins are T timesteps, a :class:`~polarspike.data.events.SequenceDataset` whose
             batches are (B, T, 2, H, W). Else they are side by side as channels, (B, T * 2, H, W).

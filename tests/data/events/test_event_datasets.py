@@ -15,6 +15,7 @@ from polarspike import cli, data
 from polarspike.data import cifar, events
 from polarspike.data.events import FrameSpec, load_events, published, simulated
 from polarspike.data.events.streams import EventStream
+from polarspike.data.registry import Source
 from polarspike.errors import DataError
 
 from .test_formats import aedat2_bytes, aedat31_bytes, bin_bytes
@@ -202,6 +203,17 @@ def test_simulated_sets_say_so_and_come_again(monkeypatch: pytest.MonkeyPatch) -
     assert found.train.labels.tolist() == Few().train.labels.tolist()
     # The same image in the other part is another sample: it has a seed of its own.
     assert not torch.equal(found.train.images[0], found.test.images[0])
+
+
+def test_simulated_sets_are_of_the_images_that_are_there_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Source] = []
+    few = Few()
+    monkeypatch.setattr(simulated, "fashion_mnist", lambda source: asked.append(source) or few)  # type: ignore[func-returns-value]
+    first = data.load("events-fashion-mnist", frames=SPEC)
+    few.train = data.Split(255 - few.train.images, few.train.labels)
+    again = data.load("events-fashion-mnist", frames=SPEC, download=True)
+    assert asked == [Source(), Source(download=True)]
+    assert not torch.equal(first.train.images, again.train.images)  # type: ignore[union-attr]
 
 
 def test_simulated_frames_belong_to_their_images_and_to_no_folder(

@@ -107,7 +107,7 @@ def register_events(source: EventSource) -> None:
 
     @register(source.name, Shape(2 * FrameSpec().bins, height, width, source.classes), summary, events=True)
     def as_images(place: Source) -> ImageDataset:
-        found = load_events(source.name, place.root, place.frames)
+        found = load_events(source.name, place.root, place.frames, download=place.download)
         return found.in_time() if place.sequences else found.channels()
 
 
@@ -201,6 +201,7 @@ def load_events(
     spec: FrameSpec | None = None,
     *,
     cache_folder: str | os.PathLike[str] | None = None,
+    download: bool = False,
 ) -> EventDataset:
     """The frames of an event data set, from its cache or made now.
 
@@ -209,6 +210,7 @@ def load_events(
         root: the folder of its files; without it ``$POLARSPIKE_DATA/<name>``, then the user's cache.
         spec: how recordings become frames; ``FrameSpec()`` if not given.
         cache_folder: where frames are kept; the user's cache if not given.
+        download: allow fetching the images of a simulated data set; no recordings are ever fetched.
 
     Raises:
         DataError: the name is unknown, files are missing or damaged, a recording holds no event, or the cache cannot be
@@ -218,7 +220,7 @@ def load_events(
     if root is not None and not Path(root).is_dir():
         raise DataError(f"{name}: expected root to be a folder, got {str(root)!r}, which is none")
     spec = spec or FrameSpec()
-    found = source.find(Source(None if root is None else Path(root)))
+    found = source.find(Source(None if root is None else Path(root), download))
     folder = Path(cache_folder) if cache_folder is not None else cache("frames")
     train, test = (_part(source, found, part, spec, folder) for part in ("train", "test"))
     return EventDataset(

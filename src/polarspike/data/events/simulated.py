@@ -9,7 +9,6 @@ the two apart in 83 of 100 cases.)
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +31,8 @@ _LICENCE = "MIT (Expat), copyright 2017 Zalando SE"
 _Read = Callable[[EventStream, Recording, CameraSpec], EventStream]
 
 
-@functools.lru_cache(maxsize=1)
-def _images(root: Path | None) -> ImageDataset:
-    return fashion_mnist(Source(root))
+def _images(source: Source) -> ImageDataset:
+    return fashion_mnist(Source(source.root, source.download))
 
 
 def _sample(images: ImageDataset, recording: Recording, camera: CameraSpec) -> EventStream:
@@ -63,7 +61,7 @@ def _recordings(
 
 
 def _events_fashion_mnist(source: Source) -> Recordings:
-    images = _images(source.root)
+    images = _images(source)
     return _recordings(images, images.classes, lambda split: split.labels.tolist(), lambda events, *_: events)
 
 
@@ -79,7 +77,7 @@ def _saccade_order(source: Source) -> Recordings:
 
     # An image is seen one way alone, so that no other way of it is in the training part.
     classes = ("in order", "reversed")
-    return _recordings(_images(source.root), classes, lambda split: [i % 2 for i in range(len(split))], read)
+    return _recordings(_images(source), classes, lambda split: [i % 2 for i in range(len(split))], read)
 
 
 _COMMON = (_ORIGIN, _LICENCE)
