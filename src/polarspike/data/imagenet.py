@@ -81,8 +81,8 @@ def tiny_imagenet_200(source: Source) -> StreamedDataset:
             )  # fmt: skip
     raise DataError(
         f"{name}: expected wnids.txt, train/<class>/images and val/val_annotations.txt in one of: "
-        f"{', '.join(map(str, places))}. Unpack tiny-imagenet-200.zip there, or name the folder by root or as "
-        f"${FOLDER_VARIABLE}/{name}"
+        f"{', '.join(map(str, places))}. Unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip there, or name the folder "
+        f"by root or as ${FOLDER_VARIABLE}/{name}"
     )
 
 

@@ -21,6 +21,7 @@ from polarspike.errors import DataError
 from .test_formats import aedat2_bytes, aedat31_bytes, bin_bytes
 
 SPEC = FrameSpec(bins=2)
+GESTURES = ("dvs128-gesture", "dvs128-gesture, packed")
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,8 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("POLARSPIKE_DATA", raising=False)
     monkeypatch.setattr(published, "CLASSES", {"n-caltech101": 2})
-    monkeypatch.setattr(published, "COUNTS", {"n-mnist": (30, 10), "n-caltech101": (24,), "cifar10-dvs": (200,)})
+    counts = {"n-mnist": (30, 10), "n-caltech101": (24,), "cifar10-dvs": (200,), **dict.fromkeys(GESTURES, (2, 2))}
+    monkeypatch.setattr(published, "COUNTS", counts)
 
 
 def some(label: int, index: int, limit: int) -> list[tuple[int, int, int, int]]:
@@ -154,7 +156,9 @@ def test_a_network_learns_from_frames_at_one_timestep_and_at_several(tmp_path: P
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_missing_files_are_named_with_the_way_to_get_them(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"{name}: expected .* in one of: .*npack .*POLARSPIKE_DATA/{name}"):
+    with pytest.raises(
+        DataError, match=rf"{name}: expected .* in one of: .*npack .* of https://.*POLARSPIKE_DATA/{name}"
+    ):
         load_events(name, tmp_path)
     with pytest.raises(DataError, match="expected root to be a folder"):
         load_events(name, tmp_path / "nowhere")
@@ -167,7 +171,13 @@ def test_unfinished_and_damaged_data_sets(tmp_path: Path) -> None:
     (n_mnist(tmp_path / "b") / "Train" / "7" / "00001.bin").write_bytes(b"abc")
     with pytest.raises(DataError, match=r"00001\.bin: expected 5 bytes for each event"):
         load_events("n-mnist", tmp_path / "b", SPEC)
+    (packed_gestures(tmp_path / "d") / "ibmGestureTrain" / "user01_lab" / "10.npy").unlink()
+    with pytest.raises(DataError, match=r"dvs128-gesture, packed: expected 2 recordings in .*, got 1; .* not wholly"):
+        load_events("dvs128-gesture", tmp_path / "d", SPEC)
     gestures = dvs128_gesture(tmp_path / "c" if (tmp_path / "c").mkdir() is None else tmp_path)
+    (gestures / "user01_led_labels.csv").write_text("class,startTime_usec,endTime_usec\n1,100,201\n")  # cut short
+    with pytest.raises(DataError, match=r"dvs128-gesture: expected 2 recordings in .*, got 1; .* not wholly"):
+        load_events("dvs128-gesture", gestures, SPEC)
     (gestures / "user01_led_labels.csv").write_text("class,startTime_usec,endTime_usec\n12,1,2\n")
     with pytest.raises(DataError, match=r"expected classes in 1\.\.11, got 12"):
         load_events("dvs128-gesture", gestures, SPEC)

@@ -41,24 +41,34 @@ _GESTURES = ("hand clapping", "right hand wave", "left hand wave", "right arm cl
              "left arm clockwise", "left arm counter clockwise", "arm roll", "air drums", "air guitar",
              "other gestures")  # fmt: skip
 _SIZE = (128, 128)
+_HOW = {
+    "n-mnist": "Unpack Train.zip and Test.zip of https://www.garrickorchard.com/datasets/n-mnist there",
+    "n-caltech101": "Unpack Caltech101.zip of https://www.garrickorchard.com/datasets/n-caltech101 there",
+    "cifar10-dvs": "Unpack the ten archives of https://figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 there",
+    "dvs128-gesture": "Unpack DvsGesture.tar.gz of https://research.ibm.com/interactive/dvsgesture there (or "
+    "ibmGestureTrain and ibmGestureTest, as tonic has them)",
+}
 #: How many recordings each part must have: fewer are an unfinished unpacking.
-COUNTS = {"n-mnist": (60_000, 10_000), "n-caltech101": (8_709,), "cifar10-dvs": (10_000,)}
+COUNTS = {
+    "n-mnist": (60_000, 10_000),
+    "n-caltech101": (8_709,),
+    "cifar10-dvs": (10_000,),
+    "dvs128-gesture": (1_176, 288),  # stretches that the label files name
+    "dvs128-gesture, packed": (1_077, 264),  # tonic's archives hold fewer
+}
 #: How many classes, where nothing but folders names them: 100 of objects and one of background.
 CLASSES = {"n-caltech101": 101}
 
 
 def _n_mnist(source: Source) -> Recordings:
-    folder = _first(source, "n-mnist", ("Train", "Test"), "Unpack Train.zip and Test.zip of N-MNIST there")
+    folder = _first(source, "n-mnist", ("Train", "Test"), _HOW["n-mnist"])
     train, test = (_by_class(folder / part, _DIGITS, "*.bin") for part in ("Train", "Test"))
-    for found, expected in zip((train, test), COUNTS["n-mnist"], strict=True):
-        _require("n-mnist", folder, found, expected)
+    _require_parts("n-mnist", folder, train, test)
     return Recordings(fair_order(train), fair_order(test), (34, 34), _DIGITS, lambda r: read_bin(r.path, (34, 34)))
 
 
 def _n_caltech101(source: Source) -> Recordings:
-    folder = (
-        _first(source, "n-caltech101", ("Caltech101",), "Unpack Caltech101.zip of N-Caltech101 there") / "Caltech101"
-    )
+    folder = _first(source, "n-caltech101", ("Caltech101",), _HOW["n-caltech101"]) / "Caltech101"
     classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))))
     if len(classes) != (expected := CLASSES["n-caltech101"]):
         raise DataError(
@@ -70,26 +80,27 @@ def _n_caltech101(source: Source) -> Recordings:
 
 
 def _cifar10_dvs(source: Source) -> Recordings:
-    folder = _first(source, "cifar10-dvs", CLASSES_10, "Unpack the ten archives of CIFAR10-DVS there")
+    folder = _first(source, "cifar10-dvs", CLASSES_10, _HOW["cifar10-dvs"])
     pattern = "*.aedat" if next(folder.glob("airplane/*.aedat"), None) else "*.aedat4"
     found = _by_class(folder, CLASSES_10, pattern)
     return _cut("cifar10-dvs", folder, found, _SIZE, CLASSES_10, lambda r: read_aedat(r.path, _SIZE))
 
 
 def _dvs128_gesture(source: Source) -> Recordings:
-    how = "Unpack DvsGesture.tar.gz there (or ibmGestureTrain and ibmGestureTest)"
     packed = ("ibmGestureTrain", "ibmGestureTest")
     for folder in _places(source, "dvs128-gesture"):
         if all((folder / part).is_dir() for part in packed):
             train, test = (_packed_gestures(folder / part) for part in packed)
+            _require_parts("dvs128-gesture, packed", folder, train, test)
             return Recordings(train, test, _SIZE, _GESTURES, lambda r: read_npy(r.path, _SIZE))
-    folder = _first(source, "dvs128-gesture", ("trials_to_train.txt", "trials_to_test.txt"), how)
+    folder = _first(source, "dvs128-gesture", ("trials_to_train.txt", "trials_to_test.txt"), _HOW["dvs128-gesture"])
     trained, tested = (_trials(folder / f"trials_to_{part}.txt") for part in ("train", "test"))
     if both := sorted(set(trained) & set(tested)):
         raise DataError(
             f"dvs128-gesture: expected {both[0]} in the list of one part, got it in both; unpack the archive again"
         )
     train, test = (fair_order([one for path in paths for one in _gestures(path)]) for paths in (trained, tested))
+    _require_parts("dvs128-gesture", folder, train, test)
     return Recordings(train, test, _SIZE, _GESTURES, _stretches())
 
 
@@ -177,6 +188,11 @@ def _cut(
     _require(name, folder, found, COUNTS[name][0])
     kept, moved = stratified(torch.tensor([recording.label for recording in found]), _TEST_FRACTION, _SEED)
     return Recordings([found[i] for i in kept.tolist()], [found[i] for i in moved.tolist()], size, classes, read)
+
+
+def _require_parts(name: str, folder: Path, *parts: list[Recording]) -> None:
+    for found, expected in zip(parts, COUNTS[name], strict=True):
+        _require(name, folder, found, expected)
 
 
 def _require(name: str, folder: Path, found: list[Recording], expected: int) -> None:
