@@ -12,6 +12,7 @@ from torch import nn
 
 import polarspike as ps
 from polarspike import models, recipes, rehearsal
+from polarspike.baselines.published import published
 from polarspike.data.events import FrameSpec
 from polarspike.errors import RunError
 from polarspike.evaluation import Evaluation
@@ -46,9 +47,31 @@ def test_every_recipe_has_its_file_and_every_file_its_recipe() -> None:
         found = runpy.run_path(str(FOLDER / f"{name}.py"))
         assert found["RECIPE"] == recipe
         text = found["__doc__"]
-        assert all(part in text for part in ("Command:", "Cost:", "Expected:")), name
+        assert all(f"\n{part}" in text for part in ("Command:", "Hardware:", "Cost:", "Expected:", "Published:")), name
         if recipe not in recipes.PUBLISHED.values():
-            assert f"polarspike train {name}" in text and "Published:" in text and "Hardware:" in text
+            assert f"polarspike train {name}" in text
+        _, _, told = text.partition("Published:")
+        told, _, _ = told.partition("\n\n")
+        assert sorted(line.strip() for line in told.splitlines()[1:]) == sorted(by_others(recipe)), name
+        assert told.splitlines()[0].strip() == ("by others, not reproduced here:" if by_others(recipe) else "unknown")
+
+
+def by_others(recipe: Recipe) -> list[str]:
+    """What is published for the data set and a network of this kind, or of none that is named."""
+    lines = []
+    for row in published():
+        kinds = {"resnet18": "ResNet-18", "resnet20": "ResNet-20", "resnet34": "ResNet-34", "vgg16": "VGG-16"}
+        kind = kinds.get(recipe.model, "ViT-S" if recipe.model == "vit" else "none")
+        if _plain(row["dataset"]) == _plain(recipe.data) and row["architecture"] in ("", kind):
+            larger = ", a larger ViT-S" if row["architecture"] == "ViT-S" and recipe.width != 384 else ""
+            when = f" at T = {row['timesteps']}" if row["timesteps"] else ""
+            late = f" (true latency {row['latency']})" if row["latency"] != row["timesteps"] else ""
+            lines.append(f"{row['method']}{larger}: {row['snn_top1']} %{when}{late}")
+    return lines
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 @pytest.mark.slow
