@@ -253,6 +253,17 @@ def test_a_run_stopped_before_its_first_checkpoint_keeps_its_spec(tmp_path: Path
         fit(network(), blobs(), TrainSpec(), run=RunDirectory(tmp_path, resume=True), resume=True)
 
 
+def test_a_process_that_does_not_see_the_checkpoint_begins_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    monkeypatch.setattr(training.distributed, "common", lambda there: True)  # the main process's, on another machine
+    with pytest.raises(
+        CheckpointError, match=r"found none; processes on several machines need a run directory that all"
+    ):
+        fit(network(), blobs(), SPEC, run=run, resume=True)
+
+
 def test_a_checkpoint_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     fit(network(), blobs(), SPEC, run=run)

@@ -232,6 +232,11 @@ class RunDirectory:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = json.loads(header["polarspike"])
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"{place}: expected the checkpoint of this run, found none; processes on several machines need a run "
+                "directory that all of them see"
+            ) from None
         except KeyError:
             raise CheckpointError(f"{place}: expected the checkpoint of a run, got another file; {repair}") from None
         except (OSError, SafetensorError, ValueError) as error:

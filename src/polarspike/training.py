@@ -140,7 +140,7 @@ def fit(
             )
         identity = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "steps_per_epoch": steps}
         identity |= {"processes": distributed.world_size(), "model": table_of(model)}
-        if resume and run.checkpoint_path.exists():
+        if resume and distributed.common(run.checkpoint_path.exists()):
             with distributed.together():
                 records = bring_back(run, course, identity)
             history = epochs_of(records, run)
