@@ -124,7 +124,9 @@ def test_a_rehearsal_steps_on_changed_images(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("polarspike.rehearsal._learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):  # before the long part
         rehearse(SMALL, say=said.append)
-    assert "one step on changed images" in said[-1] and torch.isfinite(torch.tensor(float(said[-1].split()[-1])))
+    assert "the float network has made a step in fp32 on changed images" in said[-1] and torch.isfinite(
+        torch.tensor(float(said[-1].split()[-1]))
+    )
 
 
 def test_a_data_set_in_place_of_a_recipe_names_its_recipes() -> None:

@@ -127,6 +127,28 @@ def test_random_images_have_the_shape_and_the_classes_of_the_dataset() -> None:
     assert torch.equal(made.train.images, random_images(RECIPES["imagenet_vit_s"]).train.images)
 
 
+def test_each_training_makes_a_step_as_the_recipe_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small(RECIPES["dvs128_gesture_event_cnn_through_time"])
+    alike = {"precision": "bf16", "averaging": 0.9, "distillation": 0.5, "accumulation": 2}
+    recipe = dataclasses.replace(
+        recipe,
+        width=4,
+        options={"stages": 1},
+        qann=dataclasses.replace(recipe.qann, **alike),  # type: ignore[arg-type]
+        through_time=dataclasses.replace(recipe.through_time, **alike),  # type: ignore[arg-type]
+    )
+    monkeypatch.setattr(rehearsal, "_learn", lambda *_: None)
+    monkeypatch.setattr(rehearsal, "evaluate", lambda *_: Evaluation({1: 64, 2: 64}, 64))
+    said: list[str] = []
+    rehearse(recipe, say=said.append)
+    steps = [line.partition(":")[0] for line in said if "has made a step" in line]
+    assert steps == [
+        "the float network has made a step in fp32",
+        "the quantized network has made a step in bf16 with its teacher",
+        "the network through time has made a step in bf16 with its teacher",
+    ]
+
+
 class Stuck(nn.Module):
     """Answers the same whatever it sees, because no gradient reaches its features."""
 

@@ -3,6 +3,9 @@
     overfit the float network -> quantize, calibrate -> overfit the quantized network -> convert -> verify at every T of the
     recipe -> evaluate -> save and load -> export -> overfit through time -> verify -> evaluate -> save and load
 
+Each of the three trainings begins with a step as the recipe has it, of a copy; what then learns by heart does so in float32,
+without what holds it back.
+
 A network that cannot learn 64 images by heart, or whose codes differ after conversion, has a mistake that no amount of data
 repairs. Images are as the recipe's dataset has them, but for their size: they are cut to the smallest that exercises the
 whole network (two patches a side of a Transformer), so that a minute is enough; sequences through which a network is trained
@@ -69,13 +72,19 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     if weights is not None:  # whether they fit; the rehearsal itself learns from the start, on small images
         width = {} if recipe.width is None else {"width": recipe.width}
         parents.build(recipe.model, _shape(recipe), {**recipe.options, **width}, weights)
+    shape = _shape(recipe)
+    recipe.augmentation.require(shape.channels, shape.height, shape.width)
     ann = build_model(dataset, recipe)
     batches = list(dataset.evaluation(IMAGES, "train"))
     if recipe.learns_order:
         require_unrolls(recipe, ann, batches[0][0][:2])
-    _change(recipe.read_by(ann), dataset, recipe, say)
-    _learn("the float network", recipe.read_by(ann), dataset, recipe.ann, say)
+    reader = recipe.read_by(ann)
+    _step("the float network", reader, dataset, recipe, recipe.ann, say)
+    _learn("the float network", reader, dataset, recipe.ann, say)
     qann = quantize_for(recipe, dataset, ann, batches)
+    master = copy.deepcopy(reader)
+    teacher = master if recipe.qann.distillation else None
+    _step("the quantized network", recipe.read_by(qann), dataset, recipe, recipe.qann, say, teacher)
     _learn("the quantized network", recipe.read_by(qann), dataset, recipe.qann, say)
     snn = convert(qann, conversion_for(recipe.converted_reading))
     inputs, _ = batches[0]
@@ -111,7 +120,10 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     many = f"all {IMAGES}" if right == IMAGES else f"{right} of {IMAGES}"
     say(f"the spiking network has {many} images right at T = {last}, and so have its files")
     if recipe.learns_order:
-        _through_time(unroll_for(recipe, snn), dataset, recipe, say)
+        net = unroll_for(recipe, snn)
+        teacher = master if recipe.through_time.distillation else None
+        _step("the network through time", net, dataset, recipe, recipe.through_time, say, teacher)
+        _through_time(net, dataset, recipe, say)
 
 
 def _through_time(net: TemporalNetwork, dataset: ImageDataset, recipe: Recipe, say: Callable[[str], None]) -> None:
@@ -170,17 +182,23 @@ def _shape(recipe: Recipe) -> data.Shape:
     return data.shape_of(recipe.data, recipe.asked_frames, sequences=recipe.in_time)
 
 
-def _change(model: nn.Module, dataset: ImageDataset, recipe: Recipe, say: Callable[[str], None]) -> None:
-    """One step of a copy of the network on images that are changed as the recipe says."""
-    shape = _shape(recipe)
-    recipe.augmentation.require(shape.channels, shape.height, shape.width)
-    if recipe.augmentation.is_identity:
-        return
+def _step(
+    what: str,
+    model: nn.Module,
+    dataset: ImageDataset,
+    recipe: Recipe,
+    spec: TrainSpec,
+    say: Callable[[str], None],
+    teacher: nn.Module | None = None,
+) -> None:
+    """One step of a copy of the network as the recipe has it: with its changes of images, precision, teacher and average."""
     # A shift is of images of the full size.
     changed = dataclasses.replace(dataset, augmentation=dataclasses.replace(recipe.augmentation, shift=0))
-    one = dataclasses.replace(recipe.ann, epochs=1, warmup_epochs=0.0)
-    history = fit(copy.deepcopy(model), changed.training(IMAGES), one, progress=False)
-    say(f"one step on changed images ({recipe.augmentation}): loss {history.last.loss:.3g}")
+    one = dataclasses.replace(spec, epochs=1, warmup_epochs=0.0)
+    history = fit(copy.deepcopy(model), changed.training(IMAGES), one, teacher=teacher, progress=False)
+    how = f"in {spec.precision}{'' if teacher is None else ' with its teacher'}"
+    how += "" if changed.augmentation.is_identity else f" on changed images ({recipe.augmentation})"
+    say(f"{what} has made a step {how}: loss {history.last.loss:.3g}")
 
 
 def _learn(what: str, model: nn.Module, dataset: ImageDataset, spec: TrainSpec, say: Callable[[str], None]) -> None:
