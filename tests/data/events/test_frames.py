@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import threading
 import time
@@ -112,6 +114,19 @@ def test_an_interruption_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="expected a folder that can be written"):
         cached(tmp_path / "file", {}, 3, (2, 2, 3, 4), Maker(), what="test")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system cannot take room in advance")
+def test_a_full_disk_is_told_before_a_frame_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, start: int, length: int) -> None:
+        assert start == 0 and length == os.fstat(file).st_size > 3 * 2 * 2 * 3 * 4
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    make = Maker()
+    with pytest.raises(DataError, match=r"for the frames of test: .*No space left"):
+        cached(tmp_path, {}, 3, (2, 2, 3, 4), make, what="test")
+    assert make.made == 0 and places(tmp_path) == []
 
 
 def test_what_a_killed_maker_left_is_removed(tmp_path: Path) -> None:

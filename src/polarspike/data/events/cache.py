@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -105,6 +106,7 @@ def _make(
     partial.mkdir()
     try:
         frames = np.lib.format.open_memmap(partial / "frames.npy", mode="w+", dtype=np.uint8, shape=(samples, *shape))
+        _reserve(partial / "frames.npy")
         labels = np.zeros(samples, dtype=np.int64)
         bar = tqdm(make(), total=samples, desc=f"frames of {what}", unit="recording", leave=False, disable=None)
         for index, (sample, label) in enumerate(bar):
@@ -116,3 +118,10 @@ def _make(
         partial.rename(place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reserve(path: Path) -> None:
+    """Take the room of a whole file now: where a mapped one meets the end of the disk, the system ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
