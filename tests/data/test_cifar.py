@@ -124,9 +124,10 @@ def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     path.write_bytes(whole[:200])
     with pytest.raises(DataError, match="expected a pickled dictionary of arrays"):
         data.load("cifar-10", tmp_path)
-    path.write_bytes(pickle.dumps([1, 2], protocol=2))
-    with pytest.raises(DataError, match=r"expected a dictionary with data \(N, 3072\) uint8 and labels"):
-        data.load("cifar-10", tmp_path)
+    for wrong in ([1, 2], *({b"data": pixels(0), b"labels": [1, one] * 3} for one in (1.5, "2", True))):
+        path.write_bytes(pickle.dumps(wrong, protocol=2))
+        with pytest.raises(DataError, match=r"expected a dictionary with data \(N, 3072\) uint8 and labels"):
+            data.load("cifar-10", tmp_path)
 
 
 def test_names_of_classes_are_counted(tmp_path: Path) -> None:

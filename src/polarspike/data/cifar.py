@@ -151,6 +151,7 @@ def _python(version: _Version, path: Path) -> tuple[Tensor, Tensor]:
     whole = (
         isinstance(pixels, np.ndarray)
         and isinstance(labels, list)
+        and all(type(label) is int for label in labels)  # a tensor would cut a fraction off
         and (pixels.dtype, pixels.shape) == (np.uint8, (len(labels), _PIXELS))
     )
     if not whole:

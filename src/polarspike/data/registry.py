@@ -150,7 +150,7 @@ def load(
             batches are (B, T, 2, H, W). Else they are side by side as channels, (B, T * 2, H, W).
 
     Raises:
-        SpecError: frames or sequences of a data set that holds no events.
+        SpecError: frames or sequences of a data set that holds no events, or frames larger than its sensor.
         DataError: the name is unknown, or files are missing or damaged; the message says what was expected where and
             how to get it.
         MissingExtraError: the data set comes inside a package that is not installed.
@@ -182,7 +182,7 @@ def shape_of(name: str, frames: FrameSpec | None = None, *, sequences: bool = Fa
     With ``sequences``, what one frame looks like.
 
     Raises:
-        SpecError: frames or sequences of a data set that holds no events.
+        SpecError: frames or sequences of a data set that holds no events, or frames larger than its sensor.
         DataError: the name is unknown.
     """
     entry = describe(name)

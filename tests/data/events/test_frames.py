@@ -72,6 +72,15 @@ def test_a_spec_is_checked(wrong: dict[str, object]) -> None:
         FrameSpec(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "side"), [({"height": 7}, "height.* at most 6"), ({"width": 9}, "width.* at most 8")]
+)
+def test_frames_are_no_larger_than_the_sensor(wrong: dict[str, int], side: str) -> None:
+    with pytest.raises(SpecError, match=rf"FrameSpec\.{side}, as many as the sensor has, got"):
+        to_frames(recording(5), FrameSpec(**wrong))  # type: ignore[arg-type]
+    assert to_frames(recording(5), FrameSpec(height=6, width=8)).sum() == 5
+
+
 def places(folder: Path) -> list[Path]:
     """All folders, hidden ones, too; not the locks."""
     return [path for path in folder.iterdir() if path.is_dir()]

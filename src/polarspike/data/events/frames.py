@@ -27,7 +27,8 @@ class FrameSpec(Spec):
     Args:
         bins: T.
         by: ``"time"``: bins of equal duration; ``"count"``: of equally many events, so that a pause makes no empty frame.
-        height: rows of a frame; 0 for the sensor's. Each pixel counts the events of the sensor's pixels that fall on it.
+        height: rows of a frame, at most the sensor's; 0 for the sensor's. Each pixel counts the events of the sensor's
+            pixels that fall on it.
         width: columns; 0 for the sensor's.
         duration_us: take the first so many microseconds; 0 for all.
 
@@ -48,12 +49,22 @@ class FrameSpec(Spec):
             self._require(name, type(value) is int and value >= least, f"an integer of at least {least}")
 
     def shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """(T, 2, H, W) of a recording by a sensor of this size."""
+        """(T, 2, H, W) of a recording by a sensor of this size.
+
+        Raises:
+            SpecError: more rows or columns than the sensor has, of which some would always be empty.
+        """
+        for name, asked, there in (("height", self.height, size[0]), ("width", self.width, size[1])):
+            self._require(name, asked <= there, f"at most {there}, as many as the sensor has")
         return self.bins, 2, self.height or size[0], self.width or size[1]
 
 
 def to_frames(events: EventStream, spec: FrameSpec) -> Frames:
-    """Counts (T, 2, H, W) as bytes; channel 1 is brighter."""
+    """Counts (T, 2, H, W) as bytes; channel 1 is brighter.
+
+    Raises:
+        SpecError: the frames would be larger than the sensor.
+    """
     bins, signs, height, width = spec.shape(events.size)
     if spec.duration_us and len(events):
         events = events.between(int(events.t[0]), int(events.t[0]) + spec.duration_us)
