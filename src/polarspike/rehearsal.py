@@ -45,6 +45,7 @@ from polarspike.training import fit
 from polarspike.training_spec import TrainSpec
 
 IMAGES = 64
+_FEW = 16  # of them, for a step as the recipe has it: on a CPU bfloat16 may be slow
 _FOREIGN_SIDE = 64  # pixels of images for networks of other packages
 _FRAMES = 3  # of a sequence through which a network is trained: gradients go through all of them
 _ROUND, _MOST_ROUNDS = 8, 12  # steps of a round, and how many rounds a network gets to learn the images by heart
@@ -193,11 +194,12 @@ def _step(
 ) -> None:
     """One step of a copy of the network as the recipe has it: with its changes of images, precision, teacher and average."""
     # A shift is of images of the full size.
-    changed = dataclasses.replace(dataset, augmentation=dataclasses.replace(recipe.augmentation, shift=0))
+    augmentation = dataclasses.replace(recipe.augmentation, shift=0)
+    changed = dataclasses.replace(dataset, train=dataset.train.subset(torch.arange(_FEW)), augmentation=augmentation)
     one = dataclasses.replace(spec, epochs=1, warmup_epochs=0.0)
-    history = fit(copy.deepcopy(model), changed.training(IMAGES), one, teacher=teacher, progress=False)
+    history = fit(copy.deepcopy(model), changed.training(_FEW), one, teacher=teacher, progress=False)
     how = f"in {spec.precision}{'' if teacher is None else ' with its teacher'}"
-    how += "" if changed.augmentation.is_identity else f" on changed images ({recipe.augmentation})"
+    how += "" if augmentation.is_identity else f" on changed images ({recipe.augmentation})"
     say(f"{what} has made a step {how}: loss {history.last.loss:.3g}")
 
 
