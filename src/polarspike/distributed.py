@@ -181,11 +181,7 @@ def own_batches(
     if world < 2:
         yield from enumerate(read(loader))
         return
-    if shares_samples(loader):
-        raise InputError(
-            f"several processes: expected a loader of all samples, got a {type(loader).__name__} whose sampler gives "
-            "each process its own and repeats some to make them equal; give a loader without it: its batches are shared here"
-        )
+    require_all_samples(loader)
     every = getattr(loader, "every", None)  # a loader of ours makes no others
     with _drawing_as_main(loader):
         if callable(every):
@@ -200,6 +196,19 @@ def shares_samples(loader: object) -> bool:
     sources = [*_sources(loader), getattr(loader, "dataset", None)]
     counts = (getattr(source, name, 1) for source in sources for name in ("num_replicas", "num_processes"))
     return any(isinstance(count, int) and count > 1 for count in counts)
+
+
+def require_all_samples(loader: object) -> None:
+    """Refuse a loader whose batches several processes cannot share out exactly once.
+
+    Raises:
+        InputError: there are several, and it gives each other samples already.
+    """
+    if world_size() > 1 and shares_samples(loader):
+        raise InputError(
+            f"several processes: expected a loader of all samples, got a {type(loader).__name__} whose sampler gives "
+            "each process its own and repeats some to make them equal; give a loader without it: its batches are shared here"
+        )
 
 
 def _sources(loader: object) -> list[object]:

@@ -129,6 +129,7 @@ def fit(
             f"fit: expected as many batches in every process, got {sorted(every)}; give each the same loader"
         )
     _check_arguments(model, spec, teacher, run, resume)
+    distributed.require_all_samples(validate)
     course = Course(model, spec)
     history: list[Epoch] = []
     identity: dict[str, Any] = {}

@@ -159,6 +159,12 @@ def shares(place: Path) -> dict[str, Any]:
         found["apart"] = sorted(itertools.chain(*distributed.gathered(spy.seen)))
         with pytest.raises(InputError, match="expected a loader of all samples, got a DataLoader whose sampler"):
             ps.evaluate(spy, DataLoader(table, 10, sampler=DistributedSampler(table)))
+        steps = len(spy.seen)
+        with pytest.raises(InputError, match="expected a loader of all samples, got a DataLoader whose sampler"):
+            ps.fit(
+                spy, nine, spec(1), validate=DataLoader(table, 10, sampler=DistributedSampler(table)), progress=False
+            )
+        assert len(spy.seen) == steps  # before the first epoch, not after it
         with pytest.raises(InputError, match=r"expected as many batches in every process, got \[1, 2\]"):
             ps.fit(spy, nine[: 1 + distributed.rank()], spec(1), progress=False)
         with pytest.raises(RunError if distributed.is_main() else ValueError, match="broken"), distributed.together():
