@@ -1,18 +1,19 @@
 """Other tools' converters on the networks on which they were first measured, beside what was seen then.
 
-    python benchmarks/train_peers.py         # once: the weights
+    python benchmarks/train_peers.py --networks max-pool avg-pool --trainings brief --seeds 0 1 2   # once: the weights
     python benchmarks/peers.py               # in an environment that has SpikingJelly: pip install 'polarspike[baselines]'
-    python benchmarks/peers.py --images 200  # a look
+    python benchmarks/peers.py --seeds 0 --networks avg-pool  # a look
 
-Fashion-MNIST, brief training (one epoch), calibration on the first 1,024 training images in 8 batches, as then; the weights
-are others, so agreement is to be expected in shape, and within the noise of a training (some points where it is high).
-About 15 minutes of one core; results in ``benchmarks/results/peers.json``.
+Fashion-MNIST, brief training (one epoch), calibration on the first 1,024 training images in 8 batches, as then. The weights
+of then are not kept: those here are of three other seeds, whose least and most accuracy show how much one training differs
+from another. About half an hour of one core; results in ``benchmarks/results/peers.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -57,30 +58,36 @@ def measured(ann: nn.Module, images: int, peer: str, settings: dict[str, Any]) -
     return [100 * accuracy[time] for time in TIMES]
 
 
+def rows_of(network: str, images: int, anns: dict[int, nn.Module]) -> Iterator[dict[str, Any]]:
+    """What the peers made of a network then, and of the same one with other weights now, seed by seed."""
+    test = data.load("fashion-mnist").evaluation(250, images=images)
+    right = {seed: 100 * ps.evaluate(ann, test).accuracy[1] for seed, ann in anns.items()}
+    print(f"{network}: float networks {_line(list(right.values()))} %; T = {', '.join(map(str, TIMES))}")
+    for peer, settings, seen in SEEN[network, images]:
+        found = {seed: measured(ann, images, peer, settings) for seed, ann in anns.items()}
+        low, high = ([each(values) for values in zip(*found.values(), strict=True)] for each in (min, max))
+        print(f"  {peer} {settings}")
+        for name, values in {"seen": list(seen), "least": low, "most": high}.items():
+            print(f"    {name:6}{_line(values)}", flush=True)
+        yield {"network": network, "images": images, "peer": peer, "settings": settings, "ann": right, "seen": seen,
+               "here": found}  # fmt: skip
+
+
+def _line(values: list[float]) -> str:
+    return " ".join(f"{value:6.1f}" for value in values)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, help="test images; as many as then if not given")
     parser.add_argument("--networks", nargs="+", default=[network for network, _ in SEEN])
     parser.add_argument("--training", choices=TRAININGS, default="brief", help="of the weights; then it was brief")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
-    for (network, usual), settings in SEEN.items():
-        if network not in given.networks:
-            continue
-        images = given.images or usual
-        ann = load(network, given.training, given.seed)
-        right = 100 * ps.evaluate(ann, data.load("fashion-mnist").evaluation(250, images=images)).accuracy[1]
-        print(f"{network}: float network {right:.2f} %; T = {', '.join(map(str, TIMES))}")
-        for peer, options, seen in settings:
-            found = measured(ann, images, peer, options)
-            print(f"  {peer} {options}")
-            print(f"    seen  {' '.join(f'{value:6.1f}' for value in seen)}")
-            print(f"    here  {' '.join(f'{value:6.1f}' for value in found)}", flush=True)
-            rows.append(
-                {"network": network, "peer": peer, "settings": options, "ann": right, "seen": seen, "here": found}
-            )
+    asked = [key for key in SEEN if key[0] in given.networks]
+    # All weights before the first measurement: one that is missing costs no work.
+    anns = {key: {seed: load(key[0], given.training, seed) for seed in given.seeds} for key in asked}
+    rows = [row for key in asked for row in rows_of(*key, anns[key])]
     if vars(given) == vars(parser.parse_args([])):  # all of it
         versions = {peer.package: version(peer.package) for peer in PEERS.values() if peer.package == "spikingjelly"}
         keep("peers", {**conditions(0), "versions": versions, "timesteps": TIMES, "rows": rows})

@@ -43,8 +43,8 @@ def accuracy(model: nn.Module, loader: Any) -> float:
     """Percentage of right answers."""
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in loader)
-    return 100 * right / len(loader.dataset.split)
+        right = torch.cat([model(images).argmax(dim=1) == labels for images, labels in loader])
+    return 100 * float(right.double().mean())
 
 
 def train(model: nn.Module, loader: Any, training: str, rate: float, seed: int) -> None:
