@@ -120,6 +120,7 @@ class Contest:
         method = describe(name)
         rates = self.asked.direct_rates if method.family == "direct" else self.asked.rates
         best: tuple[float, Rival, dict[str, Any]] | None = None
+        tried: list[str] = []
         for rate in rates if method.trains else (0.0,):
             try:
                 rival, own = self._made(run, method, rate, ann)
@@ -128,12 +129,16 @@ class Contest:
                 if len(rates) == 1:
                     raise
                 self.say(f"  rate {rate:g}: {error}")  # it diverged: no candidate
+                tried.append(f"{rate:g}: failed")
                 continue
+            tried.append(f"{rate:g}: {score:.2f} %")
             if best is None or score > best[0]:
                 best = score, rival, own
         if best is None:
             raise RunError(f"{name}: every rate of {rates} fails; give smaller ones")
         _, rival, own = best
+        if len(rates) > 1 and method.trains:
+            own["setting"] += f"; right on validation images at {', '.join(tried)}"
         return [{**cost, **own, **row} for row in self._measured(rival, ann)]
 
     def model(self, seed: int) -> nn.Module:
