@@ -7,7 +7,9 @@
     resnet9-wide     of 24 channels: 10 epochs, then 5
     resnet9-early    the same, quantized after 2 epochs and then trained for 10, at the rate of a float network and with
                      smoothed labels
-    resnet9-largest  of 32 channels, so too, for 2 epochs and 12; about two hours of one core
+    resnet9-settled  the float network of resnet9-early, quantized when it has had all of its 12 epochs, then trained for 3
+    resnet9-largest  of 32 channels, quantized after 2 epochs and then trained for 12; about two hours of one core
+    resnet9-largest-settled  the float network of that, quantized when it has had all 14, then trained for 3
 
 The float network itself (the control) goes on for the same epochs from the same weights, with the same schedule,
 augmentation and seed. ``activity`` is the weight of the spikes in the loss.
@@ -27,16 +29,19 @@ import torch
 from _run import EARLY_RECIPE, RECIPE, accuracies, differing_codes, firing, quantized, tuned
 from _setting import Setting, parent, setting
 from _table import Row, carry_out, options
-from torch import Tensor
+from torch import Tensor, nn
 
 import polarspike as ps
 
 
 class Course(NamedTuple):
-    """A float network, its epochs, those of what follows it and how that is trained; levels and activities, and seeds."""
+    """A float network, its epochs, those of what follows it and how that is trained; levels and activities, and seeds.
+
+    In place of a number of epochs stands the course whose control is the float network.
+    """
 
     network: str
-    before: int
+    before: int | str
     after: int
     recipe: dict[str, Any]
     rows: tuple[tuple[str, float], ...]
@@ -44,7 +49,7 @@ class Course(NamedTuple):
 
 
 FLOAT, EIGHT, FOUR, TERNARY = ("float", 0.0), ("(0, 7)", 0.0), ("(0, 3)", 0.0), ("(1, 1)", 0.0)
-SMOOTHED = {**EARLY_RECIPE, "label_smoothing": 0.1}
+SMOOTHED, SETTLED = ({**usual, "label_smoothing": 0.1} for usual in (EARLY_RECIPE, RECIPE))
 COURSES = {
     "resnet9": Course("resnet9", 8, 3, RECIPE, (FLOAT, EIGHT, FOUR, TERNARY)),
     "resnet9-long": Course("resnet9", 8, 8, RECIPE, (FLOAT, FOUR), (0,)),
@@ -52,7 +57,9 @@ COURSES = {
     "resnet9-early": Course(
         "resnet9", 2, 10, SMOOTHED, (FLOAT, EIGHT, FOUR, TERNARY, ("(0, 15)", 0.0), ("(0, 7)", 0.05))
     ),
+    "resnet9-settled": Course("resnet9", "resnet9-early", 3, SETTLED, (FLOAT, EIGHT, FOUR, TERNARY)),
     "resnet9-largest": Course("resnet9-largest", 2, 12, SMOOTHED, (EIGHT, FLOAT)),
+    "resnet9-largest-settled": Course("resnet9-largest", "resnet9-largest", 3, SETTLED, (EIGHT, FLOAT)),
 }
 TIMES = (1, 2, 4, 8)
 SEQUENCES, NOISE = 2000, 0.3
@@ -75,22 +82,17 @@ def runs() -> list[Row]:
 
 def run(asked: Row, device: str) -> Row:
     """Train and measure one row."""
-    where, seed, levels = setting("full", device), asked["seed"], asked["levels"]
-    network, before, epochs, recipe, *_ = COURSES[asked["network"]]
-    start = parent(network, seed, where, before)
+    where, name, seed, levels = setting("full", device), asked["network"], asked["seed"], asked["levels"]
+    network, _, epochs, recipe, *_ = COURSES[name]
+    start = _started(name, seed, where)
     found: Row = {"parent": accuracies(start, where)["test"]}
-    kept = (
-        f"full-{asked['network']}-{seed}-{levels.replace(' ', '').strip('()').replace(',', '-')}-{asked['activity']:g}"
-    )
     if levels == "float":
-        recipe = {**recipe, "step_rate": 0.0}
-        return found | accuracies(
-            tuned(copy.deepcopy(start), start, network, where, epochs, seed, kept=kept, **recipe), where
-        )
+        return found | accuracies(_control(name, seed, where), where)
     negative, positive = (int(part) for part in levels.strip("()").split(","))
     gain: Any = "learned" if negative else 1.0
     signed: Any = "all" if negative else "by-nature"
     qann = quantized(start, where, ps.QuantSpec(negative, positive, gain, signed, init="mse"))
+    kept = _kept(name, seed, levels, asked["activity"])
     tuned(qann, start, network, where, epochs, seed, kept=kept, **recipe, activity=asked["activity"])
     fired = firing(qann, where.batches(where.test))
     found |= accuracies(qann, where) | {key: fired[key] for key in ("events", "spikes", "density")}
@@ -103,6 +105,25 @@ def run(asked: Row, device: str) -> Row:
         correct = _on_sequences(snn, where)
         found |= {f"{'f' if kind == 't' else 'g'}{t}": 100 * correct[t] for t in TIMES}
     return found
+
+
+def _started(name: str, seed: int, where: Setting) -> nn.Module:
+    """The float network from which a course's other networks start."""
+    network, before, *_ = COURSES[name]
+    return _control(before, seed, where) if isinstance(before, str) else parent(network, seed, where, before)
+
+
+def _control(name: str, seed: int, where: Setting) -> nn.Module:
+    """The float network that went on for a course's epochs itself."""
+    network, _, epochs, recipe, *_ = COURSES[name]
+    start = _started(name, seed, where)
+    recipe = {**recipe, "step_rate": 0.0}
+    kept = _kept(name, seed, "float", 0.0)
+    return tuned(copy.deepcopy(start), start, network, where, epochs, seed, kept=kept, **recipe).eval()
+
+
+def _kept(name: str, seed: int, levels: str, activity: float) -> str:
+    return f"full-{name}-{seed}-{levels.replace(' ', '').strip('()').replace(',', '-')}-{activity:g}"
 
 
 @torch.no_grad()
