@@ -141,7 +141,8 @@ def fit(
             )
         identity = {"format": FORMAT, "version": VERSION, "spec": spec.to_dict(), "steps_per_epoch": steps}
         identity |= {"processes": distributed.world_size(), "model": table_of(model)}
-        if resume and distributed.common(run.checkpoint_path.exists()):
+        # The main process decides: one that asks whether the directory is there may ask when another has just made it.
+        if distributed.common(resume and run.checkpoint_path.exists()):
             with distributed.together():
                 records = bring_back(run, course, identity)
             history = epochs_of(records, run)

@@ -165,6 +165,9 @@ def shares(place: Path) -> dict[str, Any]:
                 spy, nine, spec(1), validate=DataLoader(table, 10, sampler=DistributedSampler(table)), progress=False
             )
         assert len(spy.seen) == steps  # before the first epoch, not after it
+        # One that finds a directory which the other has just made begins with it.
+        late = RunDirectory(place / "late")
+        ps.fit(spy, nine, spec(1), run=late, resume=not distributed.is_main(), progress=False)
         with pytest.raises(InputError, match=r"expected as many batches in every process, got \[1, 2\]"):
             ps.fit(spy, nine[: 1 + distributed.rank()], spec(1), progress=False)
         with pytest.raises(RunError if distributed.is_main() else ValueError, match="broken"), distributed.together():
