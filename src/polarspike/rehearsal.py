@@ -83,9 +83,7 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     _step("the float network", reader, dataset, recipe, recipe.ann, say)
     _learn("the float network", reader, dataset, recipe.ann, say)
     qann = quantize_for(recipe, dataset, ann, batches)
-    master = copy.deepcopy(reader)
-    teacher = master if recipe.qann.distillation else None
-    _step("the quantized network", recipe.read_by(qann), dataset, recipe, recipe.qann, say, teacher)
+    _step("the quantized network", recipe.read_by(qann), dataset, recipe, recipe.qann, say, reader)
     _learn("the quantized network", recipe.read_by(qann), dataset, recipe.qann, say)
     snn = convert(qann, conversion_for(recipe.converted_reading))
     inputs, _ = batches[0]
@@ -122,8 +120,7 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     say(f"the spiking network has {many} images right at T = {last}, and so have its files")
     if recipe.learns_order:
         net = unroll_for(recipe, snn)
-        teacher = master if recipe.through_time.distillation else None
-        _step("the network through time", net, dataset, recipe, recipe.through_time, say, teacher)
+        _step("the network through time", net, dataset, recipe, recipe.through_time, say, reader)
         _through_time(net, dataset, recipe, say)
 
 
@@ -190,9 +187,10 @@ def _step(
     recipe: Recipe,
     spec: TrainSpec,
     say: Callable[[str], None],
-    teacher: nn.Module | None = None,
+    ann: nn.Module | None = None,
 ) -> None:
     """One step of a copy of the network as the recipe has it: with its changes of images, precision, teacher and average."""
+    teacher = ann if spec.distillation else None
     # A shift is of images of the full size.
     augmentation = dataclasses.replace(recipe.augmentation, shift=0)
     changed = dataclasses.replace(dataset, train=dataset.train.subset(torch.arange(_FEW)), augmentation=augmentation)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -112,19 +113,19 @@ def test_sinabs_converts_a_chain_and_enlarged_networks() -> None:
         convert_with("sinabs", nn.Linear(4, 4), [torch.rand(2, 4)])
 
 
+def hard_reset(node: Any, **leak: float) -> Any:
+    """A node of SpikingJelly's that charges v + x without the factor 1 / tau and resets to 0, with our surrogate."""
+    from spikingjelly.activation_based import surrogate
+
+    usual = surrogate.ATan(2.0)
+    return node(decay_input=False, v_reset=0.0, surrogate_function=usual, detach_reset=True, step_mode="m", **leak)
+
+
 @needs["spikingjelly"]
 def test_lif_fires_like_spikingjellys() -> None:
-    from spikingjelly.activation_based import neuron, surrogate
+    from spikingjelly.activation_based import neuron
 
-    # Charge v + x without the factor 1 / tau, hard reset to 0: our law at b = 1/2.
-    theirs = neuron.LIFNode(
-        tau=2.0,
-        decay_input=False,
-        v_reset=0.0,
-        surrogate_function=surrogate.ATan(2.0),
-        detach_reset=True,
-        step_mode="m",
-    )
+    theirs = hard_reset(neuron.LIFNode, tau=2.0)  # our law at b = 1/2
     currents = torch.randn(9, 4, 50, requires_grad=True)
     mine = LeakyNeuron(SiteSpec(0, 1)).train_of(currents).spikes
     other = theirs(currents)
@@ -137,16 +138,9 @@ def test_lif_fires_like_spikingjellys() -> None:
 
 @needs["spikingjelly"]
 def test_plif_fires_and_learns_its_leak_like_spikingjellys() -> None:
-    from spikingjelly.activation_based import neuron, surrogate
+    from spikingjelly.activation_based import neuron
 
-    theirs = neuron.ParametricLIFNode(
-        init_tau=4.0,
-        decay_input=False,
-        v_reset=0.0,
-        surrogate_function=surrogate.ATan(2.0),
-        detach_reset=True,
-        step_mode="m",
-    )
+    theirs = hard_reset(neuron.ParametricLIFNode, init_tau=4.0)
     ours = LeakyNeuron(SiteSpec(0, 1), leak=0.75, learned=True)  # theirs learns 1 / tau, of which ours is the rest
     currents = torch.randn(9, 4, 50)
     mine, other = ours.train_of(currents).spikes, theirs(currents)
