@@ -48,18 +48,17 @@ class Course(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-FLOAT, EIGHT, FOUR, TERNARY = ("float", 0.0), ("(0, 7)", 0.0), ("(0, 3)", 0.0), ("(1, 1)", 0.0)
+FLOAT, TERNARY = ("float", 0.0), ("(1, 1)", 0.0)
+SIXTEEN, EIGHT, FOUR = ("(0, 15)", 0.0), ("(0, 7)", 0.0), ("(0, 3)", 0.0)
 SMOOTHED, SETTLED = ({**usual, "label_smoothing": 0.1} for usual in (EARLY_RECIPE, RECIPE))
 COURSES = {
     "resnet9": Course("resnet9", 8, 3, RECIPE, (FLOAT, EIGHT, FOUR, TERNARY)),
     "resnet9-long": Course("resnet9", 8, 8, RECIPE, (FLOAT, FOUR), (0,)),
     "resnet9-wide": Course("resnet9-wide", 10, 5, RECIPE, (FLOAT,), (0, 1)),
-    "resnet9-early": Course(
-        "resnet9", 2, 10, SMOOTHED, (FLOAT, EIGHT, FOUR, TERNARY, ("(0, 15)", 0.0), ("(0, 7)", 0.05))
-    ),
+    "resnet9-early": Course("resnet9", 2, 10, SMOOTHED, (FLOAT, EIGHT, FOUR, TERNARY, SIXTEEN, ("(0, 7)", 0.05))),
     "resnet9-settled": Course("resnet9", "resnet9-early", 3, SETTLED, (FLOAT, EIGHT, FOUR, TERNARY)),
     "resnet9-largest": Course("resnet9-largest", 2, 12, SMOOTHED, (EIGHT, FLOAT)),
-    "resnet9-largest-settled": Course("resnet9-largest", "resnet9-largest", 3, SETTLED, (EIGHT, FLOAT)),
+    "resnet9-largest-settled": Course("resnet9-largest", "resnet9-largest", 3, SETTLED, (SIXTEEN, EIGHT, FLOAT)),
 }
 TIMES = (1, 2, 4, 8)
 SEQUENCES, NOISE = 2000, 0.3
