@@ -213,4 +213,4 @@ def _stream(path: Path, x: object, y: object, t: object, p: object, size: tuple[
     try:
         return EventStream.of(x, y, t, p, size)
     except DataError as error:
-        raise DataError(f"{path}: {error}; it is damaged, or not of a sensor of {size[0]}x{size[1]} pixels") from error
+        raise DataError(f"{path}: {error}; it is damaged, or not of a sensor of {size[1]}x{size[0]} pixels") from error
