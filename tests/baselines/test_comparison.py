@@ -132,6 +132,16 @@ def test_what_is_trained_for_several_timesteps_is_a_training_of_its_own(tmp_path
     assert contest._spec(0, usual, 0.05).timesteps == (1,)
 
 
+def test_what_is_not_trained_is_converted_from_the_float_network_that_had_every_epoch(tmp_path: Path) -> None:
+    asked = dataclasses.replace(SMALL, methods=("polarspike-free",), levels=(256,), latencies=(1,))
+    contest = Contest(asked, tmp_path)
+    contest.carry_out()
+    (row,) = contest.rows()
+    assert (row["own_epochs"], row["epochs"]) == ("0", str(SMALL.float_epochs + SMALL.epochs))
+    assert not any("quantized" in path.name for path in (tmp_path / f"cnn-4-{SMALL.training}").iterdir())
+    assert abs(float(row["accuracy"]) - float(row["ann_accuracy"])) <= 1  # 256 levels lose next to nothing
+
+
 def test_validation_images_choose_the_rate_and_one_that_diverges_is_none(tmp_path: Path) -> None:
     asked = dataclasses.replace(
         SMALL, methods=("polarspike",), rates=(0.05, 1e30), direct_rates=(0.2, 0.1), latencies=(1,)

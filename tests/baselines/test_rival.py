@@ -217,10 +217,11 @@ def test_a_threshold_is_no_higher_than_what_its_activation_gives(strategy: str) 
 def test_what_a_method_cannot_do_is_refused_by_name() -> None:
     x = signal("attention")
     with pytest.raises(
-        OperatorError, match=r"qcfs: site .* is signed by nature.* one of polarspike, polarspike\+t, st-bif"
+        OperatorError,
+        match=r"qcfs: site .* is signed by nature.* one of polarspike, polarspike\+t, polarspike-free, st-bif",
     ):
         prepare("qcfs", network("attention"), example=x)
-    with pytest.raises(SpecError, match=r"unknown rival 'resnet'; known: polarspike, polarspike\+t, rate-max"):
+    with pytest.raises(SpecError, match=r"'resnet'; known: polarspike, polarspike\+t, polarspike-free, rate-max"):
         prepare("resnet", network("plain"), example=signal("plain"))
     with pytest.raises(SpecError, match=r"levels.*at least 2"):
         RivalSpec(levels=1)

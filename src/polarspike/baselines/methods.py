@@ -41,7 +41,8 @@ class Method:
         signed: sites whose signal is signed by nature can be held.
         rehearses: it runs a number of steps before those that count.
         channelwise: its authors give every channel a threshold (SNM's give one to every neuron: not done here).
-        trained_for: the T for which its quantized network is trained (:attr:`polarspike.TrainSpec.timesteps`).
+        trained_for: the T for which its quantized network is trained (:attr:`polarspike.TrainSpec.timesteps`); none where
+            calibration is all that it gets.
         build: its neuron; None where the spiking network is one of ours: also the first timestep of quantizers, and
             ST-BIF+.
     """
@@ -73,7 +74,7 @@ class Method:
     @property
     def trains(self) -> bool:
         """Whether the method has a training of its own; one without converts the float network as it is."""
-        return self.family != "conversion" or self.threshold is None
+        return self.family != "conversion" or (self.threshold is None and bool(self.trained_for))
 
 
 METHODS: dict[str, Method] = {
@@ -82,6 +83,8 @@ METHODS: dict[str, Method] = {
         Method("polarspike", "PMSM (ours)", "this library", "conversion", "multi", start="mse", signed=True),
         Method("polarspike+t", "PMSM (ours), trained for several T", "this library", "conversion", "multi", start="mse",
                signed=True, trained_for=_SEVERAL),
+        Method("polarspike-free", "PMSM (ours), calibrated and not trained", "this library", "conversion", "multi",
+               start="mse", signed=True, trained_for=()),
         Method("rate-max", "rate coding, max norm", "Diehl et al., IJCNN 2015", "conversion", "binary",
                threshold="max", whole=True, build=lambda spec, name, _: BinaryNeuron(spec, name, 0.0)),
         Method("rate-percentile", "rate coding, 99.9 % norm", "Rueckauer et al., Front. Neurosci. 2017", "conversion",

@@ -41,7 +41,7 @@ _NAMED = (
 #: What is asked again at more levels: ours, the closest binary rival, and a quantized network.
 _LEVELED = ("polarspike", "polarspike+t", "qcfs", "lsq")
 #: And at so many that no binary rival keeps up: against other tools' neurons, whose spikes in a step nothing bounds.
-_CLOSEST = ("polarspike", "lsq")
+_CLOSEST = ("polarspike", "polarspike-free", "lsq")
 
 _SMALL = Comparison(
     data="fashion-mnist-14", methods=_EVERY, trained_steps=(1, 4), budgets=("time",), float_epochs=5, epochs=3
@@ -88,6 +88,10 @@ PRESETS: dict[str, tuple[Part, ...]] = {
         ),
         Part("residual network, 16 and 32 levels", dataclasses.replace(_RESNET, methods=_CLOSEST, levels=(16, 32))),
         Part("plain network, 16 and 32 levels", dataclasses.replace(_PLAIN, methods=_CLOSEST, levels=(16, 32))),
+        Part(
+            "Transformer, 16 and 32 levels without training",
+            dataclasses.replace(_VIT, methods=("polarspike-free",), levels=(16, 32)),
+        ),
     ),
     "full": (
         Part("residual network", _FULL_RESNET),

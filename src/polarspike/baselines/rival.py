@@ -121,9 +121,10 @@ class Rival:
         Raises:
             SpecError: the method converts a float network as it is.
         """
+        trained = self.trained
         if spec.timesteps == (1,):
             spec = dataclasses.replace(spec, timesteps=self.method.trained_for)
-        return fit(self.trained, loader, spec, teacher=teacher, run=run, resume=resume, progress=False)
+        return fit(trained, loader, spec, teacher=teacher, run=run, resume=resume, progress=False)
 
     @property
     def trained(self) -> nn.Module:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from polarspike.report.rivals import Row, grouped, mean_of, name_of
 
-#: Our methods; the second is trained for several timesteps, the first for one.
-OURS = ("polarspike", "polarspike+t")
+#: Our methods: trained for one timestep, for several, and not at all.
+OURS = ("polarspike", "polarspike+t", "polarspike-free")
 _SINGLE_REACH = 8
 _Found = dict[int, list[Row]]
 _Key = tuple[str, ...]
