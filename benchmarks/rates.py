@@ -5,7 +5,7 @@
 The plain network of the preset "small", one seed. Validation images, which are cut from the training images, choose one
 of three rates for each method: fine-tuning .02, .05 and .1, direct training .05, .2 and .4. What they chose and how each
 trial did there is in the column ``setting`` of ``benchmarks/results/rates.csv``; accuracy is on all 10,000 test images.
-All trials have 50,000 training images, where the preset, which needs no validation, has 60,000.
+All trials have 27,500 training images, where the preset, which needs no validation, has 30,000.
 """
 
 from __future__ import annotations
