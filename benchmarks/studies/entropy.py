@@ -4,11 +4,12 @@
     python benchmarks/studies/entropy.py --analyse                          correlations over all studies, no training
 
 The control quantizes with equally probable codes (entropy log2 L at the start): ResNet with 7 sites, 14x14 images, 4 levels.
-The analysis takes every run of :mod:`sensitivity` and :mod:`polarity` (without the offset and the pruned ones, whose codes
-change their meaning, and without those that diverged) and groups them by network, number of levels and seed, at least three
-runs each. Within each group the final test accuracy is ranked against a predictor; the mean of the groups' rank correlations
-(Spearman), weighted by their degrees of freedom, stands with a 95 % interval from 2,000 bootstrap samples of the runs within
-groups. Negative for an error that predicts well.
+The analysis takes every run of :mod:`sensitivity` and :mod:`polarity` (without the offset and the pruned ones, whose
+codes change their meaning, and without those that diverged) and groups them by network, number of levels, how steps are
+trained, and seed, at least three runs each. Within each group the final test accuracy is ranked against a predictor; the
+mean of the groups' rank correlations (Spearman), weighted by their degrees of freedom, stands with a 95 % interval from
+2,000 bootstrap samples: of groups, and of the runs within those that have eight or more (a sample of three has hardly a
+rank). Negative for an error that predicts well.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ NETWORK, PARENT_EPOCHS, EPOCHS = "resnet", 8, 4
 ASKED = ("strategy", "seed")
 FOUND = ("validation", "test", "events", "spikes", "bits_start", "bits_end", "error_start", "error_end", "used_end")
 PREDICTORS = ("bits_start", "bits_end", "error_start", "error_end")
-_SAMPLES, _LEAST = 2000, 3
+_SAMPLES, _LEAST, _ENOUGH = 2000, 3, 8
 
 
 def runs() -> list[Row]:
@@ -54,7 +55,7 @@ def run(asked: Row) -> Row:
 
 
 def groups() -> dict[tuple[str, ...], list[dict[str, float]]]:
-    """The runs of the other studies, by study, network, number of levels and seed."""
+    """The runs of the other studies, by study, network, number of levels, training of the steps, and seed."""
     found: dict[tuple[str, ...], list[dict[str, float]]] = defaultdict(list)
     for study in ("sensitivity", "polarity"):
         path = RESULTS / f"{study}.csv"
@@ -63,7 +64,8 @@ def groups() -> dict[tuple[str, ...], list[dict[str, float]]]:
             if row.get("gain") in ("offset", "pruned"):
                 continue
             levels = "4" if study == "sensitivity" else str(int(row["negative"]) + int(row["positive"]) + 1)
-            key = (study, row.get("network", NETWORK), levels, row["seed"])
+            plain = str("plain steps" in row.get("strategy", ""))
+            key = (study, row.get("network", NETWORK), levels, plain, row["seed"])
             values = {name: float(row[name]) for name in (*PREDICTORS, "test")}
             if all(map(math.isfinite, values.values())):  # a network of NaN has no place among the others
                 found[key].append(values)
@@ -97,12 +99,15 @@ def analyse() -> list[dict[str, Any]]:
 
 def _interval(pairs: list[Tensor]) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.tensor(
-        [
-            _mean_correlation([p[torch.randint(len(p), (len(p),), generator=generator)] for p in pairs])
-            for _ in range(_SAMPLES)
-        ]
-    )
+
+    def some(count: int) -> Tensor:
+        return torch.randint(count, (count,), generator=generator)
+
+    def sample() -> float:
+        drawn = [pairs[index] for index in some(len(pairs)).tolist()]
+        return _mean_correlation([p[some(len(p))] if len(p) >= _ENOUGH else p for p in drawn])
+
+    drawn = torch.tensor([sample() for _ in range(_SAMPLES)])
     low, high = drawn[drawn.isfinite()].quantile(torch.tensor([0.025, 0.975])).tolist()
     return low, high
 
