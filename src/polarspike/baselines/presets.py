@@ -92,6 +92,14 @@ PRESETS: dict[str, tuple[Part, ...]] = {
             "Transformer, 16 and 32 levels without training",
             dataclasses.replace(_VIT, methods=("polarspike-free",), levels=(16, 32)),
         ),
+        Part(
+            "residual network, 64 levels without training",
+            dataclasses.replace(_RESNET, methods=("polarspike-free",), levels=(64,)),
+        ),
+        Part(
+            "plain network, 64 levels without training",
+            dataclasses.replace(_PLAIN, methods=("polarspike-free",), levels=(64,)),
+        ),
     ),
     "full": (
         Part("residual network", _FULL_RESNET),
