@@ -127,6 +127,22 @@ def test_both_of_ours_are_held_against_rivals_and_not_against_each_other() -> No
     assert {one.network for one in both[:3]} == {"digits, cnn, 4 levels"}
 
 
+def test_ours_without_training_is_held_against_rivals_without_training() -> None:
+    kinds = {**KINDS, "polarspike-free": KINDS["polarspike"], "sinabs": KINDS["polarspike"], "rate-max": KINDS["qcfs"]}
+    found = verdicts(
+        [
+            row("polarspike-free", 1, 90, spikes="0.4", own_epochs="0"), row("sinabs", 1, 89, levels="", own_epochs="0"),
+            row("rate-max", 8, 91, levels="", own_epochs="0"), row("lsq", 1, 95, own_epochs="3"),
+            row("qcfs", 8, 96, own_epochs="3"), row("lif", 1, 97, own_epochs="8"),
+        ],
+        kinds,
+    )  # fmt: skip
+    assert [(one.best, one.rival, one.holds) for one in found] == [
+        ("sinabs at 1", 89, True),
+        ("rate-max at 8", 91, False),
+    ]
+
+
 def test_a_page_tells_measured_and_published_apart(tmp_path: Path) -> None:
     columns = ["method", "venue", "dataset", "architecture", "ann_top1", "snn_top1", "timesteps", "latency", "evidence"]
     published = [{**dict.fromkeys(columns, ""), "method": "SRP | 4", "timesteps": "1", "latency": "5"}]

@@ -5,6 +5,8 @@ single spikes      ours at one timestep, against every method with one spike a s
                    latencies up to 8
 direct training    ours at T = 1, 2 and 4, against the answer after as many steps of every network that was trained through
                    time: one that was trained at fewer of them had more epochs in the same time, and may answer better
+
+Ours without training is held against rivals without training.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from polarspike.report.rivals import Row, grouped, mean_of, name_of
 
 #: Our methods: trained for one timestep, for several, and not at all.
 OURS = ("polarspike", "polarspike+t", "polarspike-free")
+_UNTRAINED = OURS[2]
 _SINGLE_REACH = 8
 _Found = dict[int, list[Row]]
 _Key = tuple[str, ...]
@@ -85,6 +88,8 @@ def _of_one(
         for key, found in here.items()
         if key[2] in kinds and key[2] not in OURS and key[3] in ("", levels)  # at equal levels, where a method has them
     }
+    if own[2] == _UNTRAINED:
+        rivals = {key: found for key, found in rivals.items() if _untrained(found)}
     if 1 not in mine:
         return
     several = {key: found for key, found in rivals.items() if kinds[key[2]].spikes == "multi"}
@@ -102,6 +107,10 @@ def _of_one(
             yield from _against(
                 network, f"above direct training at T = {steps}", mine[steps], _answers(direct, (steps,))
             )
+
+
+def _untrained(found: _Found) -> bool:
+    return all(row["own_epochs"] == "0" for rows in found.values() for row in rows)
 
 
 def _answers(rivals: Mapping[_Key, _Found], latencies: Iterable[int]) -> list[tuple[str, list[Row]]]:
