@@ -102,7 +102,8 @@ def load(network: str, training: str, seed: int = 0) -> nn.Module:
     path = weights_file(network, training, seed)
     if not path.is_file():
         raise SystemExit(
-            f"expected the weights {path}, found none; run first: python benchmarks/train_peers.py --seeds {seed}"
+            f"expected the weights {path}, found none; run first: python benchmarks/train_peers.py --networks {network} "
+            f"--trainings {training} --seeds {seed}"
         )
     model = NETWORKS[network]()
     model.load_state_dict(load_file(path))
