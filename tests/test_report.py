@@ -127,6 +127,17 @@ def test_both_of_ours_are_held_against_rivals_and_not_against_each_other() -> No
     assert {one.network for one in both[:3]} == {"digits, cnn, 4 levels"}
 
 
+def test_single_spikes_pay_in_timesteps_whatever_their_levels() -> None:
+    rows = [
+        row("polarspike", 1, 90),
+        row("qcfs", 8, 89),
+        row("qcfs", 8, 91, levels="16"),
+        row("lsq", 1, 95, levels="16"),
+    ]
+    (single,) = verdicts(rows, KINDS)
+    assert (single.best, single.rival, single.holds) == ("qcfs 16 levels at 8", 91, False)
+
+
 def test_ours_without_training_is_held_against_rivals_without_training() -> None:
     kinds = {**KINDS, "polarspike-free": KINDS["polarspike"], "sinabs": KINDS["polarspike"], "rate-max": KINDS["qcfs"]}
     found = verdicts(

@@ -8,8 +8,9 @@ The analysis takes every run of :mod:`sensitivity` and :mod:`polarity` (without 
 codes change their meaning, and without those that diverged) and groups them by network, number of levels, how steps are
 trained, and seed, at least three runs each. Within each group the final test accuracy is ranked against a predictor; the
 mean of the groups' rank correlations (Spearman), weighted by their degrees of freedom, stands with a 95 % interval from
-2,000 bootstrap samples: of groups, and of the runs within those that have eight or more (a sample of three has hardly a
-rank). Negative for an error that predicts well.
+2,000 bootstrap samples: of float networks with all of their groups, study by study, and of the runs within groups that
+have eight or more (a sample of three has hardly a rank). Study (a) has three float networks, for which that is hardly an
+interval. Negative for an error that predicts well.
 """
 
 from __future__ import annotations
@@ -77,19 +78,19 @@ def analyse() -> list[dict[str, Any]]:
     table = []
     everything = groups()
     for study in ("sensitivity", "polarity", "both"):
-        chosen = [rows for key, rows in everything.items() if study in (key[0], "both")]
+        chosen = {key: rows for key, rows in everything.items() if study in (key[0], "both")}
         if not chosen:
             continue
         for predictor in PREDICTORS:
-            pairs = [torch.tensor([[row[predictor], row["test"]] for row in rows]) for rows in chosen]
-            low, high = _interval(pairs)
+            pairs = {key: torch.tensor([[row[predictor], row["test"]] for row in rows]) for key, rows in chosen.items()}
+            low, high = interval(pairs)
             table.append(
                 {
                     "study": study,
                     "predictor": predictor,
                     "groups": len(pairs),
-                    "runs": sum(map(len, pairs)),
-                    "rank_correlation": round(_mean_correlation(pairs), 3),
+                    "runs": sum(map(len, pairs.values())),
+                    "rank_correlation": round(_mean_correlation(list(pairs.values())), 3),
                     "low": round(low, 3),
                     "high": round(high, 3),
                 }
@@ -97,14 +98,24 @@ def analyse() -> list[dict[str, Any]]:
     return table
 
 
-def _interval(pairs: list[Tensor]) -> tuple[float, float]:
+def interval(pairs: dict[tuple[str, ...], Tensor]) -> tuple[float, float]:
+    """The middle 95 % of the mean correlation over bootstrap samples.
+
+    Groups of one float network (study, network, seed) are drawn together, as often from each study as it has of them.
+    """
     generator = torch.Generator().manual_seed(0)
+    clusters: dict[str, dict[tuple[str, str], list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for (study, network, *_, seed), pair in pairs.items():
+        clusters[study][network, seed].append(pair)
 
     def some(count: int) -> Tensor:
         return torch.randint(count, (count,), generator=generator)
 
     def sample() -> float:
-        drawn = [pairs[index] for index in some(len(pairs)).tolist()]
+        drawn = []
+        for parents in clusters.values():
+            each = list(parents.values())
+            drawn += [pair for index in some(len(each)).tolist() for pair in each[index]]
         return _mean_correlation([p[some(len(p))] if len(p) >= _ENOUGH else p for p in drawn])
 
     drawn = torch.tensor([sample() for _ in range(_SAMPLES)])

@@ -109,7 +109,7 @@ class Contest:
             if self.scene.frames:
                 raise OperatorError(f"{name}: other tools are driven on images")
             version(PEERS[name].package)
-        ann, accuracy = self._control(seed)
+        ann, accuracy = self.control(seed)
         cost = {"ann_accuracy": accuracy, "epochs": self.asked.float_epochs + self.asked.epochs}
         if name == "ann":
             latency = self.asked.frames or 1  # it sees the mean of all frames
@@ -152,7 +152,7 @@ class Contest:
         self._fit(model, stage, self._spec(seed, stage, self._float_rate()))
         return model
 
-    def _control(self, seed: int) -> tuple[nn.Module, float]:
+    def control(self, seed: int) -> tuple[nn.Module, float]:
         """The float network with every epoch that the others had, and its percentage of right answers."""
         found: list[tuple[float, nn.Module]] = []
         for rate in self.asked.rates:

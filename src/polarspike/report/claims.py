@@ -1,6 +1,7 @@
 """What a comparison was made to show, and whether its rows show it, network by network.
 
-first at T = 1     ours at one timestep, against every method with several spikes a step: accuracy, and spikes no more
+first at T = 1     ours at one timestep, against every method with several spikes a step and as many levels: accuracy,
+                   and spikes no more
 single spikes      ours at one timestep, against every method with one spike a step at most, of either sign, at true
                    latencies up to 8
 direct training    ours at T = 1, 2 and 4, against the answer after as many steps of every network that was trained through
@@ -83,16 +84,15 @@ def _of_one(
 ) -> Iterator[Verdict]:
     levels = own[3]
     network = f"{place}, {levels} levels" + ("" if own[2] == OURS[0] else f", {own[2]}")
-    rivals = {
-        key: found
-        for key, found in here.items()
-        if key[2] in kinds and key[2] not in OURS and key[3] in ("", levels)  # at equal levels, where a method has them
-    }
+    rivals = {key: found for key, found in here.items() if key[2] in kinds and key[2] not in OURS}
     if own[2] == _UNTRAINED:
         rivals = {key: found for key, found in rivals.items() if _untrained(found)}
     if 1 not in mine:
         return
-    several = {key: found for key, found in rivals.items() if kinds[key[2]].spikes == "multi"}
+    # Several spikes at equal levels, where a method has them; the others pay in timesteps, whatever their levels.
+    several = {
+        key: found for key, found in rivals.items() if kinds[key[2]].spikes == "multi" and key[3] in ("", levels)
+    }
     yield from _against(network, "first at T = 1", mine[1], _answers(several, (1,)), with_spikes=True)
     single = {key: found for key, found in rivals.items() if kinds[key[2]].spikes != "multi"}
     yield from _against(

@@ -76,6 +76,8 @@ def test_bin_files_that_are_not_whole_or_not_of_this_sensor(tmp_path: Path) -> N
         DataError, match=r"expected x in 0\.\.33, got 40\.\.40; it is damaged, or not of a sensor of 34x34"
     ):
         read_bin(path, (34, 34))
+    with pytest.raises(DataError, match="not of a sensor of 34x50 pixels"):  # width x height, as sensors are named
+        read_bin(path, (50, 34))
     with pytest.raises(DataError, match="expected a readable file"):
         read_bin(tmp_path / "nowhere.bin", (34, 34))
     path.write_bytes(b"")
