@@ -83,7 +83,7 @@ def analyse() -> list[dict[str, Any]]:
             continue
         for predictor in PREDICTORS:
             pairs = {key: torch.tensor([[row[predictor], row["test"]] for row in rows]) for key, rows in chosen.items()}
-            low, high = interval(pairs)
+            low, high = _interval(pairs)
             table.append(
                 {
                     "study": study,
@@ -98,7 +98,7 @@ def analyse() -> list[dict[str, Any]]:
     return table
 
 
-def interval(pairs: dict[tuple[str, ...], Tensor]) -> tuple[float, float]:
+def _interval(pairs: dict[tuple[str, ...], Tensor]) -> tuple[float, float]:
     """The middle 95 % of the mean correlation over bootstrap samples.
 
     Groups of one float network (study, network, seed) are drawn together, as often from each study as it has of them.

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from polarspike.report.rivals import Row, grouped, mean_of, name_of
 
+_FREE = "polarspike-free"
 #: Our methods: trained for one timestep, for several, and not at all.
-OURS = ("polarspike", "polarspike+t", "polarspike-free")
-_UNTRAINED = OURS[2]
+OURS = ("polarspike", "polarspike+t", _FREE)
 _SINGLE_REACH = 8
 _Found = dict[int, list[Row]]
 _Key = tuple[str, ...]
@@ -85,7 +85,7 @@ def _of_one(
     levels = own[3]
     network = f"{place}, {levels} levels" + ("" if own[2] == OURS[0] else f", {own[2]}")
     rivals = {key: found for key, found in here.items() if key[2] in kinds and key[2] not in OURS}
-    if own[2] == _UNTRAINED:
+    if own[2] == _FREE:
         rivals = {key: found for key, found in rivals.items() if _untrained(found)}
     if 1 not in mine:
         return

@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from polarspike.data import cifar
 from polarspike.data.events import FrameSpec, load_events, published, read_aedat
 from polarspike.errors import DataError
 
-from .test_formats import aedat2_bytes, listed
+from .layouts import COUNTS, Events, cifar10_dvs
+from .test_formats import listed
 
 pytest.importorskip("aedat", reason="reads AEDAT 4: pip install 'polarspike[events]'")
 
-Events = list[tuple[int, int, int, int]]
 EVENTS = [(0, 0, 5, 1), (127, 126, 5, 0), (12, 7, 70_000, 1), (3, 30, 8_000_000_000, 0)]
 UNCOMPRESSED = 0
 
@@ -91,15 +90,9 @@ def test_truncated_files(tmp_path: Path, left: int) -> None:
 def test_the_data_set_of_converted_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CIFAR10-DVS is passed on as AEDAT 4, too: the same frames, parts and labels as from the files it was made of."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(published, "COUNTS", {"cifar10-dvs": (200,)})
-    for kind, written in (("aedat", aedat2_bytes), ("aedat4", aedat4_bytes)):
-        for label, name in enumerate(cifar.CLASSES_10):
-            folder = tmp_path / kind / name
-            folder.mkdir(parents=True)
-            for index in range(20):
-                events = [(label, index, 10 * time, time % 2) for time in range(1, 6)]
-                (folder / f"cifar10_{name}_{index}.{kind}").write_bytes(written(events))
-    first, second = (load_events("cifar10-dvs", tmp_path / kind, FrameSpec(bins=2)) for kind in ("aedat", "aedat4"))
+    monkeypatch.setattr(published, "COUNTS", COUNTS)
+    roots = cifar10_dvs(tmp_path / "a"), cifar10_dvs(tmp_path / "b", "aedat4", aedat4_bytes)
+    first, second = (load_events("cifar10-dvs", root, FrameSpec(bins=2)) for root in roots)
     for part in ("train", "test"):
         expected, got = getattr(first, part), getattr(second, part)
         assert torch.equal(expected.images, got.images) and torch.equal(expected.labels, got.labels)

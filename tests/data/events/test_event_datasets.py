@@ -12,82 +12,24 @@ import torch
 
 import polarspike as ps
 from polarspike import cli, data
-from polarspike.data import cifar, events
+from polarspike.data import events
 from polarspike.data.events import FrameSpec, load_events, published, simulated
 from polarspike.data.events.streams import EventStream
 from polarspike.data.registry import Source
 from polarspike.errors import DataError
 
+from .layouts import CLASSES, COUNTS, MAKERS, cifar10_dvs, dvs128_gesture, n_caltech101, n_mnist, packed_gestures
 from .test_formats import aedat2_bytes, aedat31_bytes, bin_bytes
 
 SPEC = FrameSpec(bins=2)
-GESTURES = ("dvs128-gesture", "dvs128-gesture, packed")
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.delenv("POLARSPIKE_DATA", raising=False)
-    monkeypatch.setattr(published, "CLASSES", {"n-caltech101": 2})
-    counts = {"n-mnist": (30, 10), "n-caltech101": (24,), "cifar10-dvs": (200,), **dict.fromkeys(GESTURES, (2, 2))}
-    monkeypatch.setattr(published, "COUNTS", counts)
-
-
-def some(label: int, index: int, limit: int) -> list[tuple[int, int, int, int]]:
-    """Events that tell label and sample: one pixel of each."""
-    return [(label % limit, 0, 10, 1), (index % limit, 1, 20, 0), (2, 2, 30, 1)]
-
-
-def n_mnist(root: Path) -> Path:
-    for part, each in (("Train", 3), ("Test", 1)):
-        for digit in range(10):
-            folder = root / part / str(digit)
-            folder.mkdir(parents=True)
-            for index in range(each):
-                (folder / f"{index:05}.bin").write_bytes(bin_bytes(some(digit, index, 34)))
-    return root
-
-
-def n_caltech101(root: Path) -> Path:
-    for label, name in enumerate(("BACKGROUND_Google", "Faces_easy")):
-        folder = root / "Caltech101" / name
-        folder.mkdir(parents=True)
-        for index in range(12):
-            (folder / f"image_{index:04}.bin").write_bytes(bin_bytes(some(label, index, 200)))
-    return root
-
-
-def cifar10_dvs(root: Path) -> Path:
-    for label, name in enumerate(cifar.CLASSES_10):
-        (root / name).mkdir(parents=True)
-        for index in range(20):
-            (root / name / f"cifar10_{name}_{index}.aedat").write_bytes(aedat2_bytes(some(label, index, 128)))
-    return root
-
-
-def dvs128_gesture(root: Path) -> Path:
-    for part, user in (("train", "user01_led"), ("test", "user24_lab")):
-        (root / f"trials_to_{part}.txt").write_text(f"{user}.aedat\n\n")
-        (root / f"{user}.aedat").write_bytes(aedat31_bytes([(1, 1, 100, 1), (2, 2, 200, 0), (3, 3, 300, 1)]))
-        (root / f"{user}_labels.csv").write_text("class,startTime_usec,endTime_usec\n1,100,201\n11,300,400\n")
-    return root
-
-
-def packed_gestures(root: Path) -> Path:
-    for part in ("ibmGestureTrain", "ibmGestureTest"):
-        folder = root / part / "user01_lab"
-        folder.mkdir(parents=True)
-        for label in (0, 10):
-            np.save(folder / f"{label}.npy", np.array([[label, 1, 1, 0.1], [2, 2, 0, 0.2]]))
-    return root
-
-
-MAKERS = {
-    "n-mnist": (n_mnist, 30, 10, (34, 34), 10),
-    "n-caltech101": (n_caltech101, 22, 2, (180, 240), 2),
-    "cifar10-dvs": (cifar10_dvs, 180, 20, (128, 128), 10),
-    "dvs128-gesture": (dvs128_gesture, 2, 2, (128, 128), 11),
-}
+    monkeypatch.setattr(published, "CLASSES", CLASSES)
+    monkeypatch.setattr(published, "COUNTS", COUNTS)
 
 
 @pytest.mark.parametrize("name", MAKERS)
