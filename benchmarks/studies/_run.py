@@ -19,6 +19,7 @@ from polarspike.information import entropy
 from polarspike.modules import hooked
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.runs import RunDirectory
+from polarspike.training_spec import TrainSpec
 
 Module = TypeVar("Module", bound=nn.Module)
 CALIBRATION_IMAGES = 2000
@@ -47,15 +48,17 @@ def tuned(
     where: Setting,
     epochs: int,
     seed: int,
-    *,
-    kept: str | None = None,
     **options: Any,
 ) -> Module:
-    """The network after ``epochs`` of training, with its float parent as teacher if asked for.
+    """The network after ``epochs`` of training, with its float parent as teacher if asked for."""
+    return trained(model, fine_tuning(network, epochs, seed, **options), where, parent)
+
+
+def trained(model: Module, spec: TrainSpec, where: Setting, parent: nn.Module, kept: str | None = None) -> Module:
+    """The network after a training, with its float parent as teacher if asked for.
 
     Under the name ``kept`` its checkpoints are kept in ``runs/studies``, so that a long run goes on where it stopped.
     """
-    spec = fine_tuning(network, epochs, seed, **options)
     teacher = copy.deepcopy(parent) if spec.distillation else None
     run = None if kept is None else RunDirectory(RUNS / kept, resume=(RUNS / kept).exists())
     ps.fit(model, where.training(), spec, teacher=teacher, run=run, resume=run is not None, progress=False)

@@ -9,6 +9,7 @@ A float network ("parent") is trained once for each network, seed and setting, a
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from polarspike.data import Augmentation, Normalization
 from polarspike.data.fashion_mnist import halved
 from polarspike.data.splits import Split
 from polarspike.modules import move_for_training
+from polarspike.recipes import FASHION_MNIST
 from polarspike.runs import RunDirectory
 from polarspike.training import fit
 from polarspike.training_spec import TrainSpec
@@ -103,6 +105,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "resnet9": lambda: models.create("resnet9", num_classes=10, in_channels=1, width=16),
     "resnet9-wide": lambda: models.create("resnet9", num_classes=10, in_channels=1, width=24),
     "resnet9-largest": lambda: models.create("resnet9", num_classes=10, in_channels=1, width=32),
+    "recipe": lambda: models.create(FASHION_MNIST.model, num_classes=10, in_channels=1, width=FASHION_MNIST.width),
 }
 
 
@@ -115,14 +118,19 @@ def fine_tuning(network: str, epochs: int, seed: int, **options: Any) -> TrainSp
     return TrainSpec(epochs=epochs, seed=seed, **({"warmup_epochs": 0.5} | plain | options))
 
 
-def parent(network: str, seed: int, where: Setting, epochs: int) -> nn.Module:
-    """The trained float network of one seed, from ``runs/studies`` or trained now; in evaluation mode."""
+def parent(network: str, seed: int, where: Setting, trained: int | TrainSpec) -> nn.Module:
+    """The trained float network of one seed, from ``runs/studies`` or trained now; in evaluation mode.
+
+    Its training is given, or its epochs at the usual rate.
+    """
     torch.manual_seed(seed)
     model = move_for_training(NETWORKS[network](), where.device)
-    if network == "vit":
-        epochs *= 2  # it learns slowly
-    spec = fine_tuning(network, epochs, seed, learning_rate=3e-3 if network == "vit" else 0.2, step_rate=0.0)
-    path = RUNS / f"{where.name}-{network}-{seed}-{epochs}"
+    if isinstance(trained, int):
+        epochs = 2 * trained if network == "vit" else trained  # it learns slowly
+        spec = fine_tuning(network, epochs, seed, learning_rate=3e-3 if network == "vit" else 0.2, step_rate=0.0)
+    else:
+        spec = dataclasses.replace(trained, seed=seed)
+    path = RUNS / f"{where.name}-{network}-{seed}-{spec.epochs}"
     run = RunDirectory(path, resume=path.exists())
     fit(model, where.training(), spec, run=run, resume=True, progress=False)
     return model

@@ -10,6 +10,8 @@
     resnet9-settled  the float network of resnet9-early, quantized when it has had all of its 12 epochs, then trained for 3
     resnet9-largest  of 32 channels, quantized after 2 epochs and then trained for 12; about two hours of one core
     resnet9-largest-settled  the float network of that, quantized when it has had all 14, then trained for 3
+    recipe           what ``polarspike train --data fashion-mnist`` does, and the same with fewer levels: 20 channels, 24
+                     epochs in one schedule with smoothed labels, then 3
 
 The float network itself (the control) goes on for the same epochs from the same weights, with the same schedule,
 augmentation and seed. ``activity`` is the weight of the spikes in the loss.
@@ -22,43 +24,51 @@ normal noise of 0.3 standard deviations of the pixels), which are integrated.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from _run import EARLY_RECIPE, RECIPE, accuracies, differing_codes, firing, quantized, tuned
-from _setting import Setting, parent, setting
+from _run import EARLY_RECIPE, RECIPE, accuracies, differing_codes, firing, quantized, trained
+from _setting import Setting, fine_tuning, parent, setting
 from _table import Row, carry_out, options
 from torch import Tensor, nn
 
 import polarspike as ps
+from polarspike.recipes import FASHION_MNIST
+from polarspike.training_spec import TrainSpec
 
 
 class Course(NamedTuple):
-    """A float network, its epochs, those of what follows it and how that is trained; levels and activities, and seeds.
+    """A float network, its training, that of what follows it; levels and activities, and seeds.
 
-    In place of a number of epochs stands the course whose control is the float network.
+    In place of a training stand its epochs at the usual rate, or the course whose control is the float network.
     """
 
     network: str
-    before: int | str
-    after: int
-    recipe: dict[str, Any]
+    before: int | str | TrainSpec
+    after: TrainSpec
     rows: tuple[tuple[str, float], ...]
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
+def _early(epochs: int) -> TrainSpec:
+    return fine_tuning("resnet9", epochs, 0, **EARLY_RECIPE, label_smoothing=0.1)
+
+
 FLOAT, TERNARY = ("float", 0.0), ("(1, 1)", 0.0)
 SIXTEEN, EIGHT, FOUR = ("(0, 15)", 0.0), ("(0, 7)", 0.0), ("(0, 3)", 0.0)
-SMOOTHED, SETTLED = ({**usual, "label_smoothing": 0.1} for usual in (EARLY_RECIPE, RECIPE))
+BRIEF, LONG, WIDE = (fine_tuning("resnet9", epochs, 0, **RECIPE) for epochs in (3, 8, 5))
+SETTLED = dataclasses.replace(BRIEF, label_smoothing=0.1)
 COURSES = {
-    "resnet9": Course("resnet9", 8, 3, RECIPE, (FLOAT, EIGHT, FOUR, TERNARY)),
-    "resnet9-long": Course("resnet9", 8, 8, RECIPE, (FLOAT, FOUR), (0,)),
-    "resnet9-wide": Course("resnet9-wide", 10, 5, RECIPE, (FLOAT,), (0, 1)),
-    "resnet9-early": Course("resnet9", 2, 10, SMOOTHED, (FLOAT, EIGHT, FOUR, TERNARY, SIXTEEN, ("(0, 7)", 0.05))),
-    "resnet9-settled": Course("resnet9", "resnet9-early", 3, SETTLED, (FLOAT, EIGHT, FOUR, TERNARY)),
-    "resnet9-largest": Course("resnet9-largest", 2, 12, SMOOTHED, (EIGHT, FLOAT)),
-    "resnet9-largest-settled": Course("resnet9-largest", "resnet9-largest", 3, SETTLED, (SIXTEEN, EIGHT, FLOAT)),
+    "resnet9": Course("resnet9", 8, BRIEF, (FLOAT, EIGHT, FOUR, TERNARY)),
+    "resnet9-long": Course("resnet9", 8, LONG, (FLOAT, FOUR), (0,)),
+    "resnet9-wide": Course("resnet9-wide", 10, WIDE, (FLOAT,), (0, 1)),
+    "resnet9-early": Course("resnet9", 2, _early(10), (FLOAT, EIGHT, FOUR, TERNARY, SIXTEEN, ("(0, 7)", 0.05))),
+    "resnet9-settled": Course("resnet9", "resnet9-early", SETTLED, (FLOAT, EIGHT, FOUR, TERNARY)),
+    "resnet9-largest": Course("resnet9-largest", 2, _early(12), (EIGHT, FLOAT)),
+    "resnet9-largest-settled": Course("resnet9-largest", "resnet9-largest", SETTLED, (SIXTEEN, EIGHT, FLOAT)),
+    "recipe": Course("recipe", FASHION_MNIST.ann, FASHION_MNIST.qann, (SIXTEEN, EIGHT, FLOAT, FOUR, TERNARY)),
 }
 TIMES = (1, 2, 4, 8)
 SEQUENCES, NOISE = 2000, 0.3
@@ -82,7 +92,6 @@ def runs() -> list[Row]:
 def run(asked: Row, device: str) -> Row:
     """Train and measure one row."""
     where, name, seed, levels = setting("full", device), asked["network"], asked["seed"], asked["levels"]
-    network, _, epochs, recipe, *_ = COURSES[name]
     start = _started(name, seed, where)
     found: Row = {"parent": accuracies(start, where)["test"]}
     if levels == "float":
@@ -91,8 +100,8 @@ def run(asked: Row, device: str) -> Row:
     gain: Any = "learned" if negative else 1.0
     signed: Any = "all" if negative else "by-nature"
     qann = quantized(start, where, ps.QuantSpec(negative, positive, gain, signed, init="mse"))
-    kept = _kept(name, seed, levels, asked["activity"])
-    tuned(qann, start, network, where, epochs, seed, kept=kept, **recipe, activity=asked["activity"])
+    spec = dataclasses.replace(COURSES[name].after, seed=seed, activity=asked["activity"])
+    trained(qann, spec, where, start, _kept(name, seed, levels, asked["activity"]))
     fired = firing(qann, where.batches(where.test))
     found |= accuracies(qann, where) | {key: fired[key] for key in ("events", "spikes", "density")}
     found["different"] = differing_codes(qann, where)
@@ -114,11 +123,9 @@ def _started(name: str, seed: int, where: Setting) -> nn.Module:
 
 def _control(name: str, seed: int, where: Setting) -> nn.Module:
     """The float network that went on for a course's epochs itself."""
-    network, _, epochs, recipe, *_ = COURSES[name]
     start = _started(name, seed, where)
-    recipe = {**recipe, "step_rate": 0.0}
-    kept = _kept(name, seed, "float", 0.0)
-    return tuned(copy.deepcopy(start), start, network, where, epochs, seed, kept=kept, **recipe).eval()
+    spec = dataclasses.replace(COURSES[name].after, seed=seed)
+    return trained(copy.deepcopy(start), spec, where, start, _kept(name, seed, "float", 0.0)).eval()
 
 
 def _kept(name: str, seed: int, levels: str, activity: float) -> str:

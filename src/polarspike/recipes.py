@@ -27,10 +27,11 @@ DEMO = Recipe(
 # Command, cost and expected result: recipes/fashion_mnist.py
 FASHION_MNIST = Recipe(
     data="fashion-mnist",
-    model="resnet20",
-    ann=TrainSpec(epochs=8, learning_rate=0.2, precision="bf16"),
-    quant=QuantSpec(negative=0, positive=15, init="entropy"),
-    qann=TrainSpec(epochs=7, learning_rate=0.1, precision="bf16", warmup_epochs=0.5, step_rate=0.0),
+    model="resnet9",
+    width=20,
+    ann=TrainSpec(epochs=24, learning_rate=0.2, label_smoothing=0.1),
+    quant=QuantSpec(negative=0, positive=15),
+    qann=TrainSpec(epochs=3, learning_rate=0.05, label_smoothing=0.1),
 )
 
 #: The recipe that ``polarspike train`` starts from, by dataset; for any other dataset it is ``Recipe()``.
