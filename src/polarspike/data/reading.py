@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from polarspike.errors import DataError
 
 
-def bytes_of(path: Path) -> bytes:
+def bytes_of(path: str | os.PathLike[str]) -> bytes:
     """The content of a file.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: expected a readable file, got: {error.strerror or error}") from error
 

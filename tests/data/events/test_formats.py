@@ -101,6 +101,19 @@ def test_aedat_2_of_cifar10_dvs(tmp_path: Path) -> None:
         read_aedat(path)
 
 
+def test_a_file_may_be_named_by_its_path_or_a_string(tmp_path: Path) -> None:
+    written = stream([(1, 2, 3, 1)], (34, 34))
+    write_bin(str(tmp_path / "a.bin"), written)
+    assert listed(read_bin(str(tmp_path / "a.bin"), (34, 34))) == [(1, 2, 3, 1)]
+    (tmp_path / "a.aedat").write_bytes(aedat2_bytes([(0, 0, 10, 1)]))
+    assert listed(read_aedat(str(tmp_path / "a.aedat"))) == [(0, 0, 10, 1)]
+    np.save(tmp_path / "a.npy", np.array([[1, 2, 1, 3]]))
+    assert listed(read_npy(str(tmp_path / "a.npy"))) == [(1, 2, 3000, 1)]
+    for name in ("nowhere.aedat", "nowhere.npy"):
+        with pytest.raises(DataError, match=f"{name}: expected a readable file"):
+            (read_aedat if name.endswith("aedat") else read_npy)(str(tmp_path / name))
+
+
 def words(*pairs: tuple[int, int], order: str = ">") -> bytes:
     return b"#!AER-DAT2.0\r\n" + b"".join(struct.pack(f"{order}II", address, t) for address, t in pairs)
 

@@ -17,9 +17,9 @@ Sources: the README of N-MNIST (Orchard et al. 2015), iniVation's description of
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ _JUMP_US = 1_000_000
 _EXTERNAL, _CLOCK = 1 << 15, 1 << 32  # of AEDAT 2.0: not of a pixel; where the clock begins again
 
 
-def read_bin(path: Path, size: tuple[int, int]) -> EventStream:
+def read_bin(path: str | os.PathLike[str], size: tuple[int, int]) -> EventStream:
     """A file of N-MNIST or N-Caltech101.
 
     Raises:
@@ -61,7 +61,7 @@ def read_bin(path: Path, size: tuple[int, int]) -> EventStream:
     return _stream(path, x[kept], y[kept], t[kept], (raw[:, 2] >> 7)[kept], size)
 
 
-def write_bin(path: Path, events: EventStream) -> None:
+def write_bin(path: str | os.PathLike[str], events: EventStream) -> None:
     """The same format; the file appears whole or not at all.
 
     Raises:
@@ -80,7 +80,7 @@ def write_bin(path: Path, events: EventStream) -> None:
         partial.write_bytes(raw.tobytes())
 
 
-def read_aedat(path: Path, size: tuple[int, int] = (128, 128)) -> EventStream:
+def read_aedat(path: str | os.PathLike[str], size: tuple[int, int] = (128, 128)) -> EventStream:
     """An AEDAT file of version 2.0 (of a DVS128) or 3.1; its first line says which.
 
     Raises:
@@ -99,7 +99,7 @@ def read_aedat(path: Path, size: tuple[int, int] = (128, 128)) -> EventStream:
     raise DataError(f"{path}: expected the first line #!AER-DAT2.0, 3.1 or 4.0, got {first[:40]!r}")
 
 
-def read_npy(path: Path, size: tuple[int, int] = (128, 128)) -> EventStream:
+def read_npy(path: str | os.PathLike[str], size: tuple[int, int] = (128, 128)) -> EventStream:
     """Columns x, y, p, t (milliseconds).
 
     Raises:
@@ -119,7 +119,7 @@ def read_npy(path: Path, size: tuple[int, int] = (128, 128)) -> EventStream:
     return _stream(path, table[:, 0], table[:, 1], microseconds, table[:, 2], size)
 
 
-def _aedat2(path: Path, content: bytes, size: tuple[int, int]) -> EventStream:
+def _aedat2(path: str | os.PathLike[str], content: bytes, size: tuple[int, int]) -> EventStream:
     start = 0
     while content[start : start + 1] == b"#":
         end = content.find(b"\n", start)
@@ -145,7 +145,7 @@ def _aedat2(path: Path, content: bytes, size: tuple[int, int]) -> EventStream:
     return _stream(path, x, y, t, 1 - (address & 1), size)
 
 
-def _unwrapped(path: Path, t: NDArray[np.int64]) -> NDArray[np.int64]:
+def _unwrapped(path: str | os.PathLike[str], t: NDArray[np.int64]) -> NDArray[np.int64]:
     """Times of a clock of 32 bits as it went on; what came out of turn is put in order later."""
     steps = np.diff(t)
     wraps = steps < -_CLOCK // 2
@@ -159,7 +159,7 @@ def _unwrapped(path: Path, t: NDArray[np.int64]) -> NDArray[np.int64]:
     return unwrapped
 
 
-def _aedat31(path: Path, content: bytes, size: tuple[int, int]) -> EventStream:
+def _aedat31(path: str | os.PathLike[str], content: bytes, size: tuple[int, int]) -> EventStream:
     place = content.find(_HEADER_END)
     end = content.find(b"\n", place)
     if place < 0 or end < 0:
@@ -191,7 +191,7 @@ def _aedat31(path: Path, content: bytes, size: tuple[int, int]) -> EventStream:
     return _stream(path, data >> 17, (data >> 2) & 0x7FFF, words[:, 1], (data >> 1) & 1, size)
 
 
-def _aedat4(path: Path, size: tuple[int, int]) -> EventStream:
+def _aedat4(path: str | os.PathLike[str], size: tuple[int, int]) -> EventStream:
     try:
         import aedat
     except ImportError as error:
@@ -209,7 +209,9 @@ def _aedat4(path: Path, size: tuple[int, int]) -> EventStream:
     return _stream(path, x, y, t, on, size)
 
 
-def _stream(path: Path, x: object, y: object, t: object, p: object, size: tuple[int, int]) -> EventStream:
+def _stream(
+    path: str | os.PathLike[str], x: object, y: object, t: object, p: object, size: tuple[int, int]
+) -> EventStream:
     try:
         return EventStream.of(x, y, t, p, size)
     except DataError as error:
