@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 import polarspike
+from polarspike.baselines.peers import version
+from polarspike.errors import MissingExtraError
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,6 +33,14 @@ def conditions(seed: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def require(package: str) -> str:
+    """The version of another tool, or the end of the command in one line, before any work."""
+    try:
+        return version(package)
+    except MissingExtraError as error:
+        raise SystemExit(str(error)) from None
 
 
 def keep(name: str, data: dict[str, Any]) -> None:

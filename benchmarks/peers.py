@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from _common import conditions, keep
+from _common import conditions, keep, require
 from peer_networks import TRAININGS, load
 from torch import nn
 
 import polarspike as ps
 from polarspike import data
-from polarspike.baselines.peers import PEERS, convert_with, version
+from polarspike.baselines.peers import convert_with
 
 TIMES = (1, 2, 4, 8, 16, 32, 64)
 #: (network, images then): (peer, settings) -> percent right at these timesteps, seen on 2026-11-23 with SpikingJelly 2.0.
@@ -84,12 +84,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     torch.set_num_threads(1)
+    versions = {"spikingjelly": require("spikingjelly")}
     asked = [key for key in SEEN if key[0] in given.networks]
     # All weights before the first measurement: one that is missing costs no work.
     anns = {key: {seed: load(key[0], given.training, seed) for seed in given.seeds} for key in asked}
     rows = [row for key in asked for row in rows_of(*key, anns[key])]
     if vars(given) == vars(parser.parse_args([])):  # all of it
-        versions = {peer.package: version(peer.package) for peer in PEERS.values() if peer.package == "spikingjelly"}
         keep("peers", {**conditions(0), "versions": versions, "timesteps": TIMES, "rows": rows})
 
 

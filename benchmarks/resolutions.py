@@ -13,13 +13,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from _common import conditions, keep
+from _common import conditions, keep, require
 from rivals import RUNS, TABLE
 
 from polarspike.baselines import RivalSpec, prepare
 from polarspike.baselines.contest import Contest
 from polarspike.baselines.measurement import measured
-from polarspike.baselines.peers import convert_with, version
+from polarspike.baselines.peers import convert_with
 from polarspike.baselines.presets import preset
 
 NETWORKS = ("cnn-16", "resnet20-16-blocks1")
@@ -49,10 +49,10 @@ def rows_of(contest: Contest) -> list[dict[str, Any]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    version("sinabs")  # before anything is trained
+    installed = require("sinabs")
     asked = {part.comparison.network: part.comparison for part in preset("small")}
     rows = [row for name in NETWORKS for row in rows_of(Contest(asked[name], RUNS, table=TABLE))]
-    keep("resolutions", {**conditions(0), "sinabs": version("sinabs"), "rows": rows})
+    keep("resolutions", {**conditions(0), "sinabs": installed, "rows": rows})
 
 
 if __name__ == "__main__":
