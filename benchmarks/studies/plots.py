@@ -15,10 +15,12 @@ from typing import Any
 
 import matplotlib as mpl
 from _table import RESULTS
+from first_timestep import COURSES
 
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "polarspike"  # the same figure is the same file
 from matplotlib import pyplot as plt  # noqa: E402 (after the backend is chosen)
+from matplotlib.figure import Figure  # noqa: E402
 
 FIGURES = Path(__file__).parents[2] / "docs" / "figures"
 _MARKS = "osD^vP*XhdpH"
@@ -53,8 +55,9 @@ def column(table: list[dict[str, str]], key: str) -> list[float]:
     return [float(row[key]) for row in table]
 
 
-def sensitivity(axes: Any) -> None:
+def sensitivity(figure: Figure) -> None:
     """Accuracy against the factor on the first steps, a line for each strategy."""
+    axes = figure.subplots()
     for mark, strategy, mine in series(rows("sensitivity"), "strategy"):
         places, means, bars = spread(zip(column(mine, "factor"), column(mine, "test"), strict=True))
         axes.errorbar(places, means, bars, marker=mark, capsize=3, label=strategy)
@@ -64,8 +67,9 @@ def sensitivity(axes: Any) -> None:
     axes.legend(fontsize=7)
 
 
-def activity(axes: Any) -> None:
+def activity(figure: Figure) -> None:
     """Accuracy against spikes per neuron, a line for each number of levels."""
+    axes = figure.subplots()
     table = rows("activity")
     kinds = dict.fromkeys((row["positive"], row["means"]) for row in table)
     for mark, (positive, means) in zip(_MARKS, kinds, strict=False):
@@ -81,8 +85,9 @@ def activity(axes: Any) -> None:
     axes.legend(fontsize=7)
 
 
-def polarity(axes: Any) -> None:
+def polarity(figure: Figure) -> None:
     """Accuracy of every row, networks beside each other."""
+    axes = figure.subplots()
     table = rows("polarity")
     names = list(dict.fromkeys(f"({row['negative']},{row['positive']}) {row['gain']}" for row in table))
     for mark, network, mine in series(table, "network"):
@@ -95,8 +100,9 @@ def polarity(axes: Any) -> None:
     axes.legend(fontsize=7)
 
 
-def entropy(axes: Any) -> None:
+def entropy(figure: Figure) -> None:
     """Final accuracy against entropy at the start: 4 levels, one network, every strategy and factor."""
+    axes = figure.subplots()
     for mark, strategy, mine in series(rows("sensitivity"), "strategy"):
         axes.plot(column(mine, "bits_start"), column(mine, "test"), mark, linestyle="none", label=strategy)
     control = rows("entropy")
@@ -106,24 +112,34 @@ def entropy(axes: Any) -> None:
     axes.legend(fontsize=7)
 
 
-def first_timestep(axes: Any) -> None:
-    """Accuracy of the control and of the spiking networks against T."""
-    table = [row for row in rows("first_timestep") if row["network"] == "resnet9" and not float(row["activity"])]
-    for mark, levels, mine in series(table, "levels"):
-        if levels == "float":
-            mean = sum(column(mine, "test")) / len(mine)
-            axes.axhline(mean, linestyle="--", label="ANN, same training")
-            continue
-        places, means, bars = spread((t, float(row[f"t{t}"])) for row in mine for t in (1, 2, 4, 8))
-        axes.errorbar(places, means, bars, marker=mark, capsize=3, label=f"levels {levels}")
-    axes.set_xscale("log", base=2)
-    axes.set_xlabel("timesteps T")
-    axes.set_ylabel("test accuracy, %")
-    axes.legend(fontsize=7)
+def first_timestep(figure: Figure) -> None:
+    """Accuracy of the control and of the spiking networks against T, a panel for each course."""
+    table = [row for row in rows("first_timestep") if not float(row["activity"])]
+    courses = [name for name in COURSES if any(row["network"] == name and row["levels"] != "float" for row in table)]
+    panels = figure.subplots(1, len(courses), sharey=True, squeeze=False)[0]
+    styles = dict(zip(dict.fromkeys(row["levels"] for row in table if row["levels"] != "float"), _MARKS, strict=False))
+    for name, axes in zip(courses, panels, strict=True):
+        axes.set_title(name.removeprefix("resnet9-"), fontsize=8)
+        for _, levels, mine in series([row for row in table if row["network"] == name], "levels"):
+            if levels == "float":
+                axes.axhline(
+                    sum(column(mine, "test")) / len(mine), linestyle="--", color="k", label="ANN, same training"
+                )
+                continue
+            places, means, bars = spread((t, float(row[f"t{t}"])) for row in mine for t in (1, 2, 4, 8))
+            color = f"C{list(styles).index(levels)}"
+            axes.errorbar(places, means, bars, marker=styles[levels], color=color, capsize=3, label=f"levels {levels}")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks((1, 2, 4, 8), ("1", "2", "4", "8"))
+    figure.supxlabel("timesteps T", fontsize=9)
+    panels[0].set_ylabel("test accuracy, %")
+    shown = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    panels[-1].legend(shown.values(), shown.keys(), fontsize=6, loc="lower right")
 
 
-def timesteps(axes: Any) -> None:
+def timesteps(figure: Figure) -> None:
     """Accuracy against T, a line for each network and share of the optimizer steps at T = 1."""
+    axes = figure.subplots()
     table = rows("timesteps")
     shown = {"1": ("trained for T = 1", "--"), "0.67": ("trained for T = 1, 2, 4, 8", "-")}
     places_of = dict.fromkeys((row["network"], row["levels"]) for row in table)
@@ -139,7 +155,7 @@ def timesteps(axes: Any) -> None:
     axes.legend(fontsize=7, loc="center", bbox_to_anchor=(0.5, 0.63))  # between the networks
 
 
-DRAWINGS: dict[str, Callable[[Any], None]] = {
+DRAWINGS: dict[str, Callable[[Figure], None]] = {
     "sensitivity": sensitivity,
     "polarity": polarity,
     "entropy": entropy,
@@ -147,6 +163,7 @@ DRAWINGS: dict[str, Callable[[Any], None]] = {
     "activity": activity,
     "timesteps": timesteps,
 }
+SIZES = {"polarity": (6.4, 5.4), "first_timestep": (9.0, 4.0)}
 
 
 def main() -> None:
@@ -154,9 +171,10 @@ def main() -> None:
     for name, draw in DRAWINGS.items():
         if not rows("sensitivity" if name == "entropy" else name):
             continue
-        figure, axes = plt.subplots(figsize=(6.4, 5.4 if name == "polarity" else 4.0), layout="constrained")
-        draw(axes)
-        axes.grid(alpha=0.3)
+        figure = plt.figure(figsize=SIZES.get(name, (6.4, 4.0)), layout="constrained")
+        draw(figure)
+        for axes in figure.axes:
+            axes.grid(alpha=0.3)
         figure.savefig(FIGURES / f"{name}.svg", metadata={"Date": None})
         plt.close(figure)
         print(FIGURES / f"{name}.svg")
