@@ -67,6 +67,13 @@ class Course:
         if self.average is not None:
             self.average.update(self.trained, index)
 
+    def share_buffers(self) -> None:
+        """Give every process the same buffers, also of the average: each has seen other samples."""
+        own = dict(self.trained.named_buffers())
+        distributed.share_buffers(own)
+        if self.average is not None:
+            distributed.share_buffers({name: self.average.values[name] for name in own if name in self.average.values})
+
     def shown(self) -> contextlib.AbstractContextManager[None]:
         """Within this context the model is what training would leave if it ended now."""
         return contextlib.nullcontext() if self.average is None else self.average.shown(self.model)

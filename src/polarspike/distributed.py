@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -270,11 +270,11 @@ def require_same_start(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def share_buffers(model: nn.Module) -> None:
-    """Give every process the same buffers: the mean of running statistics, and else those of rank 0."""
+def share_buffers(buffers: Mapping[str, Tensor]) -> None:
+    """Give every process the same buffers, by name: the mean of running statistics, and else those of rank 0."""
     if world_size() < 2:
         return
-    for name, buffer in model.named_buffers():
+    for name, buffer in buffers.items():
         if name.rpartition(".")[2] in ("running_mean", "running_var"):
             group.all_reduce(buffer)
             buffer.div_(world_size())

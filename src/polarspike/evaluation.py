@@ -90,13 +90,17 @@ class FiringCounter:
         if t == 1:
             self._pairs[site] = self._pairs.get(site, 0) + spikes.numel()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: a tensor of a GPU would come back there, and open a context on it in each of them."""
+        return {"_counts": {key: value.cpu() for key, value in self._counts.items()}, "_pairs": self._pairs}
+
     def merge(self, all_of_them: Sequence[FiringCounter]) -> None:
         """Become the sum of the counters of several processes, which hold this one's counts, too."""
         counts: dict[tuple[str, int], Tensor] = {}
         pairs: dict[str, int] = {}
         for counter in all_of_them:
             for key, value in counter._counts.items():
-                counts[key] = value.cpu() if key not in counts else counts[key] + value.cpu()
+                counts[key] = value if key not in counts else counts[key] + value
             for site, number in counter._pairs.items():
                 pairs[site] = pairs.get(site, 0) + number
         self._counts, self._pairs = counts, pairs

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from polarspike.inputs import Inputs, as_call
+from polarspike.precision import float32_products
 
 
 def apply(network: nn.Module, inputs: Inputs, **options: Any) -> Any:
@@ -59,7 +60,7 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def evaluating(*networks: nn.Module) -> Iterator[None]:
+def at_rest(*networks: nn.Module) -> Iterator[None]:
     """Put modules into evaluation mode, and every sub-module back into its own mode afterwards."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     try:
@@ -69,3 +70,10 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """The same, and float32 is multiplied as such: what is measured does not depend on a GPU's roundings."""
+    with at_rest(*networks), float32_products():
+        yield

@@ -10,6 +10,7 @@ What the processes then do together is in :mod:`polarspike.distributed`.
 from __future__ import annotations
 
 import atexit
+import datetime
 import os
 
 import torch
@@ -18,7 +19,24 @@ from torch import nn
 
 from polarspike.distributed import world_size
 from polarspike.errors import MissingExtraError, SpecError
-from polarspike.sharding import refuse_launcher
+
+# One process makes the frames of a data set while the others wait for it; torch's own patience is ten minutes with NCCL.
+_PATIENCE = datetime.timedelta(hours=6)
+
+# Switches of accelerate's launcher that would change the training under us, and what says the same here.
+_SAID_HERE = {
+    "ACCELERATE_USE_FSDP": ("--use_fsdp", "TrainSpec(sharded=True), or --ann.sharded True and --qann.sharded True"),
+    "ACCELERATE_USE_DEEPSPEED": (
+        "--use_deepspeed",
+        "TrainSpec(sharded=True), or --ann.sharded True and --qann.sharded True",
+    ),
+    "ACCELERATE_USE_MEGATRON_LM": ("--use_megatron_lm", "TrainSpec(sharded=True), or --ann.sharded True"),
+    "ACCELERATE_MIXED_PRECISION": (
+        "--mixed_precision",
+        "TrainSpec(precision=...), or --ann.precision and --qann.precision",
+    ),
+    "ACCELERATE_DYNAMO_BACKEND": ("--dynamo_backend", "torch.compile on the model that you give"),
+}
 
 
 def join(device: str = "cpu") -> str:
@@ -29,7 +47,8 @@ def join(device: str = "cpu") -> str:
 
     Raises:
         MissingExtraError: there are several processes, and accelerate is not installed.
-        SpecError: a device with a number, which all processes would share.
+        SpecError: a device with a number, which all processes would share; or a switch of accelerate's launcher that
+            would change the training.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,14 +56,24 @@ def join(device: str = "cpu") -> str:
         return device
     if ":" in device:
         raise SpecError(f"device: expected 'cuda' or 'cpu' for several processes, got {device!r}; each takes its own")
-    refuse_launcher()
+    _refuse_switches()
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise MissingExtraError("accelerate", "scale") from error
-    state = PartialState(cpu=device == "cpu")
+    state = PartialState(cpu=device == "cpu", timeout=_PATIENCE)
     atexit.register(_leave)
     return str(state.device)
+
+
+def _refuse_switches() -> None:
+    for name, (switch, repair) in _SAID_HERE.items():
+        value = os.environ.get(name, "").lower()
+        if value not in ("", "no", "none", "0", "false", "off", "n", "f"):
+            raise SpecError(
+                f"accelerate launch {switch}: expected a launch without it, got {name}={value}; it would change the "
+                f"training without its spec: {repair} says it here ('accelerate config' may have set it)"
+            )
 
 
 def _leave() -> None:
@@ -61,5 +90,7 @@ def wrapped(model: nn.Module) -> nn.Module:
         from accelerate import Accelerator
     except ImportError as error:
         raise MissingExtraError("accelerate", "scale") from error
-    prepared: nn.Module = Accelerator(cpu=next(model.parameters()).device.type == "cpu").prepare_model(model)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    # Said, so that nothing of the environment is asked: accelerate would replace the model's own forward for good.
+    prepared: nn.Module = Accelerator(cpu=on_cpu, mixed_precision="no", dynamo_backend="no").prepare_model(model)
     return prepared

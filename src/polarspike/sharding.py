@@ -8,7 +8,6 @@ not shares of them.
 from __future__ import annotations
 
 import copy
-import os
 from collections import Counter
 
 import torch
@@ -61,19 +60,6 @@ def kept_whole(model: nn.Module) -> set[nn.Parameter]:
         sizes[parameter.dtype] += parameter.numel() * parameter.is_floating_point()
     usual = sizes.most_common(1)[0][0]  # one message has one type
     return {p for p in model.parameters() if id(p) in sites or p.dim() == 0 or p.dtype != usual}
-
-
-def refuse_launcher() -> None:
-    """Refuse the launcher's own switch for FSDP, which would exchange parameters under our optimizers.
-
-    Raises:
-        SpecError: it is set.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "on", "y", "t"):
-        raise SpecError(
-            "accelerate launch --use_fsdp: expected a launch without it; what is sharded is said by the training: "
-            "TrainSpec(sharded=True), or --ann.sharded True and --qann.sharded True"
-        )
 
 
 def _parts(model: nn.Module, shared: set[nn.Parameter]) -> list[nn.Module]:

@@ -35,7 +35,7 @@ from polarspike.distributed import Share
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
 from polarspike.inputs import Inputs, map_inputs, tensors_of
-from polarspike.modules import apply, device_of, evaluating
+from polarspike.modules import apply, at_rest, device_of
 from polarspike.optimization import set_rates, trainable
 from polarspike.randomness import Stream, epoch_seed, randomness_kept, seed_everything
 from polarspike.runs import RunDirectory
@@ -152,7 +152,7 @@ def fit(
     try:
         with (
             randomness_kept(train_loader),
-            evaluating(*([] if teacher is None else [teacher])),
+            at_rest(*([] if teacher is None else [teacher])),
             course.refinement.lasting(),
             counted(course.trained) if spec.activity else contextlib.nullcontext() as activity,
         ):
@@ -289,7 +289,7 @@ def _train_epoch(
         course.move(index)
     if step < steps:
         raise InputError(f"fit, epoch {epoch}: the loader has length {steps} but gave {step} batches")
-    distributed.share_buffers(model)  # each has seen other samples
+    course.share_buffers()
     seconds = time.perf_counter() - start
     total_loss, total_spikes, hits, images = distributed.summed([total_loss, total_spikes, int(correct), images])
     spikes_per_neuron = None if activity is None else total_spikes / images

@@ -14,4 +14,4 @@ def findings(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, An
     """What came of every task, by the number of processes."""
     place = tmp_path_factory.mktemp("findings")
     tasks = ("train", "own_loader", "shares", "dealt_out", "long_dealt_out")
-    return {1: found_by(1, place, *tasks), 2: found_by(2, place, *tasks, "long", "masks")}
+    return {1: found_by(1, place, *tasks), 2: found_by(2, place, *tasks, "long", "masks", "averaged", "environment")}

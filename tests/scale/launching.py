@@ -26,6 +26,7 @@ TASKS: dict[str, Callable[[Path], Any]] = {
     task.__name__: task
     for task in (
         *(tasks.train, tasks.long, tasks.own_loader, tasks.shares, tasks.masks, tasks.fail),
+        *(tasks.averaged, tasks.environment),
         *(tasks_of_shares.dealt_out, tasks_of_shares.long_dealt_out),
     )
 }

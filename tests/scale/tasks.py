@@ -191,6 +191,49 @@ class Masks(nn.Module):
         return answer
 
 
+def averaged(place: Path) -> dict[str, Any]:
+    """How far apart the processes' networks are, with batch norm and a running average, at the end and in between."""
+    digits = data.load("digits")
+    model, between = network(norm=True), []
+
+    class Asked:
+        """A loader that looks at the network that is validated."""
+
+        def __iter__(self) -> Any:
+            between.append([buffer.detach().clone() for buffer in model.buffers()])
+            return iter(digits.evaluation(100))
+
+    start = [buffer.clone() for buffer in model.buffers()]
+    once = TrainSpec(epochs=2, learning_rate=0.05, warmup_epochs=0.5, averaging=0.9)
+    ps.fit(model, digits.training(50, augmented=False), once, validate=Asked(), progress=False)
+    return {
+        "apart": _apart([*model.buffers(), *model.parameters()]),
+        "between": max(_apart(buffers) for buffers in between),
+        "moved": max(float((a - b).abs().max()) for a, b in zip(start, model.buffers(), strict=True)),
+    }
+
+
+def _apart(tensors: list[Tensor]) -> float:
+    mine = [tensor.detach().double() for tensor in tensors]
+    first = distributed.gathered(mine)[0]
+    distances = [float((a - b).abs().max()) for a, b in zip(first, mine, strict=True)]
+    return max(max(every) for every in distributed.gathered(distances))
+
+
+def environment(place: Path) -> dict[str, Any]:
+    """What is computed where accelerate's environment asks for bfloat16."""
+    seen: set[str] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        model = nn.Sequential(nn.Linear(4, 3), nn.Identity())
+        for part in model.parameters():
+            nn.init.constant_(part, 0.1)
+        model[1].register_forward_hook(lambda _, inputs, output: seen.add(str(output.dtype)))
+        ps.fit(model, [(torch.ones(6, 4), torch.arange(6) % 3)], spec(1), progress=False)
+        model(torch.ones(6, 4))
+    return {"types": sorted(seen), "forward": "forward" in vars(model)}
+
+
 def masks(place: Path) -> dict[str, Any]:
     """What dropout leaves out in each process, twice, and what the loader draws beside it."""
     found: dict[str, Any] = {"masks": [], "samples": []}

@@ -69,6 +69,37 @@ def test_a_kill_of_either_process_loses_nothing(tmp_path: Path, findings: Findin
     assert found_by(2, tmp_path, "long")["long"] == findings[2]["long"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", r"--use_fsdp: expected a launch without it.*TrainSpec\(sharded=True\)"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", r"--use_deepspeed: .*TrainSpec\(sharded=True\)"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", r"--mixed_precision: .*TrainSpec\(precision=...\), or --ann.precision"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "--dynamo_backend: .*got ACCELERATE_DYNAMO_BACKEND=inductor"),
+    ],
+)
+def test_what_a_launcher_would_change_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, text: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SpecError, match=text):
+        processes.join("cpu")
+    monkeypatch.setenv(name, "no")  # as it says where nothing was asked for
+    with pytest.raises(SpecError, match="each takes its own"):
+        processes.join("cuda:0")
+
+
+def test_an_average_is_the_same_network_everywhere(findings: Findings) -> None:
+    found = findings[2]["averaged"]
+    assert found["apart"] == 0.0 and found["between"] == 0.0
+    assert found["moved"] > 0.01  # it is an average of something
+
+
+def test_the_precision_of_an_environment_is_not_ours(findings: Findings) -> None:
+    assert findings[2]["environment"] == {"types": ["torch.float32"], "forward": False}
+
+
 def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
     assert processes.join("cpu") == "cpu" and distributed.summed([1.0, 2.0]) == [1.0, 2.0]
@@ -76,10 +107,6 @@ def test_alone_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Linear(1, 1)
     assert processes.wrapped(model) is model
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(SpecError, match=r"--use_fsdp: expected a launch without it.*TrainSpec\(sharded=True\)"):
-        processes.join("cpu")
-    monkeypatch.delenv("ACCELERATE_USE_FSDP")
     with pytest.raises(SpecError, match="each takes its own"):
         processes.join("cuda:0")
     monkeypatch.setitem(sys.modules, "accelerate", None)
