@@ -2,7 +2,7 @@
 
 Command:   polarspike train cifar10_vit_ti
            (rehearsed on random images: polarspike train cifar10_vit_ti --rehearse)
-Changes:   flip and shift; RandAugment 9, erasing 0.25, MixUp 0.8, CutMix 1.0 (torchvision v2), label smoothing 0.1
+Changes:   flip and shift; RandAugment 27, erasing 0.25, MixUp 0.8, CutMix 1.0 (torchvision v2), label smoothing 0.1
 Hardware:  one GPU
 Cost:      300 + 60 epochs, and 60 of the control; its time is not measured
 Expected:  unknown: it has not been run on its data

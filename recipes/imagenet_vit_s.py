@@ -3,10 +3,10 @@
 Command:   polarspike train imagenet_vit_s
            (rehearsed on random images: polarspike train imagenet_vit_s --rehearse)
            several GPUs: accelerate launch --num_processes 8 -m polarspike train imagenet_vit_s
-Changes:   random part and flip; RandAugment 9, erasing 0.25, MixUp 0.8, CutMix 1.0 (torchvision v2), label smoothing 0.1
+Changes:   random part and flip; RandAugment 27, erasing 0.25, MixUp 0.8, CutMix 1.0 (torchvision v2), label smoothing 0.1
 Weights:   of timm, where you have them; the first training is then left out: polarspike train --data imagenet-1k
-           --model timm:vit_small_patch16_224 --weights FILE --batch-size 256 --workers 24 --quant.negative 7
-           --quant.positive 8 --qann.epochs 30 --qann.optimizer adamw --qann.learning-rate 1e-4
+           --model timm:vit_small_patch16_224 --weights FILE --batch-size 1024 --workers 24 --quant.negative 7
+           --quant.positive 8 --qann.epochs 30 --qann.optimizer adamw --qann.learning-rate 2e-4
            --qann.weight-decay 0.05 --qann.distillation 0.9 --qann.temperature 2 --qann.timesteps 1 2 4 8
            --qann.precision bf16
 Hardware:  eight GPUs

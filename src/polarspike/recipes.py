@@ -1,8 +1,8 @@
 """The published experiments as plain values; the files in recipes/ say what each costs and what to expect of it.
 
-Start and rate of the steps of ``DEMO`` and ``FASHION_MNIST`` are those with which their figures were taken, not the present
-defaults. Experiments that need a GPU are recipes with nothing to expect yet: each runs end to end on random images
-(``polarspike train NAME --rehearse``), and none has been run on its data.
+Start and rate of the steps of ``DEMO`` are those with which its figures were taken, not the present defaults. Experiments
+that need a GPU are recipes with nothing to expect yet: each runs end to end on random images (``polarspike train NAME
+--rehearse``), and none has been run on its data.
 """
 
 import dataclasses
@@ -45,28 +45,36 @@ def _convolutional(
     epochs: int = 200,
     fine: int = 50,
     batch: int = 128,
+    customary: int = 128,
+    decay: float = 5e-4,
     precision: Precision = "fp32",
     **rest: Any,
 ) -> Recipe:
-    """SGD with the customary rate and decay; eight levels, and the float network as a teacher."""
+    """SGD at rate .1 for batches of the ``customary`` size, and in proportion for others; eight levels, and a teacher.
+
+    The float network is the teacher. Rates in proportion to the batch: Goyal et al. 2017, arXiv 1706.02677.
+    """
+    rate, both = batch / customary, TrainSpec(weight_decay=decay, precision=precision)
     return Recipe(
         data=data,
         model=model,
         batch_size=batch,
-        ann=TrainSpec(epochs=epochs, learning_rate=0.1, warmup_epochs=5.0, precision=precision),
+        ann=dataclasses.replace(both, epochs=epochs, learning_rate=0.1 * rate, warmup_epochs=5.0),
         quant=QuantSpec(negative=0, positive=7),
-        qann=TrainSpec(epochs=fine, learning_rate=0.02, distillation=0.5, temperature=4.0, precision=precision),
+        qann=dataclasses.replace(both, epochs=fine, learning_rate=0.02 * rate, distillation=0.5, temperature=4.0),
         **rest,
     )
 
 
-def _through_time(data: str, *, fine: int, **rest: Any) -> Recipe:
+def _through_time(data: str, *, fine: int, batch: int = 128, **rest: Any) -> Recipe:
     """An event CNN whose frames are first timesteps, and which then learns their order for as many epochs again.
 
     Without a teacher: a float network that sees frame by frame knows no order.
     """
-    further = TrainSpec(epochs=fine, learning_rate=0.02)
-    return _convolutional(data, "event_cnn", fine=fine, reading="through-time", through_time=further, **rest)
+    further = TrainSpec(epochs=fine, learning_rate=0.02 * batch / 128)
+    return _convolutional(
+        data, "event_cnn", fine=fine, batch=batch, reading="through-time", through_time=further, **rest
+    )
 
 
 def _transformer(
@@ -76,21 +84,22 @@ def _transformer(
 
     Trained for several timesteps, without which Transformers lose by more of them (docs/results.md).
 
-    Changes of images and smoothing are after DeiT (Touvron et al. 2021, arXiv 2012.12877): the same kinds and strengths;
-    erased parts are black, and repetitions, color jitter, stochastic depth and a rate that follows the batch are left out.
+    Changes of images, smoothing and the float network's rate in proportion to the batch are after DeiT (Touvron et al.
+    2021, arXiv 2012.12877): the same kinds and strengths (its RandAugment of magnitude 9 of 10 is 27 on torchvision's
+    scale); erased parts are black, and repetitions, color jitter and stochastic depth are left out.
     """
-    both = TrainSpec(optimizer="adamw", weight_decay=0.05, precision="bf16")
+    rate, both = 5e-4 * batch / 512, TrainSpec(optimizer="adamw", weight_decay=0.05, precision="bf16")
     return Recipe(
         data=data,
         model="vit",
         width=width,
         options={"depth": 12, "heads": heads, "ratio": 4, "patch": patch},
         batch_size=batch,
-        ann=dataclasses.replace(both, epochs=epochs, learning_rate=1e-3, warmup_epochs=10.0, label_smoothing=0.1),
-        augmentation=Augmentation(randaugment=9, erasing=0.25, mixup=0.8, cutmix=1.0),
+        ann=dataclasses.replace(both, epochs=epochs, learning_rate=rate, warmup_epochs=10.0, label_smoothing=0.1),
+        augmentation=Augmentation(randaugment=27, erasing=0.25, mixup=0.8, cutmix=1.0),
         quant=QuantSpec(negative=7, positive=8),
         qann=dataclasses.replace(
-            both, epochs=fine, learning_rate=1e-4, distillation=0.9, temperature=2.0, timesteps=(1, 2, 4, 8)
+            both, epochs=fine, learning_rate=rate / 5, distillation=0.9, temperature=2.0, timesteps=(1, 2, 4, 8)
         ),
         workers=workers,
     )
@@ -104,11 +113,11 @@ RECIPES: dict[str, Recipe] = {
     "cifar10_vgg16": _convolutional("cifar-10", "vgg16"),
     "cifar10_resnet18": _convolutional("cifar-10", "resnet18"),
     "cifar10_resnet20": _convolutional("cifar-10", "resnet20"),
-    "cifar10_vit_ti": _transformer("cifar-10", width=192, heads=3, patch=4, batch=128, epochs=300, fine=60),
+    "cifar10_vit_ti": _transformer("cifar-10", width=192, heads=3, patch=4, batch=512, epochs=300, fine=60, workers=8),
     "cifar100_vgg16": _convolutional("cifar-100", "vgg16"),
     "cifar100_resnet20": _convolutional("cifar-100", "resnet20"),
     "tiny_imagenet_resnet18": _convolutional(
-        "tiny-imagenet-200", "resnet18", epochs=100, fine=30, batch=256, precision="bf16", workers=12
+        "tiny-imagenet-200", "resnet18", epochs=100, fine=30, batch=256, customary=256, precision="bf16", workers=12
     ),
     "imagenet_resnet34": _convolutional(
         "imagenet-1k",
@@ -116,12 +125,14 @@ RECIPES: dict[str, Recipe] = {
         epochs=90,
         fine=20,
         batch=256,
+        customary=256,
+        decay=1e-4,
         options={"stem": "imagenet"},
         precision="bf16",
         workers=24,
     ),
     "imagenet_vit_s": _transformer(
-        "imagenet-1k", width=384, heads=6, patch=16, batch=256, epochs=300, fine=30, workers=24
+        "imagenet-1k", width=384, heads=6, patch=16, batch=1024, epochs=300, fine=30, workers=24
     ),
     "n_mnist_event_cnn": _convolutional("n-mnist", "event_cnn", epochs=30, fine=10, batch=64),
     "n_caltech101_event_cnn": _convolutional("n-caltech101", "event_cnn", epochs=100, fine=30, batch=32),

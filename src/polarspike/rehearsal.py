@@ -81,10 +81,10 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
         require_unrolls(recipe, ann, batches[0][0][:2])
     reader = recipe.read_by(ann)
     _step("the float network", reader, dataset, recipe, recipe.ann, say)
-    _learn("the float network", reader, dataset, recipe.ann, say)
+    _learn("the float network", reader, dataset, recipe, recipe.ann, say)
     qann = quantize_for(recipe, dataset, ann, batches)
     _step("the quantized network", recipe.read_by(qann), dataset, recipe, recipe.qann, say, reader)
-    _learn("the quantized network", recipe.read_by(qann), dataset, recipe.qann, say)
+    _learn("the quantized network", recipe.read_by(qann), dataset, recipe, recipe.qann, say)
     snn = convert(qann, conversion_for(recipe.converted_reading))
     inputs, _ = batches[0]
     for timesteps in recipe.asked_timesteps:
@@ -126,7 +126,7 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
 
 def _through_time(net: TemporalNetwork, dataset: ImageDataset, recipe: Recipe, say: Callable[[str], None]) -> None:
     """Train the converted network on through time, and prove, evaluate and save what comes out; no format exports it."""
-    _learn("the network through time", net, dataset, recipe.through_time, say)
+    _learn("the network through time", net, dataset, recipe, recipe.through_time, say)
     ((inputs, labels),) = dataset.evaluation(IMAGES, "train")
     proof = verify_temporal(net, [inputs])
     if not proof.exact:
@@ -201,7 +201,9 @@ def _step(
     say(f"{what} has made a step {how}: loss {history.last.loss:.3g}")
 
 
-def _learn(what: str, model: nn.Module, dataset: ImageDataset, spec: TrainSpec, say: Callable[[str], None]) -> None:
+def _learn(
+    what: str, model: nn.Module, dataset: ImageDataset, recipe: Recipe, spec: TrainSpec, say: Callable[[str], None]
+) -> None:
     """Train with the recipe's optimizer, all images in a batch, until all are right."""
     # Few steps: no smoothing, no teacher, no average that would lag behind, no weight on spikes or weights. Images are asked
     # for at T = 1, which has its usual share of the steps also where the recipe leaves it out or makes it rare.
@@ -211,8 +213,9 @@ def _learn(what: str, model: nn.Module, dataset: ImageDataset, spec: TrainSpec, 
         first_share=max(spec.first_share, TrainSpec.first_share),
     )  # fmt: skip
     right = 0
+    batches = max(1.0, IMAGES / recipe.batch_size)  # of the recipe, in whose place one step of all images stands
     for turn in range(1, _MOST_ROUNDS + 1):
-        rate = plain.learning_rate / (2 if turn <= 6 else 8)  # a rate for much data is too much for little
+        rate = plain.learning_rate * batches / (2 if turn <= 6 else 8)  # a rate for much data is too much for little
         history = fit(model, dataset.training(IMAGES), dataclasses.replace(plain, learning_rate=rate), progress=False)
         # After so few steps running averages still hold .9^8, two fifths, of what they began with.
         update_bn(dataset.evaluation(IMAGES, "train"), model)

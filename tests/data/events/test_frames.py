@@ -92,12 +92,12 @@ class Maker:
     def __init__(self, fail_at: int | None = None) -> None:
         self.made, self.fail_at = 0, fail_at
 
-    def __call__(self) -> Iterator[tuple[np.ndarray, int]]:
-        for index in range(3):
-            if index == self.fail_at:
+    def __call__(self) -> Iterator[tuple[int, np.ndarray, int]]:
+        for index in (0, 2, 1):  # in any order
+            if self.made == self.fail_at:
                 raise KeyboardInterrupt
             self.made += 1
-            yield np.full((2, 2, 3, 4), index, dtype=np.uint8), 5 - index
+            yield index, np.full((2, 2, 3, 4), index, dtype=np.uint8), 5 - index
 
 
 def test_frames_are_made_once_for_each_setting(tmp_path: Path) -> None:

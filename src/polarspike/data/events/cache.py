@@ -25,6 +25,7 @@ from polarspike.data.splits import Split
 from polarspike.errors import DataError
 from polarspike.locks import locked
 
+#: To be raised whenever readers or frames make something else of the same files.
 FORMAT = 1
 
 
@@ -50,7 +51,7 @@ def cached(
     settings: dict[str, Any],
     samples: int,
     shape: tuple[int, int, int, int],
-    make: Callable[[], Iterator[tuple[Frames, int]]],
+    make: Callable[[], Iterator[tuple[int, Frames, int]]],
     *,
     what: str,
 ) -> Split:
@@ -61,7 +62,7 @@ def cached(
         settings: what the content depends on, plain data.
         samples: N.
         shape: (T, 2, H, W) of one.
-        make: yields frames (T, 2, H, W) and the label of each sample.
+        make: yields the place of each sample, its frames (T, 2, H, W) and its label; in any order.
         what: for the progress bar and messages.
 
     Raises:
@@ -98,7 +99,7 @@ def _make(
     described: str,
     samples: int,
     shape: tuple[int, int, int, int],
-    make: Callable[[], Iterator[tuple[Frames, int]]],
+    make: Callable[[], Iterator[tuple[int, Frames, int]]],
     what: str,
 ) -> None:
     partial = place.with_name(f".{place.name}.partial")
@@ -109,7 +110,7 @@ def _make(
         _reserve(partial / "frames.npy")
         labels = np.zeros(samples, dtype=np.int64)
         bar = tqdm(make(), total=samples, desc=f"frames of {what}", unit="recording", leave=False, disable=None)
-        for index, (sample, label) in enumerate(bar):
+        for index, sample, label in bar:
             frames[index], labels[index] = sample, label
         frames.flush()
         del frames

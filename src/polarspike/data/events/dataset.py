@@ -251,12 +251,17 @@ def _part(source: EventSource, found: Recordings, part: str, spec: FrameSpec, fo
         "made": found.settings,
     }
 
-    def make() -> Iterator[tuple[Any, int]]:
-        for recording in recordings:
+    # Stretches of one file one after the other: whoever reads it keeps it whole for the next.
+    places = {path: place for place, path in enumerate(files)}
+    order = sorted(range(len(recordings)), key=lambda index: places.get(recordings[index].path, 0))
+
+    def make() -> Iterator[tuple[int, Any, int]]:
+        for index in order:
+            recording = recordings[index]
             events = found.read(recording)
             if not len(events) and recording.path != Path():
                 raise DataError(_nothing(recording))
-            yield to_frames(events, spec), recording.label
+            yield index, to_frames(events, spec), recording.label
 
     what = f"{source.name} {part}"
     return cached(folder / source.name, settings, len(recordings), spec.shape(found.size), make, what=what)

@@ -105,8 +105,8 @@ def _dvs128_gesture(source: Source) -> Recordings:
 
 
 def _stretches() -> Callable[[Recording], EventStream]:
-    """A reader of samples that keeps the last files whole, for as long as it is there itself."""
-    whole = functools.lru_cache(maxsize=4)(lambda path: read_aedat(path, _SIZE))
+    """A reader of samples that keeps the last file whole, for as long as it is there itself."""
+    whole = functools.lru_cache(maxsize=1)(lambda path: read_aedat(path, _SIZE))
 
     def read(recording: Recording) -> EventStream:
         assert recording.start is not None and recording.end is not None
