@@ -47,7 +47,8 @@ class TrainSpec(Spec):
         accumulation: each batch is computed in so many pieces whose gradients are summed, for less memory; a batch norm sees
             a piece at a time.
         precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast; with the last, the loss is scaled while
-            gradients stay finite, and a step whose gradients do not is left out.
+            gradients stay finite, and a step whose gradients do not is left out. ``"fp32"`` is what torch is set to: on
+            recent GPUs its convolutions round factors to TF32 unless ``torch.backends.cudnn.allow_tf32`` is False.
         sharded: each of several processes keeps a share of the weights, their gradients and the optimizer's states (FSDP),
             for networks that are too large otherwise. The same training, to rounding.
         seed: of the order of the data, the augmentation and dropout; epoch e draws from (seed, e) alone.
