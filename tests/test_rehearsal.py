@@ -48,6 +48,8 @@ def test_every_recipe_has_its_file_and_every_file_its_recipe() -> None:
         assert found["RECIPE"] == recipe
         text = found["__doc__"]
         assert all(f"\n{part}" in text for part in ("Command:", "Hardware:", "Cost:", "Expected:", "Published:")), name
+        epochs = (recipe.ann.epochs, recipe.qann.epochs)
+        assert "{} + {} epochs".format(*epochs) in text, name
         if recipe not in recipes.PUBLISHED.values():
             assert f"polarspike train {name}" in text
         _, _, told = text.partition("Published:")

@@ -1,8 +1,8 @@
 """The published experiments as plain values; the files in recipes/ say what each costs and what to expect of it.
 
 Start and rate of the steps of ``DEMO`` are those with which its figures were taken, not the present defaults. Experiments
-that need a GPU are recipes with nothing to expect yet: each runs end to end on random images (``polarspike train NAME
---rehearse``), and none has been run on its data.
+that need a GPU or hours are recipes with nothing to expect yet: each runs end to end on random images (``polarspike train
+NAME --rehearse``), and none has been run on its data.
 """
 
 import dataclasses
