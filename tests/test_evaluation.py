@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -93,10 +94,26 @@ def test_a_network_without_time_answers_once() -> None:
         evaluate(Identity(), [], timesteps=(1, 2))
 
 
-@pytest.mark.parametrize("timesteps", [(), (0,), (1, -2), (1.0,), (True,)])
+@pytest.mark.parametrize(
+    "timesteps", [(), (0,), (1, -2), (1.0,), (True,), 2.0, True, "2", None, np.array([1.5]), torch.tensor([[1, 2]])]
+)
 def test_timesteps_are_positive_integers(timesteps: Any) -> None:
     with pytest.raises(SpecError, match="timesteps of at least 1"):
         evaluate(FakeSpiking(), [], timesteps=timesteps)
+
+
+@pytest.mark.parametrize("timesteps", [np.int64(2), np.array([1, 2]), torch.tensor([2, 1]), iter((1, 2)), range(1, 3)])
+def test_integers_of_other_libraries_are_timesteps(timesteps: Any) -> None:
+    assert (
+        max(
+            evaluate(
+                FakeSpiking(),
+                [(torch.stack([one_hot(0, 0), one_hot(1, 1)]), torch.tensor([0, 1]))],
+                timesteps=timesteps,
+            ).correct
+        )
+        == 2
+    )
 
 
 def test_several_inputs_are_keywords() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import polarspike as ps
 from polarspike.errors import OperatorError, SpecError
@@ -229,3 +231,64 @@ def test_networks_of_torchvision(name: str, tmp_path: Any) -> None:
     again = ps.load(tmp_path / "net.safetensors", model)  # googlenet: without its branches for training
     with torch.no_grad():
         assert torch.equal(again(X), snn(X))
+
+
+class Frozen(nn.Module):
+    """A backbone whose batch norm stays as it is, as fine-tuning often wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 3)
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(torch.relu(self.norm(self.conv(x))).flatten(1))
+
+
+@pytest.mark.parametrize("route", ["fx", "export"])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_model_freezes_stays_frozen(tmp_path: Path, route: Any, training: bool) -> None:
+    torch.manual_seed(0)
+    model, batch = Frozen().train(training), (torch.randn(12, 1, 8, 8) + 3, torch.arange(12) % 3)
+    modes = [module.training for module in model.modules()]
+    qann = ps.quantize(model, ps.QuantSpec(0, 3), example=batch[0], route=route)
+    assert modes == [module.training for module in model.modules()] and qann.frozen == ("norm",)
+    ps.calibrate(qann, [batch[0]])
+    ps.save(qann, tmp_path / "a.safetensors")
+    for network in (qann, ps.load(tmp_path / "a.safetensors")):
+        assert isinstance(network, ps.QuantizedNetwork)
+        ps.fit(network, [batch] * 3, ps.TrainSpec(epochs=1, warmup_epochs=0.5), progress=False)
+        assert network.train().training and not network.network.get_submodule("norm").training
+        assert torch.equal(network.network.get_submodule("norm").running_mean, torch.zeros(4))  # type: ignore[arg-type]
+
+
+def test_pruned_layers_are_told_of() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    prune.l1_unstructured(model[2], "weight", 0.5)  # type: ignore[no-untyped-call]
+    with pytest.warns(ps.PolarspikeWarning, match="'2' is pruned: its zeros are plain weights"):
+        qann = ps.quantize(model, ps.QuantSpec(0, 3), example=torch.randn(4, 8))
+    assert float((qann.network.get_submodule("2").weight == 0).float().mean()) == 0.5  # type: ignore[operator]
+
+
+def test_a_network_with_other_levels_is_no_conversion() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(4, 8)
+    first, second = (ps.quantize(model, ps.QuantSpec(0, positive), example=x) for positive in (3, 15))
+    for one, other in ((first, second), (second, first)):
+        ps.calibrate(one, [x])
+        ps.calibrate(other, [x])
+        with pytest.raises(SpecError, match=r"verify: site '1' has the levels \(0, \d+\) .* was not converted from"):
+            ps.verify(one, ps.convert(other), [x])
+
+
+def test_equalization_and_training_say_what_they_cannot_take() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(4, 8)
+    qann = ps.quantize(model, ps.QuantSpec(0, 3), example=x)
+    with pytest.raises(SpecError, match="equalize: expected a float model, got QuantizedNetwork with sites"):
+        ps.equalize(qann, x)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off(), pytest.raises(SpecError, match="fit: gradients are switched off here"):
+            ps.fit(model, [(x, torch.arange(4))], ps.TrainSpec(epochs=1), progress=False)

@@ -42,7 +42,8 @@ def save(network: Saved, path: str | os.PathLike[str]) -> None:
     """Write a quantized, spiking or temporal network: tensors, graph, specs, versions and ``network.notes``, in one file.
 
     The file is complete or absent: it is written beside its place and then moved there. Tensors are stored in their own
-    floating type; tied weights are stored twice.
+    floating type; tied weights are stored twice. Which weights are tied or need no gradient is not stored: say so again
+    before a loaded network is trained on.
 
     Args:
         network: what :func:`polarspike.quantize`, :func:`polarspike.convert` or :func:`polarspike.unroll` made.
@@ -69,6 +70,7 @@ def save(network: Saved, path: str | os.PathLike[str]) -> None:
         "fixed_sizes": network.signature.fixed,
         "report": network.report if isinstance(network, SpikingNetwork) else "",
         "notes": network.notes,
+        **({"frozen": network.frozen} if isinstance(network, QuantizedNetwork) and network.frozen else {}),
         "channels_last": [
             name
             for name, value in network.network.state_dict().items()
@@ -110,6 +112,11 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Saved:
         CheckpointError: not a checkpoint, truncated, of another format version, damaged, or of another model.
     """
     header, tensors = read(path)
+    if "kind" not in header:
+        raise CheckpointError(
+            f"{path}: expected a quantized, spiking or temporal network, got an exported one; polarspike run and "
+            "polarspike.integer.load take it"
+        )
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: expected format {FORMAT}, got {header.get('format')!r}, written by "
@@ -145,6 +152,8 @@ def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Saved:
             network = SpikingNetwork(graph, signature, ConvertSpec.from_dict(header["spec"]), header["report"])
         elif header["kind"] == "quantized":
             network = QuantizedNetwork(graph.eval(), QuantSpec.from_dict(header["spec"]), signature)
+            network.frozen = tuple(header.get("frozen", ()))  # older files do not say
+            network.eval()  # finds every one of them
         else:
             network = TemporalNetwork(graph.eval(), signature, contract="none")
         network.notes = dict(header["notes"])

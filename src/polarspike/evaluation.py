@@ -6,6 +6,7 @@ Everything is counted in integers: a fraction appears only where it is read.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from polarspike import distributed
-from polarspike.checks import is_integer
 from polarspike.errors import InputError, SpecError
 from polarspike.inputs import Inputs, to_device
 from polarspike.modules import apply, device_of, evaluating
@@ -178,10 +178,7 @@ def evaluate(
     """
     if not isinstance(loader, Iterable):
         raise InputError(f"evaluate: expected a loader of batches (inputs, target), got {type(loader).__name__}")
-    timesteps = (timesteps,) if isinstance(timesteps, int) else timesteps
-    if not timesteps or not all(is_integer(T, 1) for T in timesteps):
-        raise SpecError(f"evaluate: expected timesteps of at least 1, such as (1, 2, 4), got {timesteps!r}")
-    steps = sorted(set(timesteps))
+    steps = _whole(timesteps)
     counter = FiringCounter() if isinstance(network, Spiking) else None
     if counter is None and steps != [1]:
         raise SpecError(
@@ -210,6 +207,18 @@ def evaluate(
     if total == 0:
         raise InputError("evaluate: the loader gave no samples; check the data, its split and drop_last")
     return Evaluation(correct, total, None if counter is None else {T: counter.up_to(T) for T in steps})
+
+
+def _whole(timesteps: int | Sequence[int]) -> list[int]:
+    """The T that are asked for, in order; integers of NumPy and torch are some, too."""
+    given = list(timesteps) if isinstance(timesteps, Iterable) else [timesteps]
+    try:
+        found = [operator.index(T) for T in given if not isinstance(T, bool)]
+    except (TypeError, ValueError):  # no integer; a tensor of several
+        found = []
+    if not given or len(found) < len(given) or min(found) < 1:
+        raise SpecError(f"evaluate: expected timesteps of at least 1, such as (1, 2, 4), got {timesteps!r}")
+    return sorted(set(found))
 
 
 def _answers(

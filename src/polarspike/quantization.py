@@ -8,17 +8,19 @@ table stays as it is. What the table does not know is an error, never skipped.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import prune
 
 from polarspike import ops
 from polarspike.capture import Route, capture, check_capture, graph_inputs
 from polarspike.contract import Rule, rules_of
-from polarspike.errors import OperatorError, SpecError
+from polarspike.errors import OperatorError, PolarspikeWarning, SpecError
 from polarspike.graph import INTEGERS, finish, free_path, scope_of, signals
 from polarspike.inputs import Inputs, Signature
 from polarspike.modules import evaluating
@@ -92,8 +94,10 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
     afterwards, by :func:`polarspike.calibrate`.
 
     The graph is that of evaluation mode: what the model does only under ``if self.training`` is not in it, and functional
-    dropout becomes a module that follows the network's mode. Outputs come back in plain containers: a dictionary where
-    the model answers with a mapping of its own class.
+    dropout becomes a module that follows the network's mode. A module that the model's own ``train()`` leaves in
+    evaluation mode (a frozen batch norm) stays in it. A ``torch.no_grad()`` block in ``forward`` is no part of the graph:
+    what it keeps from training, ``.detach()`` or ``requires_grad_(False)`` keeps from it here, too. Outputs come back in
+    plain containers: a dictionary where the model answers with a mapping of its own class.
 
     Args:
         model: a module that torch.fx or torch.export can capture and whose operators are all in the operator table.
@@ -106,8 +110,12 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
         CaptureError: the model cannot be captured, holds NaN, or its graph computes something else.
         OperatorError: an operator is not in the table, or there is nothing to quantize.
         SpecError: the spec cannot hold at a site, or an override matches none.
+
+    Warns:
+        PolarspikeWarning: layers of the model are pruned; training moves their zeros again.
     """
     network = _captured(model, spec, example, route)
+    _tell_of_pruned(model)
     planner = _Planner(network, spec, graph_inputs(model, example))
     planner.plan()
     planner.place()
@@ -116,10 +124,39 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
     with qann.float_activations():
         check_capture(model, qann, example)
     modes = {name: module.training for name, module in model.named_modules()}
+    qann.frozen = _frozen(model, qann.network)
     qann.train(model.training)
     for name, module in qann.network.named_modules():  # a norm that was frozen stays frozen
         module.training = modes.get(name, module.training)
     return qann
+
+
+def _tell_of_pruned(model: nn.Module) -> None:
+    pruned = [
+        name
+        for name, module in model.named_modules()
+        if any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values())
+    ]
+    if pruned:
+        warnings.warn(
+            f"quantize: {pruned[0]!r} is pruned{f' ({len(pruned)} modules are)' if len(pruned) > 1 else ''}: its zeros are "
+            "plain weights of the quantized network, which fit, distill and reconstruct move again",
+            PolarspikeWarning,
+            stacklevel=3,
+        )
+
+
+def _frozen(model: nn.Module, network: nn.Module) -> tuple[str, ...]:
+    """Modules of a graph that the model's own ``train()`` leaves in evaluation mode."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.train()
+        kept = [name for name, module in model.named_modules() if not module.training]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    there = dict(network.named_modules())
+    return tuple(name for name in kept if name in there)
 
 
 def _captured(model: nn.Module, spec: QuantSpec, example: Inputs, route: Route) -> fx.GraphModule:

@@ -33,6 +33,7 @@ class QuantizedNetwork(nn.Module):
 
     Attributes:
         notes: plain data that goes with the network into its file: data normalization, class names, origin.
+        frozen: modules that stay in evaluation mode, as in the model's own ``train()``; batch norms, most often.
     """
 
     def __init__(self, network: fx.GraphModule, spec: QuantSpec, signature: Signature) -> None:
@@ -41,6 +42,7 @@ class QuantizedNetwork(nn.Module):
         self.spec = spec
         self.signature = signature
         self.notes: dict[str, Any] = {}
+        self.frozen: tuple[str, ...] = ()
         self._arguments = parameters_of(network)
         self._named_signature = signature.named(self._arguments)
         self.train(network.training)
@@ -49,6 +51,13 @@ class QuantizedNetwork(nn.Module):
         given = bind(self._arguments, inputs, named)
         with fitting(self._named_signature, given):
             return nn.Module.__call__(self.network, *given.values())  # that of fx prints a traceback of its own
+
+    def train(self, mode: bool = True) -> QuantizedNetwork:
+        """As of any module; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.network.get_submodule(name).eval()
+        return self
 
     def sites(self) -> dict[str, PolarityQuantizer]:
         """The quantizers by site name, in the order in which a signal meets them."""

@@ -334,6 +334,10 @@ def _check_arguments(
             "fit: the spikes of a converted network pass no gradient on; train its quantized network before the conversion, "
             "or polarspike.unroll(snn) through time, on sequences"
         )
+    if not torch.is_grad_enabled():
+        raise SpecError(
+            "fit: gradients are switched off here (torch.no_grad or inference_mode); call it outside of that"
+        )
     if not trainable(model):
         raise SpecError(f"fit: no parameter of this {type(model).__name__} requires a gradient; nothing can be trained")
     half = next((n for n, p in trainable(model).items() if p.dtype in (torch.float16, torch.bfloat16)), None)

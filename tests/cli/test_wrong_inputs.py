@@ -75,6 +75,14 @@ def test_a_checkpoint_of_another_model(call: Call, tmp_path: Path, trained: Path
     assert code == 2 and "the second was not converted from the first" in err
 
 
+@pytest.mark.parametrize("images", [0, -5, 360])
+def test_as_many_images_as_there_are(call: Call, trained: Path, images: int) -> None:
+    code, out, err = call(
+        "verify", trained / "qann.safetensors", trained / "snn.safetensors", "--data", "digits", "--images", images
+    )
+    assert (code, out) == (2, "") and f"--images: expected 1..359 (digits), got {images}" in err
+
+
 def test_a_checkpoint_of_another_dataset(call: Call, tmp_path: Path, trained: Path) -> None:
     for channels, classes in ((3, 10), (1, 7)):
         other = another(tmp_path, trained, channels, classes)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import polarspike as ps
-from polarspike.errors import ExportError, MissingExtraError, SpecError
+from polarspike.errors import CheckpointError, ExportError, InputError, MissingExtraError, SpecError
 from polarspike.exporters import FORMATS, onnx_float, report, runtime
 from polarspike.exporters.first_timestep import FixedSite
 from polarspike.neurons import PolarityNeuron
@@ -229,3 +229,34 @@ def test_holding_neurons_and_float64_are_written_too(tmp_path: Path) -> None:
     qann = calibrated(network("plain"), SPEC, signal("plain", 16)).double()
     snn = ps.convert(qann, ps.ConvertSpec(neuron="holding"))
     assert ps.export(snn, tmp_path / "net.pt2", "torch-export", signal("plain").double()).exact
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_nan_is_no_comparison(tmp_path: Path, format: Any) -> None:
+    pytest.importorskip({"nir": "nir", "onnx-float": "onnx", "onnx-int8": "onnx"}.get(format, "torch"))
+    snn = ps.convert(calibrated(network("plain"), ps.QuantSpec(0, 3), signal("plain", 8)))
+    bad = signal("plain", 8)
+    bad[3] = torch.nan
+    with pytest.raises(InputError, match=r"export, batch 1, input .*: expected finite values"):
+        ps.export(snn, tmp_path / "a", format, signal("plain", 8), [signal("plain", 8), bad])
+    with pytest.raises(InputError, match=r"export, example, input .*: expected finite values"):
+        ps.export(snn, tmp_path / "a", format, bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_small_batches_show_as_much_as_large_ones(tmp_path: Path) -> None:
+    """Twenty quiet samples come first; in batches of one they would be all that ranges are taken from."""
+    snn = ps.convert(calibrated(network("plain"), ps.QuantSpec(0, 3), signal("plain", 64)))
+    samples = torch.cat([0.01 * signal("plain", 20), signal("plain", 100)])
+    one, many = (
+        ps.export(snn, tmp_path / name, "integer", samples[:2], list(samples.split(size))).decisions
+        for name, size in (("a", 1), ("b", 60))
+    )
+    assert one == many
+
+
+def test_an_exported_network_is_named_where_another_is_loaded(tmp_path: Path) -> None:
+    snn = ps.convert(calibrated(network("plain"), ps.QuantSpec(0, 3), signal("plain", 8)))
+    ps.export(snn, tmp_path / "a.integer", "integer", signal("plain", 2))
+    with pytest.raises(CheckpointError, match=r"got an exported one; polarspike run and polarspike\.integer\.load"):
+        ps.load(tmp_path / "a.integer")

@@ -159,7 +159,8 @@ class Images:
         Raises:
             SpecError: there are not so many.
         """
-        if count is not None and not 1 <= count <= (there := self.dataset.count("test")):
+        there = self.dataset.count("test")
+        if count is not None and not 1 <= count <= there:
             raise SpecError(f"--images: expected 1..{there} ({self.dataset.name}), got {count}")
         size = max(1, _BATCH // (self.frames or 1))
         return self.dataset.evaluation(size, images=count, normalization=self.normalization)

@@ -16,7 +16,7 @@ from torch import Tensor
 from polarspike.errors import ExportError, SpecError
 from polarspike.exporters import formats, runtime
 from polarspike.exporters.report import ExportReport, compare
-from polarspike.inputs import Inputs, batch_size, batches_of, float_leaves, to_device
+from polarspike.inputs import Inputs, batch_size, batches_of, float_leaves, require_finite, to_device
 from polarspike.modules import apply, device_of
 from polarspike.spiking import SpikingNetwork
 from polarspike.through_time import TemporalNetwork
@@ -24,8 +24,8 @@ from polarspike.through_time import TemporalNetwork
 Format = Literal["onnx-int8", "onnx-float", "nir", "integer", "torch-export"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
-#: How many batches show how large signals become.
-_SHOWN = 16
+# What shows how large signals become: so many batches, and more where they hold fewer samples than these.
+_SHOWN, _SAMPLES = 16, 1024
 
 
 def export(
@@ -57,7 +57,8 @@ def export(
         path: of the file.
         format: see the table; all but ``torch-export`` and ``integer`` need the extra ``deploy``.
         example: inputs of one call; only their shapes matter, and the batch size stays free.
-        batches: to compare answers on; the example if not given.
+        batches: to compare answers on; the example if not given. The first 16 of them, and more until they hold 1,024
+            samples, also show how large signals become, where a format has to know.
 
     Returns:
         What was written, and how far its answers are from those of ``snn`` at T = 1.
@@ -130,8 +131,19 @@ def _require_names(snn: SpikingNetwork, example: Inputs) -> None:
 
 def _beginning(example: Inputs, batches: Iterable[Any] | Tensor | None) -> tuple[list[Inputs], Iterator[Inputs]]:
     """The first batches, and all of them; an iterator is read once."""
+    require_finite(example, "export, example,")
     if batches is None:
         return [example], iter([example])
-    rest = (to_device(inputs, torch.device("cpu")) for inputs, _ in batches_of(batches))
-    shown = list(itertools.islice(rest, _SHOWN))
+    rest = _finite(to_device(inputs, torch.device("cpu")) for inputs, _ in batches_of(batches))
+    shown: list[Inputs] = []
+    while len(shown) < _SHOWN or sum(map(batch_size, shown)) < _SAMPLES:
+        if (inputs := next(rest, None)) is None:
+            break
+        shown.append(inputs)
     return shown or [example], itertools.chain(shown, rest)
+
+
+def _finite(batches: Iterable[Inputs]) -> Iterator[Inputs]:
+    for position, inputs in enumerate(batches):
+        require_finite(inputs, f"export, batch {position},")
+        yield inputs
