@@ -132,6 +132,20 @@ def test_what_is_trained_for_several_timesteps_is_a_training_of_its_own(tmp_path
     assert contest._spec(0, usual, 0.05).timesteps == (1,)
 
 
+def test_direct_training_through_another_pooling_is_a_training_of_its_own() -> None:
+    steps = dataclasses.replace(SMALL, pooling="steps")
+    assert steps.training == SMALL.training  # of float and quantized networks, which pool images
+
+    def names(asked: Comparison, method: str, timesteps: int | None) -> str:
+        run = {"seed": 0, "trained_steps": timesteps, "levels": None, "budget": "epochs"}
+        return own_stage(asked, run, METHODS[method], 0.2).name
+
+    assert names(SMALL, "lif", 2) == "lif-2-epochs-0-0-0.2"  # what was trained before keeps its name
+    assert names(steps, "lif", 2) == "lif-2-epochs-0-0-0.2-steps"
+    assert names(steps, "lif", 1) == names(SMALL, "lif", 1)  # one timestep knows no pooling over time
+    assert names(steps, "qcfs", None) == names(SMALL, "qcfs", None)
+
+
 def test_what_is_not_trained_is_converted_from_the_float_network_that_had_every_epoch(tmp_path: Path) -> None:
     asked = dataclasses.replace(SMALL, methods=("polarspike-free",), levels=(256,), latencies=(1,))
     contest = Contest(asked, tmp_path)
