@@ -180,6 +180,18 @@ def test_of_rivals_that_tie_the_one_of_fewest_spikes_counts() -> None:
     assert (one.best, one.spikes, one.outcome) == ("group 4 levels at 1", (0.5, 0.4), "no")
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "outcome"), [(92, "no"), (90.2, "open"), (89.2, "open"), (88, "yes")]
+)  # ahead, level, just behind the best of the others, far behind
+def test_beyond_the_edge_of_a_search_nothing_is_decided(accuracy: float, outcome: str) -> None:
+    kinds = {**KINDS, "sinabs": Kind("conversion", "multi")}
+    edge = row("sinabs", 1, accuracy, levels="", setting="sinabs 3.1, {'scale': 64.0}; at the edge of the search")
+    (one,) = verdicts([row("polarspike", 1, 90), row("lsq", 1, 89.5), edge], kinds)
+    assert (one.outcome, one.why) == (outcome, "sinabs at 1 is at the edge of the search" if outcome == "open" else "")
+    (inside,) = verdicts([row("polarspike", 1, 90), row("lsq", 1, 89.5), {**edge, "setting": "scale 8"}], kinds)
+    assert inside.outcome in ("yes", "level", "no")
+
+
 def test_a_rival_without_a_common_seed_is_none() -> None:
     assert verdicts([row("polarspike", 1, 90), row("lsq", 1, 99, seed="1")], KINDS) == []
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from polarspike.ledger import AT_THE_EDGE
 from polarspike.report.rivals import Row, grouped, mean_of, name_of
 
 _FREE = "polarspike-free"
@@ -56,8 +57,8 @@ class Verdict:
         ours, rival: accuracy in % (means over the seeds that both have), with the name and the latency of the best rival.
         best: that rival.
         outcome: ``"yes"`` if ours is more accurate, and where spikes belong to the claim, fires no more; ``"level"`` where
-            the difference is within :func:`noise_of` its seeds; ``"no"``; ``"open"`` where it would hold or be level, but
-            what could say otherwise has not been run.
+            the difference is within :func:`noise_of` its seeds; ``"no"``; ``"open"`` where ours is not behind, but what
+            could be ahead has not been run.
         seeds: that both have.
         spikes: of ours and of the rival, per neuron and image, where they belong to the claim.
         why: what is open.
@@ -98,6 +99,11 @@ class _Answer:
     def spikes(self) -> tuple[float, float]:
         """Of ours and of theirs."""
         return _mean(self.mine, "spikes"), _mean(self.theirs, "spikes")
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Its best setting was the last of those searched."""
+        return any(AT_THE_EDGE in row["setting"] for row in self.theirs)
 
 
 def noise_of(gaps: Sequence[float]) -> float:
@@ -188,14 +194,17 @@ def _against(
     best = min(paired, key=lambda answer: (answer.gap, answer.spikes[1]))  # of those that tie, the one of fewest spikes
     ours, rival = _mean(best.mine, "accuracy"), _mean(best.theirs, "accuracy")
     spikes = best.spikes if with_spikes else None
-    outcome: Outcome = "yes"
-    if best.gap <= -noise_of(best.gaps) or (spikes is not None and spikes[0] > spikes[1]):
+    noise = noise_of(best.gaps)
+    near = (answer.name for answer in paired if answer.at_the_edge and answer.gap <= best.gap + noise)
+    open_for = lacking or next((f"{name} is {AT_THE_EDGE}" for name in near), "")
+    outcome: Outcome = "yes" if best.gap >= noise else "level"
+    if best.gap <= -noise:
         outcome = "no"
-    elif lacking:
+    elif open_for:
         outcome = "open"
-    elif best.gap < noise_of(best.gaps):
-        outcome = "level"
-    why = lacking if outcome == "open" else ""
+    elif spikes is not None and spikes[0] > spikes[1]:
+        outcome = "no"
+    why = open_for if outcome == "open" else ""
     yield Verdict(network, claim, ours, rival, best.name, outcome, len(best.gaps), spikes, why)
 
 

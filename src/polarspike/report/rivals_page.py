@@ -21,8 +21,8 @@ _CLAIMS = (
     "(LIF, PLIF, ternary) among them, pay in timesteps and count at any number of levels. Spikes: ours, the rival's; more "
     "of ours is a no.",
     f"level: a tie, or a difference that is noise: below {NOISE} with one seed; with several, below two standard errors of "
-    f"the differences seed by seed, or below {NOISE} over the root of their number. open: it would hold or be level, but "
-    "what could say otherwise has not been run.",
+    f"the differences seed by seed, or below {NOISE} over the root of their number. open: ours is not behind, but what "
+    "could be ahead has not been run: several spikes at these levels, or a tool beyond the last of the settings searched.",
 )
 _COST = (
     "Events and spikes per neuron and image; bits: 32 of a float weight x those of a spike x true latency; nJ per image of "
