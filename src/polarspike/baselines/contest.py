@@ -138,6 +138,8 @@ class Contest:
         method = describe(name)
         if name == "st-bif" and self.scene.frames:
             return "st-bif: the image enters once and then settles; it has no reading of a sequence"
+        if method.rehearses and self.scene.frames:
+            return f"{name}: a rehearsal sees the image that is then counted; in a sequence it would see frames twice"
         if not steps_read(self.asked, method, spec.timesteps):
             return f"{name}: no latency of {self.asked.latencies} leaves a step that counts"
         example, _ = self.scene.calibration(2)[0]
