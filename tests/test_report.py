@@ -226,6 +226,7 @@ def test_a_page_tells_measured_and_published_apart(tmp_path: Path) -> None:
         "digits, cnn: accuracy", "digits, cnn: costs", "digits, cnn: not applicable", "Published by others",
     ]  # fmt: skip
     assert sections[0].figures == (figure,)
+    assert "of implementations, not of methods" in sections[1].text[0]
     text = as_markdown(sections, tmp_path / "docs", 3)
     assert "### digits, cnn: accuracy" in text and "(../figures/rivals-digits-cnn-latency.svg)" in text
     assert "| SRP \\| 4 | - | - | - | - | - | 1 | 5 | - |" in text

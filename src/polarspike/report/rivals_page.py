@@ -27,7 +27,8 @@ _CLAIMS = (
 _COST = (
     "Events and spikes per neuron and image; bits: 32 of a float weight x those of a spike x true latency; nJ per image of "
     "int8 arithmetic (45 nm) under the four conventions, of the dense quantized network and of the dense float network; "
-    "x time: CPU time over that of the float network. {which}; the CSV file has every column."
+    "x time, ms: CPU time over that of the float network, and of an image, of implementations, not of methods (ours runs as "
+    "a SpikingNetwork, rivals through an interpreter). {which}; the CSV file has every column."
 )
 
 
