@@ -36,7 +36,9 @@ def test_what_is_missing_is_known_without_reading_numbers(tmp_path: Path) -> Non
     assert ledger.missing(runs) == runs
     ledger.add({"method": "a", "rate": 0.05, "accuracy": 1.0}, started=0.0)
     ledger.add({"method": "b", "rate": None, "accuracy": 1.0}, started=0.0)
-    assert Ledger(ledger.path, ("method", "rate", "accuracy")).missing(runs) == runs[:1]
+    again = Ledger(ledger.path, ("method", "rate", "accuracy"))
+    assert again.missing(runs) == runs[:1]
+    assert again.missing(runs, lambda row: row["method"] != "b") == [runs[0], runs[2]]  # what is outdated is no row
 
 
 def test_what_a_run_will_take_is_what_those_like_it_took(tmp_path: Path) -> None:

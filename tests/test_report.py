@@ -70,6 +70,7 @@ KINDS = {
     "qcfs": Kind("conversion", "binary"),
     "st-bif": Kind("conversion", "signed"),
     "lif": Kind("direct", "binary"),
+    "integer-lif": Kind("direct", "multi"),
 }
 
 
@@ -92,21 +93,23 @@ def test_verdicts_are_held_against_the_best_rival_of_their_kind() -> None:
         row("lsq", 1, 89.5, spikes="0.4"), row("group", 1, 88), row("group", 1, 95, levels="16"), row("group", 4, 99),
         row("qcfs", 8, 90.2), row("qcfs", 16, 93),
         row("lif", 1, 80, trained_steps="1"), row("lif", 4, 91.0, trained_steps="4"), row("lif", 2, 99, trained_steps="4"),
+        row("integer-lif", 1, 81), row("integer-lif", 4, 82),
         row("ann", 1, 99), row("st-bif", 4, 99.5), row("st-bif", 16, 99.9),
     ]  # fmt: skip
     found = {one.claim: one for one in verdicts(rows, KINDS)}
     first = found["first at T = 1"]
     # The more accurate, but with more spikes than the best rival; one of more levels, or of a later answer, is no rival.
-    assert (first.ours, first.rival, first.best, first.holds) == (90, 89.5, "lsq 4 levels at 1", False)
+    assert (first.ours, first.rival, first.best, first.outcome) == (90, 89.5, "lsq 4 levels at 1", "no")
     assert first.spikes == (0.5, 0.4)
     single = found["ours at T = 1 above every rival of single spikes up to 8"]
-    assert (single.best, single.rival, single.holds) == ("st-bif 4 levels at 4", 99.5, False)
-    assert found["above direct training at T = 1"].holds and found["above direct training at T = 4"].holds
+    assert (single.best, single.rival, single.outcome) == ("st-bif 4 levels at 4", 99.5, "no")
+    direct = [found[f"above direct training at T = {steps}"].outcome for steps in (1, 4)]
+    assert direct == ["yes", "level"]
     # What answers after two steps counts, whatever it was trained for.
     other = found["above direct training at T = 2"]
-    assert (other.best, other.rival, other.holds) == ("lif T=4 at 2", 99, False)
+    assert (other.best, other.rival, other.outcome) == ("lif T=4 at 2", 99, "no")
     fewer = [*rows[1:], row("polarspike", 1, 90, spikes="0.4")]
-    assert next(one for one in verdicts(fewer, KINDS) if one.claim == "first at T = 1").holds
+    assert next(one for one in verdicts(fewer, KINDS) if one.claim == "first at T = 1").outcome == "yes"
     assert verdict_table([first])[1] == [
         "digits, cnn, 4 levels", "first at T = 1", "90.00", "lsq 4 levels at 1", "89.50", "0.500, 0.400", "1", "no",
     ]  # fmt: skip
@@ -115,11 +118,11 @@ def test_verdicts_are_held_against_the_best_rival_of_their_kind() -> None:
 
 def test_both_of_ours_are_held_against_rivals_and_not_against_each_other() -> None:
     kinds = {**KINDS, "polarspike+t": KINDS["polarspike"]}
-    rivals = [row("lsq", 1, 89, spikes="0.4"), row("qcfs", 8, 91), row("lif", 2, 92, trained_steps="2")]
+    rivals = [row("lsq", 1, 89, spikes="0.4"), row("qcfs", 8, 92.5), row("lif", 2, 92, trained_steps="2")]
     alone = verdicts([row("polarspike+t", 1, 90, spikes="0.4"), row("polarspike+t", 2, 93), *rivals], kinds)
     assert {one.network for one in alone} == {"digits, cnn, 4 levels, polarspike+t"}
-    assert [(one.best, one.holds) for one in alone] == [
-        ("lsq 4 levels at 1", True), ("lif T=2 at 2", False), ("lif T=2 at 2", True),
+    assert [(one.best, one.outcome) for one in alone] == [
+        ("lsq 4 levels at 1", "yes"), ("qcfs 4 levels at 8", "no"), ("lif T=2 at 2", "open"),
     ]  # fmt: skip
     usual = [row("polarspike", 1, 99, spikes="0.4"), row("polarspike", 2, 99)]
     both = verdicts([*usual, row("polarspike+t", 1, 90, spikes="0.4"), row("polarspike+t", 2, 93), *rivals], kinds)
@@ -135,7 +138,62 @@ def test_single_spikes_pay_in_timesteps_whatever_their_levels() -> None:
         row("lsq", 1, 95, levels="16"),
     ]
     (single,) = verdicts(rows, KINDS)
-    assert (single.best, single.rival, single.holds) == ("qcfs 16 levels at 8", 91, False)
+    assert (single.best, single.rival, single.outcome) == ("qcfs 16 levels at 8", 91, "no")
+
+
+def test_direct_training_of_several_spikes_counts_at_equal_levels_alone() -> None:
+    def of(*rivals: dict[str, str]) -> list[tuple[str, str, str]]:
+        found = verdicts([row("polarspike", 1, 90, levels="8"), *rivals], KINDS)
+        return [(one.best, one.outcome, one.why) for one in found if "direct" in one.claim]
+
+    fewer, equal = row("integer-lif", 1, 85), row("integer-lif", 1, 92, levels="8")
+    assert of(fewer) == []  # more levels than a rival has show nothing
+    lif = row("lif", 1, 80)
+    assert of(lif, fewer) == [("lif at 1", "open", "several spikes at these levels not run")]
+    assert of(row("lif", 1, 95), fewer) == [("lif at 1", "no", "")]
+    assert of(lif, fewer, equal) == [("integer-lif 8 levels at 1", "no", "")]
+    cells = verdict_table(verdicts([row("polarspike", 1, 90, levels="8"), lif, fewer], KINDS))
+    assert cells[-1][-1] == "open: several spikes at these levels not run"
+
+
+@pytest.mark.parametrize(
+    ("ours", "rival", "outcome"),
+    [
+        ([90], [90], "level"),  # a tie
+        ([90.3], [90], "level"), ([90], [90.3], "level"), ([90.4], [90], "yes"), ([90], [90.4], "no"),  # one seed
+        ([90, 91, 92], [89.5, 90.5, 91.6], "yes"),  # all say the same
+        ([90, 91, 92], [88, 90.9, 92.1], "level"),  # as large a mean, of differences that scatter
+        ([90.1, 91.1, 92.1], [90, 91, 92], "level"),  # few seeds may agree by chance
+        ([90], [89, 99, 99], "yes"), ([90, 80, 80], [91], "no"),  # only seeds that both have
+    ],
+)  # fmt: skip
+def test_ties_and_noise_are_level(ours: list[float], rival: list[float], outcome: str) -> None:
+    rows = [row("polarspike", 1, value, seed=str(seed)) for seed, value in enumerate(ours)]
+    (one,) = verdicts([*rows, *(row("lsq", 1, value, seed=str(seed)) for seed, value in enumerate(rival))], KINDS)
+    assert (one.outcome, one.seeds) == (outcome, min(len(ours), len(rival)))
+    assert verdict_table([one])[1][-1] == outcome
+
+
+def test_of_rivals_that_tie_the_one_of_fewest_spikes_counts() -> None:
+    rows = [row("polarspike", 1, 91, spikes="0.5"), row("lsq", 1, 90, spikes="0.6"), row("group", 1, 90, spikes="0.4")]
+    (one,) = verdicts(rows, KINDS)
+    assert (one.best, one.spikes, one.outcome) == ("group 4 levels at 1", (0.5, 0.4), "no")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "outcome"), [(92, "no"), (90.2, "open"), (89.2, "open"), (88, "yes")]
+)  # ahead, level, just behind the best of the others, far behind
+def test_beyond_the_edge_of_a_search_nothing_is_decided(accuracy: float, outcome: str) -> None:
+    kinds = {**KINDS, "sinabs": Kind("conversion", "multi")}
+    edge = row("sinabs", 1, accuracy, levels="", setting="sinabs 3.1, {'scale': 64.0}; at the edge of the search")
+    (one,) = verdicts([row("polarspike", 1, 90), row("lsq", 1, 89.5), edge], kinds)
+    assert (one.outcome, one.why) == (outcome, "sinabs at 1 is at the edge of the search" if outcome == "open" else "")
+    (inside,) = verdicts([row("polarspike", 1, 90), row("lsq", 1, 89.5), {**edge, "setting": "scale 8"}], kinds)
+    assert inside.outcome in ("yes", "level", "no")
+
+
+def test_a_rival_without_a_common_seed_is_none() -> None:
+    assert verdicts([row("polarspike", 1, 90), row("lsq", 1, 99, seed="1")], KINDS) == []
 
 
 def test_ours_without_training_is_held_against_rivals_without_training() -> None:
@@ -148,9 +206,9 @@ def test_ours_without_training_is_held_against_rivals_without_training() -> None
         ],
         kinds,
     )  # fmt: skip
-    assert [(one.best, one.rival, one.holds) for one in found] == [
-        ("sinabs at 1", 89, True),
-        ("rate-max at 8", 91, False),
+    assert [(one.best, one.rival, one.outcome) for one in found] == [
+        ("sinabs at 1", 89, "yes"),
+        ("rate-max at 8", 91, "no"),
     ]
 
 
@@ -168,6 +226,7 @@ def test_a_page_tells_measured_and_published_apart(tmp_path: Path) -> None:
         "digits, cnn: accuracy", "digits, cnn: costs", "digits, cnn: not applicable", "Published by others",
     ]  # fmt: skip
     assert sections[0].figures == (figure,)
+    assert "of implementations, not of methods" in sections[1].text[0]
     text = as_markdown(sections, tmp_path / "docs", 3)
     assert "### digits, cnn: accuracy" in text and "(../figures/rivals-digits-cnn-latency.svg)" in text
     assert "| SRP \\| 4 | - | - | - | - | - | 1 | 5 | - |" in text

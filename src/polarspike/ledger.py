@@ -15,7 +15,7 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ import torch
 from polarspike.errors import RunError
 from polarspike.files import replacing
 
+#: Said of a run whose best setting is the last of those that were searched in its direction: a better one may lie beyond.
+AT_THE_EDGE = "at the edge of the search"
 _END = "."
 _CONDITIONS = ("seconds", "date", "torch", "threads", "rows", "end")
 
@@ -80,14 +82,16 @@ class Ledger:
         _end_line(self.path)
         _append(self.path, lines)
 
-    def missing(self, runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The runs that do not have all of their rows."""
-        rows = [(frozenset(row.items()), int(row["rows"])) for row in self.rows()]
+    def missing(
+        self, runs: Iterable[Mapping[str, Any]], current: Callable[[Mapping[str, str]], bool] = lambda row: True
+    ) -> list[dict[str, Any]]:
+        """The runs that do not have all of their rows; a row that is not ``current`` is none."""
+        rows = [(row, frozenset(row.items())) for row in self.rows()]
 
         def whole(run: Mapping[str, Any]) -> bool:
             wanted = {(key, as_text(value)) for key, value in run.items()}
-            counts = Counter(count for row, count in rows if wanted <= row)
-            return any(there >= count for count, there in counts.items())
+            found = Counter(int(row["rows"]) for row, items in rows if wanted <= items and current(row))
+            return any(there >= count for count, there in found.items())
 
         return [dict(run) for run in runs if not whole(run)]
 

@@ -46,6 +46,11 @@ class PolarityNeuron(Site):
     #: The modules that make the input: where a hook looks at one of them, its answer is left alone.
     makers: tuple[nn.Module, ...] = ()
 
+    @property
+    def most_per_step(self) -> int:
+        """The unit spikes of either sign that a step from rest can fire: what hardware has to send."""
+        return max(self.levels)
+
     def forward(self, x: Tensor) -> Tensor:
         """The output at the first timestep, from rest."""
         return self._quantize(x, self.broadcast_step(x), self.levels)
@@ -166,6 +171,10 @@ class CappedNeuron(PolarityNeuron):
     """
 
     cap = 1
+
+    @property
+    def most_per_step(self) -> int:
+        return min(self.cap, super().most_per_step)  # its levels bound what it has fired in all
 
     def options(self) -> dict[str, Any]:
         return {"cap": self.cap}

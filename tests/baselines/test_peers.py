@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import polarspike as ps
-from polarspike.baselines import RivalSpec, prepare
+from polarspike.baselines import RivalSpec, peers, prepare
 from polarspike.baselines.leaky import IntegerNeuron, LeakyNeuron, TernaryNeuron
 from polarspike.baselines.peers import PEERS, PeerNetwork, convert_with, version
 from polarspike.errors import MissingExtraError, SpecError
@@ -69,6 +70,48 @@ def test_what_is_missing_is_named() -> None:
         version("a-tool-that-nobody-has")
     with pytest.raises(SpecError, match="unknown peer 'norse'; known: spikingjelly-rate"):
         convert_with("norse", nn.ReLU(), [])
+
+
+def raised_in(module: str, error: Exception) -> Any:
+    """A conversion of a tool whose code in ``module`` raises this."""
+    place: dict[str, Any] = {"__name__": module, "error": error}
+    exec("def convert(*given, **settings):\n    raise error", place)
+    return place["convert"]
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "refusal"),
+    [
+        ("sinabs.from_torch", ValueError("no such layer"), True),
+        ("sinabs.from_torch", NotImplementedError("no such layer"), True),
+        ("torch.fx.proxy", fx.proxy.TraceError("control flow"), True),  # the tracing that a tool stands on
+        ("numpy.lib", ValueError("empty array"), False),
+        ("sinabs.from_torch", RuntimeError("out of memory"), False),
+        ("sinabs.from_torch", TypeError("unexpected keyword argument"), False),
+        ("sinabs.from_torch", ImportError("broken"), False),
+    ],
+)
+def test_what_a_tool_refuses_is_told_from_what_goes_wrong(
+    module: str, error: Exception, refusal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "version", lambda package: "3")
+    monkeypatch.setitem(PEERS, "sinabs", replace(PEERS["sinabs"], convert=raised_in(module, error)))
+    with pytest.raises(SpecError if refusal else type(error), match=str(error)) as caught:
+        convert_with("sinabs", nn.ReLU(), [])
+    assert isinstance(caught.value, SpecError) == refusal
+
+
+@needs["spikingjelly"]
+def test_spikingjelly_refuses_what_it_cannot_trace_or_calibrate() -> None:
+    class Fork(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(SpecError, match="spikingjelly: TraceError"):
+        convert_with("spikingjelly-rate", Fork(), [torch.rand(2, 3)])
+    flat = nn.Sequential(nn.ReLU(), nn.Flatten(0))
+    with pytest.raises(SpecError, match=r"spikingjelly: ValueError: .*at least 2 dimensions"):
+        convert_with("spikingjelly-balanced", nn.Sequential(nn.Flatten(0), *flat), [torch.rand(2, 3)])
 
 
 @needs["spikingjelly"]
@@ -206,6 +249,14 @@ def test_lif_fires_like_snntorchs() -> None:
         spikes, membrane = theirs(current, membrane)
         other.append(spikes)
     assert torch.equal(LeakyNeuron(SiteSpec(0, 1)).train_of(currents).spikes, torch.stack(other))
+
+
+def test_a_search_knows_where_it_ends() -> None:
+    for peer in PEERS.values():
+        assert all(edge in peer.settings for edge in peer.edges) and len(peer.edges) < len(peer.settings)
+    scales = [setting["scale"] for setting in PEERS["sinabs"].settings if "scale" in setting]
+    assert scales == [1, 2, 4, 8, 16, 32, 64]
+    assert {"scale": 64.0} in PEERS["sinabs"].edges and {"percentile": 100.0} not in PEERS["sinabs"].edges
 
 
 def test_all_settings_are_plain() -> None:

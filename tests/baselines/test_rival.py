@@ -225,3 +225,41 @@ def test_what_a_method_cannot_do_is_refused_by_name() -> None:
         prepare("resnet", network("plain"), example=signal("plain"))
     with pytest.raises(SpecError, match=r"levels.*at least 2"):
         RivalSpec(levels=1)
+
+
+class Averaged(nn.Module):
+    """A rectifier in front of a pooling that a convolution reads, and of the answer, if asked for."""
+
+    def __init__(self, pool: nn.Module, seen: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu1, self.relu2, self.pool, self.seen = nn.ReLU(), nn.ReLU(), pool, seen
+        self.head = nn.Linear(4 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.pool(self.relu1(self.conv1(x)))
+        answer = self.head(self.relu2(self.conv2(pooled)).flatten(1))
+        return answer + torch.exp(-pooled).sum((1, 2, 3)).unsqueeze(1) if self.seen else answer
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.MaxPool2d(2)])
+def test_negative_spikes_see_both_signs_behind_an_average_too(pool: nn.Module) -> None:
+    x = 4 * torch.rand(2, 1, 8, 8)
+    for method, values in (("ternary", {-1, 0, 1}), ("lif", {0, 1})):
+        made = prepare(method, Averaged(pool), RivalSpec(timesteps=2), example=x).network()
+        fired: dict[str, set[float]] = {}
+
+        def see(site: str, t: int, spikes: Tensor, fired: dict[str, set[float]] = fired) -> None:
+            fired.setdefault(site, set()).update(spikes.unique().tolist())
+
+        with torch.no_grad(), made.observe(see):
+            made(x, timesteps=2)
+        assert next(iter(fired.values())) == values
+
+
+def test_a_rectifier_that_others_read_is_not_taken_away() -> None:
+    x = torch.rand(2, 1, 8, 8)
+    prepare("lif", Averaged(nn.AvgPool2d(2), seen=True), example=x)
+    with pytest.raises(OperatorError, match=r"ternary: site 'conv2_input' would only see what 'relu1' has rectified"):
+        prepare("ternary", Averaged(nn.AvgPool2d(2), seen=True), example=x)

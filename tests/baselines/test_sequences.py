@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from polarspike.baselines import METHODS, RivalSpec, SequenceNetwork, prepare
 from polarspike.baselines.counting import count_rival
 from polarspike.baselines.neurons import SoftResetNeuron
 from polarspike.errors import InputError, OperatorError
+from polarspike.modules import hooked
 from polarspike.quantized import respecify
 from polarspike.sequences import Walk
 from tests.networks import calibrated, network, signal
@@ -125,6 +127,38 @@ def test_rehearsals_count() -> None:
     fired = ps.evaluate(cos, [(x, torch.zeros(len(x), dtype=torch.int64))], timesteps=2).firing
     assert fired is not None and fired[2].spikes == sum(seen.values())
     assert fired[2].pairs == sum(row.neurons for row in counts.sites) * len(x)
+
+
+def arriving(made: SequenceNetwork, x: Tensor, timesteps: int) -> dict[str, int]:
+    """The events that a run hands to each convolution and linear layer."""
+    seen: dict[str, int] = {}
+    parts = {name: part for name, part in made.network.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
+
+    def hook(name: str) -> Any:
+        def see(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[name] = seen.get(name, 0) + int((inputs[0].abs() > 1e-4).sum())
+
+        return see
+
+    with hooked([part.register_forward_pre_hook(hook(name)) for name, part in parts.items()]), torch.no_grad():
+        made(x, timesteps=timesteps)
+    return seen
+
+
+@pytest.mark.parametrize("pooling", ["sums", "steps"])
+@pytest.mark.parametrize("method", ["qcfs", "snm", "group", "srp", "cos"])
+def test_what_is_counted_has_arrived(method: str, pooling: str) -> None:
+    made, x = spiking(method, rehearsal=3, pooling=pooling)
+    counts, earlier = count_rival(made, x, 6), count_rival(made, x, 4)
+    seen, before = arriving(made, x, 6), arriving(made, x, 4)
+    rows = [row for row in counts.synapses if row.name in seen and row.spiking]
+    assert rows
+    for row in rows:
+        if method != "cos":  # whose rehearsals are counted as if they had been sent
+            assert row.events_in == seen[row.name]
+        assert row.events_in - earlier.synapse(row.name).events_in == seen[row.name] - before[row.name]
+    sums = [row for row in counts.elementwise if row.kind == "add" and row.spiking > row.dense]
+    assert bool(sums) == (pooling == "sums")  # of pooling of single steps nothing is kept
 
 
 def test_counts_agree_with_ours_where_the_networks_do() -> None:

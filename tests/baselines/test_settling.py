@@ -81,6 +81,22 @@ def test_its_spikes_are_single_and_counted() -> None:
     assert long.timesteps < 500
 
 
+@pytest.mark.parametrize("name", ["plain", "branched", "attention"])
+def test_what_is_not_ternary_alone_is_dense(name: str) -> None:
+    x = signal(name)
+    rival = prepare("st-bif", network(name), RivalSpec(levels=5), example=x)
+    rival.calibrate([x])
+    for timesteps in (1, 4):
+        counts = rival.count(x, timesteps)
+        assert all(site.ternary for site in counts.sites) and max(max(site.levels) for site in counts.sites) > 1
+        energy = ps.estimate_energy(counts)
+        # Every spike is in {-1, 0, 1}: to convention (c) they are accumulates, as to (a).
+        assert energy.row("c").total_pj == energy.row("a").total_pj < energy.row("qann").total_pj * timesteps
+    several = ps.count_operations(ps.convert(calibrated(network(name), ps.QuantSpec(2, 2), x)), x)
+    priced = ps.estimate_energy(several)
+    assert priced.row("c").total_pj > priced.row("a").total_pj
+
+
 def test_bad_requests() -> None:
     made = SettlingNetwork(calibrated(network("plain"), ps.QuantSpec(0, 3), signal("plain")))
     with pytest.raises(SpecError, match="positive integer"):

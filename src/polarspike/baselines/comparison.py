@@ -127,6 +127,10 @@ class Comparison(Spec):
         """A digest of what a run depends on beside what names it."""
         return _digest({name: value for name, value in self.to_dict().items() if name not in _CHOOSING})
 
+    def setup_of(self, method: str) -> str:
+        """:attr:`setup`, and of another tool also its version and what is searched."""
+        return _digest({"setup": self.setup, **PEERS[method].asked()}) if method in PEERS else self.setup
+
     @property
     def training(self) -> str:
         """A digest of what a trained network depends on beside its own name."""
@@ -138,7 +142,7 @@ class Comparison(Spec):
     def runs(self) -> list[dict[str, Any]]:
         """All runs, seed by seed."""
         return [
-            dict(zip(ASKED, (self.data, self.network, name, *variant, seed, self.setup), strict=True))
+            dict(zip(ASKED, (self.data, self.network, name, *variant, seed, self.setup_of(name)), strict=True))
             for seed in self.seeds
             for name in self.methods
             for variant in self._variants(name)

@@ -7,11 +7,13 @@ Direct training at T timesteps has the same epochs once more, and once the same 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
+import textwrap
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import Stage, control_stage, float_stage, own_stage, steps_read
 from polarspike.errors import InputError, MissingExtraError, OperatorError, RunError, SpecError
 from polarspike.evaluation import evaluate
-from polarspike.ledger import Ledger, as_text
+from polarspike.ledger import AT_THE_EDGE, Ledger, as_text
 from polarspike.locks import locked
 from polarspike.readings import AtOnce, OverFrames
 from polarspike.runs import RunDirectory
@@ -37,6 +39,12 @@ from polarspike.training_spec import TrainSpec
 #: Own: of the method; in all: with those of the float network that it started from. CPU seconds are of the run, and do not
 #: count what else the machine did.
 _COST = ("ann_accuracy", "own_epochs", "epochs", "own_seconds", "setting", "cpu_seconds")
+#: What was refused before anything was trained, and later.
+_REFUSED, _REFUSED_LATE = "not applicable: ", "not applicable when it was run: "
+
+
+class _ToolError(RunError):
+    """What went wrong in another tool, and says nothing of the method."""
 
 
 class Contest:
@@ -71,15 +79,17 @@ class Contest:
         if not isinstance(dataset, data.ImageDataset):
             raise SpecError(f"Comparison.data: expected a data set in memory, {comparison.data!r} is not; give another")
         self.scene = Scene(dataset, comparison.frames, len(comparison.rates) > 1, comparison.limit)
+        self._refusals: dict[tuple[str, int | None, int | None], str] = {}
 
     def missing(self) -> list[dict[str, Any]]:
-        """The runs that the table lacks."""
-        return self.ledger.missing(self.asked.runs())
+        """The runs that the table lacks, or whose refusal in it is not today's."""
+        return self.ledger.missing(self.asked.runs(), self._current)
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of this comparison's runs."""
         wanted = {tuple(map(as_text, run.values())) for run in self.asked.runs()}
-        return [row for row in self.ledger.rows() if tuple(row[key] for key in ASKED) in wanted]
+        rows = (row for row in self.ledger.rows() if tuple(row[key] for key in ASKED) in wanted)
+        return [row for row in rows if self._current(row)]
 
     def carry_out(self) -> None:
         """Do what is missing, one run after the other; what another process is doing is left to it.
@@ -88,26 +98,63 @@ class Contest:
         """
         for run in self.missing():
             with locked(self.place / "locks" / f"{'-'.join(map(str, run.values()))}.lock", wait=False) as held:
-                if not held or not self.ledger.missing([run]):
+                if not held or not self.ledger.missing([run], self._current):
                     continue
                 self.say(described(run))
                 started, cpu = time.perf_counter(), time.process_time()
+                refusal = self._refusal(run["method"], run["levels"], run["trained_steps"])
                 try:
-                    rows = self._run(run)
+                    rows = [{"setting": f"{_REFUSED}{refusal}"}] if refusal else self._run(run)
                 except OperatorError as error:
-                    rows = [{"setting": f"not applicable: {error}"}]
-                    self.say(f"  not applicable: {error}")
-                except MissingExtraError as error:
+                    refusal = str(error)
+                    rows = [{"setting": f"{_REFUSED_LATE}{error}"}]
+                except (MissingExtraError, _ToolError) as error:
                     self.say(f"  left out here: {error}")
                     continue
+                if refusal:
+                    self.say(f"  not applicable: {refusal}")
                 spent = {"cpu_seconds": time.process_time() - cpu}
                 self.ledger.add(*({**run, **row, **spent} for row in rows), started=started)
+
+    def _current(self, row: Mapping[str, str]) -> bool:
+        """Whether a row is still what a run would give: a refusal, which costs nothing, must be today's."""
+        if not row["setting"].startswith(_REFUSED):
+            return True
+        levels, steps = (int(row[key]) if row[key] else None for key in ("levels", "trained_steps"))
+        return row["setting"] == as_text(_REFUSED + self._refusal(row["method"], levels, steps))
+
+    def _refusal(self, name: str, levels: int | None, steps: int | None) -> str:
+        """Why a method cannot take this network or its sequences, as far as that is known before anything is trained."""
+        key = name, levels, steps
+        if key not in self._refusals:
+            self._refusals[key] = self._refused(name, self._rival_spec(levels, steps))
+        return self._refusals[key]
+
+    def _refused(self, name: str, spec: RivalSpec) -> str:
+        if name in PEERS:
+            return f"{name}: other tools are driven on images" if self.scene.frames else ""
+        if name == "ann":
+            return ""
+        method = describe(name)
+        if name == "st-bif" and self.scene.frames:
+            return "st-bif: the image enters once and then settles; it has no reading of a sequence"
+        if method.rehearses and self.scene.frames:
+            return f"{name}: a rehearsal sees the image that is then counted; in a sequence it would see frames twice"
+        if not steps_read(self.asked, method, spec.timesteps):
+            return f"{name}: no latency of {self.asked.latencies} leaves a step that counts"
+        example, _ = self.scene.calibration(2)[0]
+        try:
+            prepare(name, self.model(0).eval(), spec, example=example)
+        except OperatorError as error:
+            return str(error)
+        return ""
+
+    def _rival_spec(self, levels: int | None, steps: int | None) -> RivalSpec:
+        return RivalSpec(levels or 2, steps or 1, self.asked.rehearsal, pooling=self.asked.pooling)
 
     def _run(self, run: dict[str, Any]) -> list[dict[str, Any]]:
         name, seed = run["method"], run["seed"]
         if name in PEERS:  # what stands in its way is said before anything is trained
-            if self.scene.frames:
-                raise OperatorError(f"{name}: other tools are driven on images")
             version(PEERS[name].package)
         ann, accuracy = self.control(seed)
         cost = {"ann_accuracy": accuracy, "epochs": self.asked.float_epochs + self.asked.epochs}
@@ -173,9 +220,7 @@ class Contest:
     def _made(self, run: dict[str, Any], method: Method, rate: float, ann: nn.Module) -> tuple[Rival, dict[str, Any]]:
         """A method's network, calibrated and trained; and what that cost."""
         seed, steps = run["seed"], run["trained_steps"]
-        spec = RivalSpec(run["levels"] or 2, steps or 1, self.asked.rehearsal, pooling=self.asked.pooling)
-        if method.name == "st-bif" and self.scene.frames:
-            raise OperatorError("st-bif: the image enters once and then settles; it has no reading of a sequence")
+        spec = self._rival_spec(run["levels"], steps)
         example, _ = self.scene.calibration(8)[0]
         direct = method.family == "direct"
         parent = self._parent(seed)
@@ -201,16 +246,20 @@ class Contest:
 
     def _peer(self, name: str, ann: nn.Module) -> list[dict[str, Any]]:
         """The best setting at each latency, chosen on training images."""
-        calibration = self.scene.calibration()
-        tried, failed = [], []
-        for setting in PEERS[name].settings:
-            try:
-                network = convert_with(name, ann, calibration, **setting)
+        peer, calibration = PEERS[name], self.scene.calibration()
+        tried = []
+        refused: dict[str, list[str]] = {}
+        for setting in peer.settings:
+            with _told(name, setting):
+                try:
+                    network = convert_with(name, ann, calibration, **setting)
+                except SpecError as error:
+                    refused.setdefault(textwrap.shorten(str(error), 160), []).append(str(setting))
+                    continue
                 tried.append((setting, network, evaluate(network, calibration, self.asked.latencies).accuracy))
-            except Exception as error:  # the tool's own errors have no common base
-                failed.append(f"{setting}: {type(error).__name__}: {error}")
+        refusals = [f"{', '.join(settings)} refused: {reason}" for reason, settings in refused.items()]
         if not tried:
-            raise OperatorError(f"{name}: no setting converts this network: {failed[0]}")
+            raise OperatorError(f"{name}: no setting converts this network: {'; '.join(refusals)}")
         chosen = {}
         for latency in self.asked.latencies:
             scores = [accuracy[latency] for *_, accuracy in tried]
@@ -219,15 +268,15 @@ class Contest:
         for index in sorted(set(chosen.values())):
             setting, network, _ = tried[index]
             steps = {latency: latency for latency in self.asked.latencies if chosen[latency] == index}
-            package = PEERS[name].package
-            for row in measured(network, ann, self.scene.test(), steps, counted=False):
-                rows.append({**row, "own_epochs": 0, "setting": f"{package} {version(package)}, {setting}"})
+            edge = [AT_THE_EDGE] if setting in peer.edges else []
+            said = "; ".join([f"{peer.package} {version(peer.package)}, {setting}", *edge, *refusals])
+            with _told(name, setting):
+                found = measured(network, ann, self.scene.test(), steps, counted=False)
+            rows += [{**row, "own_epochs": 0, "setting": said} for row in found]
         return rows
 
     def _measured(self, rival: Rival, ann: nn.Module) -> list[dict[str, Any]]:
         wanted = steps_read(self.asked, rival.method, rival.spec.timesteps)
-        if not wanted:
-            raise OperatorError(f"{rival.method.name}: no latency of {self.asked.latencies} leaves a step that counts")
         network: nn.Module = rival.network()
         return measured(OverFrames(network) if self.scene.frames else network, ann, self.scene.test(), wanted)
 
@@ -295,6 +344,17 @@ def rows_of(contests: Iterable[Contest]) -> list[dict[str, str]]:
 def described(run: dict[str, Any]) -> str:
     """A run as a line."""
     return ", ".join(f"{key} {value}" for key, value in run.items() if value is not None and key != "setup")
+
+
+@contextlib.contextmanager
+def _told(tool: str, setting: Mapping[str, Any]) -> Iterator[None]:
+    """Errors of another tool, which have no common base, as one of ours; a tool that is missing stays that."""
+    try:
+        yield
+    except MissingExtraError:
+        raise
+    except Exception as error:
+        raise _ToolError(f"{tool}, {setting}: {type(error).__name__}: {error}") from error
 
 
 def _accuracy(network: nn.Module, batches: Any, timesteps: int = 1) -> float:

@@ -25,9 +25,9 @@ def count_rival(network: nn.Module, batch: Any, timesteps: int = 1) -> Operation
     """Every step counts, those of a rehearsal too: the result is of ``network.rehearsal + timesteps`` steps.
 
     A rehearsal inside a site (COS) is counted as if the sites before it had sent the same spikes in it, and needs as many
-    corrected steps of theirs, which are run and counted where T is less. A network that settles
-    sooner has as many steps as it took. The layers behind the input are counted at every step, as everywhere: where the
-    image enters but once, ``static_input_macs`` is what they cost.
+    corrected steps of theirs, which are run and counted where T is less. Behind a rehearsal all starts from rest again. A
+    network that settles sooner has as many steps as it took. The layers behind the input are counted at every step, as
+    everywhere: where the image enters but once, ``static_input_macs`` is what they cost.
 
     Args:
         network: of neurons of ours (all rivals' are), with ``network`` (the graph) and ``observe``.
@@ -50,9 +50,20 @@ def count_rival(network: nn.Module, batch: Any, timesteps: int = 1) -> Operation
     first = map_inputs(lambda value: value[:, 0], inputs) if over_frames else inputs
     recording = Recording(inner.network, list(bind(parameters_of(inner.network), *as_call(first)).values()))
     steps = min(len(train) for train in trains.values())
-    tally = Tally(recording, steps, steps, batch_size(inputs), repeated=not over_frames)
+    restart = min(getattr(inner, "rehearsal", 0), steps)
+    tally = Tally(
+        recording,
+        steps,
+        steps,
+        batch_size(inputs),
+        repeated=not over_frames,
+        restarts=int(0 < restart < steps),
+        pooled="sums" if getattr(inner, "contract", "all") == "all" else "steps",
+    )
     before: dict[str, NeuronState] = {}
     for t in range(steps):
+        if t == restart:
+            before = {}
         codes = {site: train[t] + (before[site].codes if before else 0) for site, train in trains.items()}
         now = {site: NeuronState(value, value) for site, value in codes.items()}
         tally.step(before, now)

@@ -8,6 +8,10 @@
 The packages belong to the extra ``baselines``; where their requirements clash with yours, give them an environment of
 their own and run the same command there. A peer's network is measured by :func:`polarspike.evaluate` like any other: its
 spikes are what its own neuron modules put out.
+
+What a tool does not take is a SpecError: what it raises by itself as a ValueError or NotImplementedError while it converts
+(SpikingJelly: activations of one dimension, thresholds that are not positive; of both, what torch.fx cannot trace), or what
+this page refuses for it. Anything else that goes wrong is an error.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.metadata
+import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -24,8 +29,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental import optimization
+from torch.fx.proxy import TraceError
 
-from polarspike.errors import InputError, MissingExtraError, SpecError
+from polarspike.errors import InputError, MissingExtraError, PolarspikeError, SpecError
 from polarspike.inputs import batches_of
 from polarspike.modules import hooked
 from polarspike.spiking import Observable
@@ -170,15 +176,27 @@ class Peer:
         package: on PyPI.
         title: for tables.
         convert: its function of this module.
+        tested: the version whose results the tables hold; where none is installed, they are what is asked for.
         settings: what was searched for its best setting.
+        edges: those at which the search ends although it could go on: the best may lie beyond.
         spikes: of one step: ``"binary"``, or ``"multi"`` for more than one.
     """
 
     package: str
     title: str
     convert: Callable[..., PeerNetwork]
+    tested: str
     settings: tuple[dict[str, Any], ...] = ({},)
+    edges: tuple[dict[str, Any], ...] = ()
     spikes: Literal["binary", "multi"] = "binary"
+
+    def asked(self) -> dict[str, Any]:
+        """What a result depends on beside the network: what is searched, and the version that is here."""
+        try:
+            found = version(self.package)
+        except MissingExtraError:
+            found = self.tested
+        return {"settings": list(self.settings), "version": found}
 
 
 PEERS: dict[str, Peer] = {
@@ -186,6 +204,7 @@ PEERS: dict[str, Peer] = {
         "spikingjelly",
         "SpikingJelly, rate coding",
         spikingjelly_rate,
+        "2.0.0",
         (
             {"mode": "Max"},
             {"mode": "99.9%"},
@@ -194,18 +213,28 @@ PEERS: dict[str, Peer] = {
             {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
             {"mode": "99.9%", "channel_wise": True, "half_threshold": True, "pre_spike_maxpool": True},
         ),
+        # Lower quantiles could go on; the largest value is the end.
+        (
+            {"mode": "99%"},
+            {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
+            {"mode": "99.9%", "channel_wise": True, "half_threshold": True, "pre_spike_maxpool": True},
+        ),
     ),
     "spikingjelly-balanced": Peer(
         "spikingjelly",
         "SpikingJelly, threshold balancing",
         spikingjelly_balanced,
+        "2.0.0",
         ({}, {"passes": 8}, {"images": 25}, {"passes": 10, "images": 25}),
+        ({}, {"passes": 10, "images": 25}),  # in order of how often it updates
     ),
     "sinabs": Peer(
         "sinabs",
         "Sinabs",
         sinabs,
-        tuple({"percentile": p} for p in (99.0, 99.9, 100.0)) + tuple({"scale": s} for s in (1.0, 2.0, 4.0, 16.0)),
+        "3.1.3",
+        tuple({"percentile": p} for p in (99.0, 99.9, 100.0)) + tuple({"scale": 2.0**s} for s in range(7)),
+        ({"percentile": 99.0}, {"scale": 1.0}, {"scale": 64.0}),
         spikes="multi",
     ),
 }
@@ -221,13 +250,30 @@ def convert_with(peer: str, model: nn.Module, batches: Iterable[Any], **settings
         **settings: of its conversion; ``PEERS[peer].settings`` lists what is searched.
 
     Raises:
-        SpecError: an unknown peer, or a model that it cannot take.
+        SpecError: an unknown peer, or a model that it does not take.
         MissingExtraError: it is not installed.
     """
     if peer not in PEERS:
         raise SpecError(f"unknown peer {peer!r}; known: {', '.join(PEERS)}")
-    version(PEERS[peer].package)
-    return PEERS[peer].convert(model, batches, **settings)
+    package = PEERS[peer].package
+    version(package)
+    try:
+        return PEERS[peer].convert(model, batches, **settings)
+    except PolarspikeError:
+        raise
+    except (ValueError, NotImplementedError) as error:
+        if not _is_refusal(error, package):
+            raise
+        raise SpecError(f"{package}: {type(error).__name__}: {error}") from error
+
+
+def _is_refusal(error: Exception, package: str) -> bool:
+    """Whether a tool said so by itself: raised in its own code, or by the tracing that it stands on.
+
+    A name that it does not know any more, a missing module or no memory says nothing of the model.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return isinstance(error, TraceError) or frame.f_globals["__name__"].split(".")[0] == package
 
 
 def _package(distribution: str, module: str) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from polarspike.baselines import quantizers
 from polarspike.baselines.counting import count_rival
@@ -32,11 +32,14 @@ from polarspike.counting import OperationCounts, count_operations
 from polarspike.errors import OperatorError, SpecError
 from polarspike.graph import finish
 from polarspike.inputs import Inputs
-from polarspike.quantization import quantize
+from polarspike.operator_table import Meaning
+from polarspike.operators import meaning_of
+from polarspike.quantization import RULES, quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.runs import RunDirectory
 from polarspike.sequences import Contract, SequenceNetwork
+from polarspike.sites import Site
 from polarspike.specs import QuantSpec, SiteSpec, Spec
 from polarspike.spiking import SpikingNetwork
 from polarspike.training import History, fit
@@ -44,6 +47,9 @@ from polarspike.training_spec import TrainSpec
 
 #: How max pooling of rivals works over time: on sums, by our contract, or on the spikes of each step.
 Pooling = Literal["sums", "steps"]
+#: Operators whose answers are not negative where their signals are not.
+_KEEPING = (Meaning.AVERAGE, Meaning.MAX_POOLING, Meaning.ADD, Meaning.CONCATENATE, Meaning.RESHAPE, Meaning.PAD,
+            Meaning.UPSAMPLE, Meaning.DROPOUT)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,8 @@ class Rival:
         network = copy.deepcopy(qann.network)
         for name, site in qann.sites().items():
             network.add_submodule(name, self._neuron(name, site))
+        if self.method.family == "direct" and self.method.spikes == "signed":
+            _bare(network, self.method.name)
         contract: Contract = "all" if self.spec.pooling == "sums" else "means"
         timesteps = self.spec.timesteps if self.method.family == "direct" else 1
         return SequenceNetwork(finish(network), qann.signature, timesteps=timesteps, contract=contract)
@@ -210,7 +218,8 @@ def prepare(name: str, model: nn.Module, spec: RivalSpec | None = None, *, examp
 
     Raises:
         SpecError: an unknown name.
-        OperatorError: the network has sites that are signed by nature, and the method has no negative spikes.
+        OperatorError: the network has sites that are signed by nature, and the method has no negative spikes; or negative
+            spikes of direct training would only ever see rectified values.
     """
     method = describe(name)
     spec = spec or RivalSpec()
@@ -232,3 +241,46 @@ def prepare(name: str, model: nn.Module, spec: RivalSpec | None = None, *, examp
     half = dataclasses.replace(rectified, negative=max(1, codes // 2), positive=max(1, codes - codes // 2))
     spread = dataclasses.replace(rectified, overrides=dict.fromkeys(signed, half))
     return Rival(method, spec, quantize(model, spread, example=example))
+
+
+def _bare(network: fx.GraphModule, name: str) -> None:
+    """Take away the rectifiers whose sites stand behind an average of theirs: the neuron there is the activation.
+
+    In front of a neuron with negative spikes they would hide one sign. Other neurons keep them, as their sites are those of
+    every method.
+
+    Raises:
+        OperatorError: something else than sites reads one.
+    """
+    for node in list(network.graph.nodes):
+        if node.op != "call_module" or type(network.get_submodule(str(node.target))) not in RULES:
+            continue
+        readers = _readers(network, node)
+        sites = [reader for reader in readers if _is_site(network, reader)]
+        if not sites:
+            continue  # no activation of a site: a function of the network
+        if len(sites) < len(readers):
+            raise OperatorError(
+                f"{name}: site {sites[0].target!r} would only see what {node.target!r} has rectified, and never fire a "
+                "negative spike; take a network of max pooling, or a method without negative spikes"
+            )
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        network.graph.erase_node(node)
+
+
+def _readers(network: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """What reads a signal at last, behind operators that keep its sign."""
+    found: dict[fx.Node, None] = {}
+    front, seen = [node], {node}
+    while front:
+        for user in front.pop().users:
+            if meaning_of(network, user) not in _KEEPING or _is_site(network, user):
+                found[user] = None
+            elif user not in seen:
+                seen.add(user)
+                front.append(user)
+    return list(found)
+
+
+def _is_site(network: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), Site)

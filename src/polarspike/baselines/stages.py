@@ -53,7 +53,10 @@ def own_stage(asked: Comparison, run: Mapping[str, Any], method: Method, rate: f
     epochs = asked.float_epochs + asked.epochs
     if run["budget"] == "time":
         epochs = max(1, -(-epochs // steps))
-    return Stage(f"{method.name}-{steps}-{run['budget']}-{levels}-{seed}-{rate:g}", epochs, "direct", steps)
+    name = f"{method.name}-{steps}-{run['budget']}-{levels}-{seed}-{rate:g}"
+    if steps > 1 and asked.pooling != Comparison.pooling:  # it is trained through its own max pooling over time
+        name += f"-{asked.pooling}"
+    return Stage(name, epochs, "direct", steps)
 
 
 def stages_of(asked: Comparison, run: Mapping[str, Any], method: Method | None) -> list[Stage]:

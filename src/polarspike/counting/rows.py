@@ -18,7 +18,8 @@ class SiteCounts:
 
     Attributes:
         site: its name.
-        levels: (N, P) of one step. gain: the value of a negative spike relative to a positive one.
+        levels: (N, P) of one step; of a neuron with a cap, of all steps. most_per_step: unit spikes of either sign that a
+            step from rest can fire. gain: the value of a negative spike relative to a positive one.
         neurons: of one image. images: in the batch. timesteps: T.
         codes: how often each signed spike count k[t] occurred, over images, neurons and steps.
         silent: pairs (neuron, image) without an event in all T steps.
@@ -31,6 +32,7 @@ class SiteCounts:
 
     site: str
     levels: tuple[int, int]
+    most_per_step: int
     gain: float
     neurons: int
     images: int
@@ -79,8 +81,8 @@ class SiteCounts:
 
     @property
     def ternary(self) -> bool:
-        """All levels, and all spikes of all steps, lie in {-1, 0, 1}."""
-        return max(self.levels) <= 1 and all(abs(code) <= 1 for code in self.codes)
+        """What a step can fire, and all that was fired, lies in {-1, 0, 1}."""
+        return self.most_per_step <= 1 and all(abs(code) <= 1 for code in self.codes)
 
     @property
     def bits(self) -> int:
@@ -104,7 +106,7 @@ class SynapseCounts:
         weighted: a dense pass multiplies (False: it only adds).
         spiking: what arrives are spikes; otherwise graded values. reason: why.
         sources: the sites that its spikes come from.
-        ternary: every spike that arrived lies in {-1, 0, 1}, and so do the levels of the sources.
+        ternary: every spike that arrived lies in {-1, 0, 1}, and so does what a step of its sources can fire.
         timesteps: T.
         connections: of one pass over the batch.
         outputs: elements that come out of one pass over the batch.

@@ -70,7 +70,7 @@ class SynapseSubtotal:
         """The finished row."""
         spiking = self.reason is None
         sources = tuple(name for name in sites if name in self.sources)
-        within = all(max(sites[name].site.levels) <= 1 for name in sources)
+        within = all(sites[name].site.most_per_step <= 1 for name in sources)
         return SynapseCounts(
             name=self.name,
             kind=self.kind,
@@ -129,6 +129,7 @@ class SiteSubtotal:
         return SiteCounts(
             site=name,
             levels=self.site.levels,
+            most_per_step=self.site.most_per_step,
             gain=float(self.site.gain) if self.site.spec.negative else 1.0,
             neurons=self.fired.numel() // images,
             images=images,

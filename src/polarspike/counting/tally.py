@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -36,16 +36,28 @@ class Tally:
         timesteps: T. period: after so many of them all starts from rest again.
         images: in the batch. passes: of the float network for the same answers.
         repeated: the input is the same at every step.
+        restarts: how often all starts from rest once more (rivals, behind a rehearsal).
+        pooled: max pooling acts on sums over time, as by our contract, or on the spikes of each step.
     """
 
     def __init__(
-        self, recording: Recording, timesteps: int, period: int, images: int, *, passes: int = 1, repeated: bool = True
+        self,
+        recording: Recording,
+        timesteps: int,
+        period: int,
+        images: int,
+        *,
+        passes: int = 1,
+        repeated: bool = True,
+        restarts: int = 0,
+        pooled: Literal["sums", "steps"] = "sums",
     ) -> None:
         self.recording = recording
         self.passes, self.repeated = passes, repeated
         self.timesteps = timesteps
         self.span = min(period, timesteps)
-        self.later = timesteps - -(-timesteps // period)  # steps that start from a state
+        self.later = timesteps - -(-timesteps // period) - restarts  # steps that start from a state
+        self.pooled = pooled
         self.images = images
         self.synapses: dict[str, SynapseSubtotal] = {}
         self.elementwise: dict[tuple[str, str], ElementwiseCounts] = {}
@@ -59,13 +71,22 @@ class Tally:
 
     def step(self, before: Mapping[str, NeuronState], now: Mapping[str, NeuronState]) -> None:
         """Add one timestep: the states of the sites before it (empty from rest) and after it."""
-        self.operands = propagate(self.recording, before, now)
+        self.operands = propagate(self.recording, *self._sent(before, now))
         for node in self.nodes:
             site = self.recording.module(node) if node.op == "call_module" else None
             if isinstance(site, PolarityNeuron):
                 self._site(node, site, before, now)
             else:
                 self._operator(node, meaning_of(self.recording.network, node))
+
+    def _sent(
+        self, before: Mapping[str, NeuronState], now: Mapping[str, NeuronState]
+    ) -> tuple[Mapping[str, NeuronState], Mapping[str, NeuronState]]:
+        """What operators see of the sites: running codes, or the spikes of the step alone."""
+        if self.pooled == "sums" or not before:
+            return before, now
+        spikes = {name: state.codes - before[name].codes for name, state in now.items()}
+        return {}, {name: NeuronState(codes, codes) for name, codes in spikes.items()}
 
     def result(self) -> OperationCounts:
         """The counts of the steps so far."""
@@ -229,6 +250,8 @@ class Tally:
 
     def _sums(self, node: fx.Node, signals: Sequence[fx.Node]) -> None:
         """The difference on sums: at every later step an addition for each sum, and a subtraction for each answer."""
+        if self.pooled == "steps":
+            return
         moved = sum(map(self.recording.elements, signals)) + self.recording.elements(node)
         self._elementwise(node, "add", 0, spiking=self.later * moved)
 

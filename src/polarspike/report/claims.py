@@ -7,20 +7,29 @@ single spikes      ours at one timestep, against every method with one spike a s
 direct training    ours at T = 1, 2 and 4, against the answer after as many steps of every network that was trained through
                    time: one that was trained at fewer of them had more epochs in the same time, and may answer better
 
-Ours without training is held against rivals without training.
+Rivals of several spikes count at our levels, or where they have none (other tools); those of single spikes pay in timesteps,
+and count at whatever levels they were trained. Ours without training is held against rivals without training.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from polarspike.ledger import AT_THE_EDGE
 from polarspike.report.rivals import Row, grouped, mean_of, name_of
 
 _FREE = "polarspike-free"
 #: Our methods: trained for one timestep, for several, and not at all.
 OURS = ("polarspike", "polarspike+t", _FREE)
+#: Differences between two networks of one seed that say nothing: their standard deviation is half of it.
+NOISE = 0.4
+Outcome = Literal["yes", "level", "no", "open"]
 _SINGLE_REACH = 8
+_NOT_RUN = "several spikes at these levels not run"
 _Found = dict[int, list[Row]]
 _Key = tuple[str, ...]
 
@@ -45,11 +54,14 @@ class Verdict:
     Attributes:
         network: data, network, levels, and which of ours where it is not the usual one.
         claim: in words.
-        ours, rival: accuracy in % (mean over seeds), with the name and the latency of the best rival.
+        ours, rival: accuracy in % (means over the seeds that both have), with the name and the latency of the best rival.
         best: that rival.
-        holds: ours is at least as accurate, and where spikes belong to the claim, fires no more.
-        seeds: of ours and of the rival, the smaller number: a difference of one seed is not yet a finding.
+        outcome: ``"yes"`` if ours is more accurate, and where spikes belong to the claim, fires no more; ``"level"`` where
+            the difference is within :func:`noise_of` its seeds; ``"no"``; ``"open"`` where ours is not behind, but what
+            could be ahead has not been run.
+        seeds: that both have.
         spikes: of ours and of the rival, per neuron and image, where they belong to the claim.
+        why: what is open.
     """
 
     network: str
@@ -57,9 +69,50 @@ class Verdict:
     ours: float
     rival: float
     best: str
-    holds: bool
+    outcome: Outcome
     seeds: int
     spikes: tuple[float, float] | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A rival's answer beside ours, over the seeds that both have."""
+
+    name: str
+    mine: Sequence[Row]
+    theirs: Sequence[Row]
+
+    @property
+    def gaps(self) -> list[float]:
+        """Ours less theirs, seed by seed."""
+        pairs = zip(self.mine, self.theirs, strict=True)
+        # Accuracies are written with few digits: what their binary fractions add decides nothing.
+        return [round(float(a["accuracy"]) - float(b["accuracy"]), 9) for a, b in pairs]
+
+    @property
+    def gap(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.gaps)
+
+    @property
+    def spikes(self) -> tuple[float, float]:
+        """Of ours and of theirs."""
+        return _mean(self.mine, "spikes"), _mean(self.theirs, "spikes")
+
+    @property
+    def at_the_edge(self) -> bool:
+        """Its best setting was the last of those searched."""
+        return any(AT_THE_EDGE in row["setting"] for row in self.theirs)
+
+
+def noise_of(gaps: Sequence[float]) -> float:
+    """How large the mean of paired differences must be to say anything.
+
+    Two standard errors; but few seeds may agree by chance, so no less than :data:`NOISE` over the root of their number.
+    """
+    floor = NOISE / math.sqrt(len(gaps))
+    return max(floor, 2 * statistics.stdev(gaps) / math.sqrt(len(gaps))) if len(gaps) > 1 else floor
 
 
 def verdicts(rows: Iterable[Row], kinds: Mapping[str, Kind]) -> list[Verdict]:
@@ -89,7 +142,6 @@ def _of_one(
         rivals = {key: found for key, found in rivals.items() if _untrained(found)}
     if 1 not in mine:
         return
-    # Several spikes at equal levels, where a method has them; the others pay in timesteps, whatever their levels.
     several = {
         key: found for key, found in rivals.items() if kinds[key[2]].spikes == "multi" and key[3] in ("", levels)
     }
@@ -101,11 +153,16 @@ def _of_one(
         mine[1],
         _answers(single, range(1, _SINGLE_REACH + 1)),
     )
-    direct = {key: found for key, found in rivals.items() if kinds[key[2]].family == "direct"}
+    direct = {key: found for key, found in {**several, **single}.items() if kinds[key[2]].family == "direct"}
     for steps in (1, 2, 4):
         if steps in mine:
+            run = any(key in several and steps in found for key, found in direct.items())
             yield from _against(
-                network, f"above direct training at T = {steps}", mine[steps], _answers(direct, (steps,))
+                network,
+                f"above direct training at T = {steps}",
+                mine[steps],
+                _answers(direct, (steps,)),
+                lacking="" if run else _NOT_RUN,
             )
 
 
@@ -123,15 +180,40 @@ def _answers(rivals: Mapping[_Key, _Found], latencies: Iterable[int]) -> list[tu
 
 
 def _against(
-    network: str, claim: str, mine: Sequence[Row], answers: list[tuple[str, list[Row]]], *, with_spikes: bool = False
+    network: str,
+    claim: str,
+    mine: Sequence[Row],
+    answers: list[tuple[str, list[Row]]],
+    *,
+    with_spikes: bool = False,
+    lacking: str = "",
 ) -> Iterator[Verdict]:
-    if not answers:
+    paired = [answer for name, theirs in answers for answer in _paired(name, mine, theirs)]
+    if not paired:
         return
-    best, theirs = max(answers, key=lambda answer: _mean(answer[1], "accuracy"))
-    ours, rival = _mean(mine, "accuracy"), _mean(theirs, "accuracy")
-    spikes = (_mean(mine, "spikes"), _mean(theirs, "spikes")) if with_spikes else None
-    holds = ours >= rival and (spikes is None or spikes[0] <= spikes[1])
-    yield Verdict(network, claim, ours, rival, best, holds, min(len(mine), len(theirs)), spikes)
+    best = min(paired, key=lambda answer: (answer.gap, answer.spikes[1]))  # of those that tie, the one of fewest spikes
+    ours, rival = _mean(best.mine, "accuracy"), _mean(best.theirs, "accuracy")
+    spikes = best.spikes if with_spikes else None
+    noise = noise_of(best.gaps)
+    near = (answer.name for answer in paired if answer.at_the_edge and answer.gap <= best.gap + noise)
+    open_for = lacking or next((f"{name} is {AT_THE_EDGE}" for name in near), "")
+    outcome: Outcome = "yes" if best.gap >= noise else "level"
+    if best.gap <= -noise:
+        outcome = "no"
+    elif open_for:
+        outcome = "open"
+    elif spikes is not None and spikes[0] > spikes[1]:
+        outcome = "no"
+    why = open_for if outcome == "open" else ""
+    yield Verdict(network, claim, ours, rival, best.name, outcome, len(best.gaps), spikes, why)
+
+
+def _paired(name: str, mine: Sequence[Row], theirs: Sequence[Row]) -> Iterator[_Answer]:
+    """An answer with the seeds that both have; none without any."""
+    seeds = {row["seed"]: row for row in theirs}
+    common = [row for row in mine if row["seed"] in seeds]
+    if common:
+        yield _Answer(name, common, [seeds[row["seed"]] for row in common])
 
 
 def _mean(rows: Sequence[Row], column: str) -> float:
@@ -144,7 +226,7 @@ def verdict_table(found: Sequence[Verdict]) -> list[list[str]]:
     table = [["network", "claim", "ours", "best rival", "its", "spikes", "seeds", "holds"]]
     for one in found:
         spikes = "" if one.spikes is None else f"{one.spikes[0]:.3f}, {one.spikes[1]:.3f}"
-        holds = "yes" if one.holds else "no"
+        holds = f"{one.outcome}: {one.why}" if one.why else one.outcome
         table.append(
             [one.network, one.claim, f"{one.ours:.2f}", one.best, f"{one.rival:.2f}", spikes, str(one.seeds), holds]
         )
