@@ -134,6 +134,26 @@ def test_improvements_change_the_network_and_keep_the_proof(
     assert (tmp_path / "better").read_bytes() != (tmp_path / "plain").read_bytes()
 
 
+def test_what_convert_wrote_is_exported_on_the_same_images(call: Call, tmp_path: Path, own: list[str]) -> None:
+    snn, target = tmp_path / "snn.safetensors", tmp_path / "net.integer"
+    assert call("convert", own[0], snn, *own[1:])[0] == 0
+    code, out, err = call("export", snn, "--to", "integer", "--output", target, "--images", own[4])
+    assert code == 0 and "of 12 decisions differ" in out and "note" not in err, err
+    pictures = pytest.importorskip("PIL.Image")
+    (tmp_path / "photos").mkdir()
+    for index in range(3):
+        pictures.new("RGB", (20, 16), (80 * index, 40, 90)).save(tmp_path / "photos" / f"{index}.png")
+    code, _, err = call("export", snn, "--to", "integer", "--output", target, "--images", tmp_path / "photos")
+    assert code == 2 and "expected the note 'normalization', as convert --images and train write it, got none" in err
+    options = [*own[1:3], "--images", tmp_path / "photos", "--shape", "3,8,8", "--normalize", "imagenet"]
+    snn = tmp_path / "other.safetensors"
+    assert call("convert", own[0], snn, *options)[0] == 0
+    code, out, err = call("export", snn, "--to", "integer", "--output", target, "--images", tmp_path / "photos")
+    assert code == 0 and "of 3 decisions differ" in out, err
+    code, _, err = call("export", snn, "--to", "integer", "--output", target, "--images", tmp_path / "none")
+    assert code == 2 and "is no folder, no file, and no dataset" in err
+
+
 def test_inspect_prints_the_plan(call: Call, own: list[str], tmp_path: Path) -> None:
     code, out, _ = call("inspect", own[0], *own[1:3], "--shape", "3,8,8")
     model = sources.build(own[0], Path(own[2]))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 
 from polarspike.cli.command import Command, show, tell
-from polarspike.cli.files import Source, images_for, load_spiking
+from polarspike.cli.files import Source, images_for, load_spiking, pictures_for
 from polarspike.errors import SpecError
 from polarspike.exporters import export
 from polarspike.exporters.writing import Format
@@ -19,6 +20,7 @@ from polarspike.inputs import Inputs
 from polarspike.spiking import SpikingNetwork
 
 _RANDOM_SAMPLES = 8
+_MOST_PICTURES = 1000
 _ENDINGS: dict[Format, str] = {
     "onnx-int8": ".onnx",
     "onnx-float": ".onnx",
@@ -36,8 +38,9 @@ class Export(Command):
         file: what `train`, `demo` or `convert` wrote.
         to: the format; onnx is onnx-int8, in whole numbers. All but integer and torch-export need the extra deploy.
         output: where; FILE with the ending of the format (.onnx, .nir, .integer, .pt2) if not given.
-        images: compare answers on so many test images of its dataset, which also show whole numbers how large signals
-            become; on random inputs if 0.
+        images: on what answers are compared, which also shows whole numbers how large signals become: a number N, of test
+            images of its dataset; or a folder of pictures or a .tar shard, scaled as the file says, or a .npy or
+            .safetensors file of inputs as they are; at most 1,000 of them. Random inputs if 0.
         data: a dataset; the one that the file was made for, if not given.
         root: the folder of the dataset's files, where it is not the usual one.
     """
@@ -45,25 +48,30 @@ class Export(Command):
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SNN.safetensors")]
     to: Literal[Format, "onnx"]
     output: Path | None = None
-    images: int = 0
+    images: str = "0"
     data: str | None = None
     root: Path | None = None
 
     def execute(self) -> int:
-        if self.images < 0:
-            raise SpecError(f"--images: expected a number of at least 0, got {self.images}")
+        count = int(self.images) if re.fullmatch(r"[+-]?\d+", self.images) else None
+        if count is not None and count < 0:
+            raise SpecError(f"--images: expected a number of at least 0, got {count}")
         snn = load_spiking(self.file)
         chosen: Format = "onnx-int8" if self.to == "onnx" else self.to
         output = self.output or self.file.with_suffix(_ENDINGS[chosen])
         if output.resolve() == self.file.resolve():
             raise SpecError(f"--output {output}: this is the network itself; give another path")
         example = random_inputs(snn)
-        batches = None
-        if self.images:
+        batches: Any = None
+        if count is None:
+            batches = pictures_for(self.file, snn, self.images, _MOST_PICTURES)
+        elif count:
             found = images_for(self.file, snn, Source(self.data, self.root, False, "cpu"))
-            batches = found.at_one_timestep(self.images)
+            batches = found.at_one_timestep(count)
         elif chosen in ("onnx-int8", "integer"):
-            tell("note: --images N shows how large signals become; random inputs may be far from real ones")
+            tell(
+                "note: --images N, or a folder, shows how large signals become; random inputs may be far from real ones"
+            )
         show(export(snn, output, chosen, example, batches))
         return 0
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from polarspike import data
+from polarspike import data, sources
 from polarspike.checkpoint import Saved, load
 from polarspike.cli.command import tell
 from polarspike.data import AnyDataset, Normalization, StreamedDataset
@@ -21,6 +21,7 @@ from polarspike.experiment import require_device
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import AtOnce, OverFrames, Seen
 from polarspike.recipe import RecipeReading
+from polarspike.sources.preprocessing import Preprocessing
 from polarspike.specs import Reading
 from polarspike.spiking import SpikingNetwork
 from polarspike.through_time import TemporalNetwork
@@ -217,6 +218,31 @@ def images_for(path: Path, network: Saved, source: Source) -> Images:
         first, _ = next(iter(images.batches(1)))
         images.read_by(network)(first)  # a network for one image size says so here
     return images
+
+
+def pictures_for(path: Path, network: Saved, source: str, count: int) -> tuple[Tensor, ...]:
+    """Batches of at most ``count`` images without labels, cut and scaled as the notes of the network's file say.
+
+    Raises:
+        SpecError: the network takes something else than one image.
+        DataError: what :func:`polarspike.sources.images` cannot read, or pictures where nothing says how they are scaled.
+    """
+    notes, shapes = network.notes, network.signature.shapes
+    if len(shapes) != 1 or len(shapes[0][1]) != 3:
+        raise SpecError(
+            f"--images {source}: expected a network of one image (C, H, W), got inputs {[list(s) for _, s in shapes]}; give "
+            "batches to polarspike.export in Python"
+        )
+    scaling = Normalization.from_dict(notes["normalization"]) if "normalization" in notes else None
+    if scaling is None and not source.lower().endswith((".npy", ".safetensors")):
+        raise DataError(
+            f"{path}: expected the note 'normalization', as convert --images and train write it, got none: nothing says how "
+            f"the pictures of {source} are scaled; give a .npy file of inputs"
+        )
+    channels, height, width = shapes[0][1]
+    known = Preprocessing((channels, height, width), scaling, float(notes.get("crop", 1.0)))
+    images, _ = sources.images(source, known, count)
+    return torch.split(images, _BATCH)
 
 
 def _as_cut(path: Path, notes: Mapping[str, Any], dataset: AnyDataset) -> AnyDataset:
