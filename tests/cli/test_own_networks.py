@@ -141,8 +141,8 @@ def test_what_convert_wrote_is_exported_on_the_same_images(call: Call, tmp_path:
     assert code == 0 and "of 12 decisions differ" in out and "note" not in err, err
     pictures = pytest.importorskip("PIL.Image")
     (tmp_path / "photos").mkdir()
-    for index in range(3):
-        pictures.new("RGB", (20, 16), (80 * index, 40, 90)).save(tmp_path / "photos" / f"{index}.png")
+    for index, pixels in enumerate(np.random.default_rng(0).integers(256, size=(3, 16, 20, 3), dtype=np.uint8)):
+        pictures.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
     code, _, err = call("export", snn, "--to", "integer", "--output", target, "--images", tmp_path / "photos")
     assert code == 2 and "expected the note 'normalization', as convert --images and train write it, got none" in err
     options = [*own[1:3], "--images", tmp_path / "photos", "--shape", "3,8,8", "--normalize", "imagenet"]
