@@ -274,14 +274,15 @@ def test_pruned_layers_are_told_of() -> None:
     assert float((qann.network.get_submodule("2").weight == 0).float().mean()) == 0.5  # type: ignore[operator]
 
 
-def test_a_network_with_other_levels_is_no_conversion() -> None:
-    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(4, 8)
+def test_a_network_with_other_levels_is_not_equal() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(40, 8)
     first, second = (ps.quantize(model, ps.QuantSpec(0, positive), example=x) for positive in (3, 15))
+    for qann in (first, second):
+        ps.calibrate(qann, [x])
     for one, other in ((first, second), (second, first)):
-        ps.calibrate(one, [x])
-        ps.calibrate(other, [x])
-        with pytest.raises(SpecError, match=r"verify: site '1' has the levels \(0, \d+\) .* was not converted from"):
-            ps.verify(one, ps.convert(other), [x])
+        proof = ps.verify(one, ps.convert(other), [x])
+        assert not proof.exact and proof.different > 20
 
 
 def test_equalization_and_training_say_what_they_cannot_take() -> None:

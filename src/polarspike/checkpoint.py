@@ -29,6 +29,7 @@ from polarspike.weights import trained_weights
 FORMAT = 2
 Saved = QuantizedNetwork | SpikingNetwork | TemporalNetwork
 _KEY = "polarspike"
+_EXPORTED = "polarspike_integer"  # of polarspike.integer, whose files are of this kind, too
 # "temporal" came later: a release that does not know it says so.
 _KINDS: dict[str, type[Saved]] = {
     "quantized": QuantizedNetwork,
@@ -112,11 +113,6 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Saved:
         CheckpointError: not a checkpoint, truncated, of another format version, damaged, or of another model.
     """
     header, tensors = read(path)
-    if "kind" not in header:
-        raise CheckpointError(
-            f"{path}: expected a quantized, spiking or temporal network, got an exported one; polarspike run and "
-            "polarspike.integer.load take it"
-        )
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: expected format {FORMAT}, got {header.get('format')!r}, written by "
@@ -183,6 +179,11 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
             f"{path}: not a complete safetensors file ({error}); it is another kind of file, or was truncated in a copy: "
             "write it again with polarspike.save, or copy it again"
         ) from error
+    if _EXPORTED in metadata:
+        raise CheckpointError(
+            f"{path}: expected a quantized, spiking or temporal network, got an exported one; polarspike run and "
+            "polarspike.integer.load take it"
+        )
     if _KEY not in metadata:
         raise CheckpointError(
             f"{path}: a safetensors file, but not of polarspike: it holds tensors without a graph; "

@@ -31,7 +31,7 @@ FASHION_MNIST = Recipe(
     width=20,
     ann=TrainSpec(epochs=24, learning_rate=0.2, label_smoothing=0.1),
     quant=QuantSpec(negative=0, positive=15),
-    qann=TrainSpec(epochs=3, learning_rate=0.05, label_smoothing=0.1),
+    qann=TrainSpec(epochs=3, learning_rate=0.01, label_smoothing=0.1),
 )
 
 #: The recipe that ``polarspike train`` starts from, by dataset; for any other dataset it is ``Recipe()``.

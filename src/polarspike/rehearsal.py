@@ -213,9 +213,9 @@ def _learn(
         first_share=max(spec.first_share, TrainSpec.first_share),
     )  # fmt: skip
     right = 0
-    batches = max(1.0, IMAGES / recipe.batch_size)  # of the recipe, in whose place one step of all images stands
+    share = max(0.5, IMAGES / recipe.batch_size)  # rates grow with batches; half of one for many suits these few
     for turn in range(1, _MOST_ROUNDS + 1):
-        rate = plain.learning_rate * batches / (2 if turn <= 6 else 8)  # a rate for much data is too much for little
+        rate = plain.learning_rate * share / (1 if turn <= 6 else 4)
         history = fit(model, dataset.training(IMAGES), dataclasses.replace(plain, learning_rate=rate), progress=False)
         # After so few steps running averages still hold .9^8, two fifths, of what they began with.
         update_bn(dataset.evaluation(IMAGES, "train"), model)

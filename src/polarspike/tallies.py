@@ -31,7 +31,8 @@ class Tally:
 
     def fire(self, codes: Tensor) -> None:
         """Count the codes of one timestep."""
-        codes = codes.nan_to_num(0.0)  # a broken network; the comparison finds it
+        # A broken network, or one of other levels: the comparison finds it.
+        codes = codes.nan_to_num(0.0).clamp(-self.reach, self.reach)
         self.fired += torch.bincount((codes + self.reach).flatten().long(), minlength=len(self.fired)).cpu()
 
     def finish(self, site: Site) -> SiteComparison:
