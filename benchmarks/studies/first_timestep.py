@@ -10,8 +10,8 @@
     resnet9-settled  the float network of resnet9-early, quantized when it has had all of its 12 epochs, then trained for 3
     resnet9-largest  of 32 channels, quantized after 2 epochs and then trained for 12; about two hours of one core
     resnet9-largest-settled  the float network of that, quantized when it has had all 14, then trained for 3
-    recipe           what ``polarspike train --data fashion-mnist`` does, and the same with fewer levels: 20 channels, 24
-                     epochs in one schedule with smoothed labels, then 3
+    longest          of 20 channels, 24 epochs in one schedule with smoothed labels, then 3 at rate .05
+    recipe           the same, but the last 3 at rate .01: what ``polarspike train --data fashion-mnist`` does
 
 The float network itself (the control) goes on for the same epochs from the same weights, with the same schedule,
 augmentation and seed. ``activity`` is the weight of the spikes in the loss.
@@ -59,6 +59,7 @@ def _early(epochs: int) -> TrainSpec:
 FLOAT, TERNARY = ("float", 0.0), ("(1, 1)", 0.0)
 SIXTEEN, EIGHT, FOUR = ("(0, 15)", 0.0), ("(0, 7)", 0.0), ("(0, 3)", 0.0)
 BRIEF, LONG, WIDE = (fine_tuning("resnet9", epochs, 0, **RECIPE) for epochs in (3, 8, 5))
+WARMER = dataclasses.replace(FASHION_MNIST.qann, learning_rate=0.05)
 SETTLED = dataclasses.replace(BRIEF, label_smoothing=0.1)
 COURSES = {
     "resnet9": Course("resnet9", 8, BRIEF, (FLOAT, EIGHT, FOUR, TERNARY)),
@@ -68,7 +69,8 @@ COURSES = {
     "resnet9-settled": Course("resnet9", "resnet9-early", SETTLED, (FLOAT, EIGHT, FOUR, TERNARY)),
     "resnet9-largest": Course("resnet9-largest", 2, _early(12), (EIGHT, FLOAT)),
     "resnet9-largest-settled": Course("resnet9-largest", "resnet9-largest", SETTLED, (SIXTEEN, EIGHT, FLOAT)),
-    "recipe": Course("recipe", FASHION_MNIST.ann, FASHION_MNIST.qann, (SIXTEEN, EIGHT, FLOAT, FOUR, TERNARY)),
+    "longest": Course("recipe", FASHION_MNIST.ann, WARMER, (SIXTEEN, EIGHT, FLOAT), (0,)),
+    "recipe": Course("recipe", FASHION_MNIST.ann, FASHION_MNIST.qann, (SIXTEEN, FLOAT, EIGHT, FOUR, TERNARY)),
 }
 TIMES = (1, 2, 4, 8)
 SEQUENCES, NOISE = 2000, 0.3
