@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from polarspike.capture import capture, check_capture
-from polarspike.errors import CalibrationError, SpecError
+from polarspike.errors import CalibrationError
 from polarspike.graph import finish
 from polarspike.inputs import Inputs, batches_of, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.operator_table import Meaning
 from polarspike.operators import argument, base_of, describe_target, meaning_of
-from polarspike.sites import Site
+from polarspike.sites import require_float
 from polarspike.synaptic import SynapticLayer, synaptic_layers
 
 # f(a x) = a f(x) for every a > 0, channel by channel.
@@ -87,11 +87,7 @@ def equalize(model: nn.Module, example: Inputs, batches: Iterable[Any] | Tensor 
     Source: Nagel et al.: Data-Free Quantization Through Weight Equalization and Bias Correction (ICCV 2019), section 4.1,
     for the identity and the ranges of weights; the balance of signals is this project's own choice.
     """
-    if isinstance(model, nn.Module) and any(isinstance(part, Site) for part in model.modules()):
-        raise SpecError(
-            f"equalize: expected a float model, got {type(model).__name__} with sites already in it; equalize it before "
-            "polarspike.quantize"
-        )
+    require_float(model, "equalize: ", "; equalize it before polarspike.quantize")
     network = capture(model, example)
     pairs = pairs_of(network, _dimensions(network, example))
     if batches is None:

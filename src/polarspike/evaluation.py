@@ -6,7 +6,6 @@ Everything is counted in integers: a fraction appears only where it is read.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from polarspike import distributed
+from polarspike.checks import is_integer
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import Inputs, to_device
+from polarspike.inputs import Inputs, as_whole, to_device
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.spiking import Observer
 
@@ -212,11 +212,8 @@ def evaluate(
 def _whole(timesteps: int | Sequence[int]) -> list[int]:
     """The T that are asked for, in order; integers of NumPy and torch are some, too."""
     given = list(timesteps) if isinstance(timesteps, Iterable) else [timesteps]
-    try:
-        found = [operator.index(T) for T in given if not isinstance(T, bool)]
-    except (TypeError, ValueError):  # no integer; a tensor of several
-        found = []
-    if not given or len(found) < len(given) or min(found) < 1:
+    found = [as_whole(T.tolist() if isinstance(T, Tensor) else T) for T in given]
+    if not found or not all(is_integer(T, 1) for T in found):
         raise SpecError(f"evaluate: expected timesteps of at least 1, such as (1, 2, 4), got {timesteps!r}")
     return sorted(set(found))
 

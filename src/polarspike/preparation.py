@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils import _pytree as pytree
 
-from polarspike.errors import CaptureError, InputError
+from polarspike.errors import CaptureError, InputError, PolarspikeWarning
 from polarspike.inputs import Inputs, as_call, batch_size, require_finite, tensors_of
 
 
@@ -113,3 +114,36 @@ def _fix_parametrized(module: nn.Module) -> None:
             module.register_parameter(name, nn.Parameter(value))
         else:
             module.register_buffer(name, value)
+
+
+def tell_of_pruned(model: nn.Module) -> None:
+    """Warn of pruned layers.
+
+    Warns:
+        PolarspikeWarning: there are some.
+    """
+    pruned = [
+        name
+        for name, module in model.named_modules()
+        if any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values())
+    ]
+    if pruned:
+        warnings.warn(
+            f"quantize: {pruned[0]!r} is pruned{f' ({len(pruned)} modules are)' if len(pruned) > 1 else ''}: its zeros are "
+            "plain weights of the quantized network, which fit, distill and reconstruct move again",
+            PolarspikeWarning,
+            stacklevel=3,
+        )
+
+
+def frozen_in(model: nn.Module, network: nn.Module) -> tuple[str, ...]:
+    """Modules of a graph that the model's own ``train()`` leaves in evaluation mode."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.train()
+        kept = [name for name, module in model.named_modules() if not module.training]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    there = dict(network.named_modules())
+    return tuple(name for name in kept if name in there)

@@ -23,18 +23,15 @@ from polarspike.errors import MissingExtraError, SpecError
 # One process makes the frames of a data set while the others wait for it; torch's own patience is ten minutes with NCCL.
 _PATIENCE = datetime.timedelta(hours=6)
 
+_SHARDED = "TrainSpec(sharded=True), or --ann.sharded True and --qann.sharded True"
+_PRECISION = "TrainSpec(precision=...), or --ann.precision and --qann.precision"
+
 # Switches of accelerate's launcher that would change the training under us, and what says the same here.
 _SAID_HERE = {
-    "ACCELERATE_USE_FSDP": ("--use_fsdp", "TrainSpec(sharded=True), or --ann.sharded True and --qann.sharded True"),
-    "ACCELERATE_USE_DEEPSPEED": (
-        "--use_deepspeed",
-        "TrainSpec(sharded=True), or --ann.sharded True and --qann.sharded True",
-    ),
-    "ACCELERATE_USE_MEGATRON_LM": ("--use_megatron_lm", "TrainSpec(sharded=True), or --ann.sharded True"),
-    "ACCELERATE_MIXED_PRECISION": (
-        "--mixed_precision",
-        "TrainSpec(precision=...), or --ann.precision and --qann.precision",
-    ),
+    "ACCELERATE_USE_FSDP": ("--use_fsdp", _SHARDED),
+    "ACCELERATE_USE_DEEPSPEED": ("--use_deepspeed", _SHARDED),
+    "ACCELERATE_USE_MEGATRON_LM": ("--use_megatron_lm", _SHARDED),
+    "ACCELERATE_MIXED_PRECISION": ("--mixed_precision", _PRECISION),
     "ACCELERATE_DYNAMO_BACKEND": ("--dynamo_backend", "torch.compile on the model that you give"),
 }
 

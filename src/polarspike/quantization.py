@@ -8,19 +8,17 @@ table stays as it is. What the table does not know is an error, never skipped.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import prune
 
 from polarspike import ops
 from polarspike.capture import Route, capture, check_capture, graph_inputs
 from polarspike.contract import Rule, rules_of
-from polarspike.errors import OperatorError, PolarspikeWarning, SpecError
+from polarspike.errors import OperatorError, SpecError
 from polarspike.graph import INTEGERS, finish, free_path, scope_of, signals
 from polarspike.inputs import Inputs, Signature
 from polarspike.modules import evaluating
@@ -35,9 +33,10 @@ from polarspike.placement import (
     synapses_of,
 )
 from polarspike.plan import Plan, PlannedOperator, PlannedSite
+from polarspike.preparation import frozen_in, tell_of_pruned
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
-from polarspike.sites import Site
+from polarspike.sites import require_float
 from polarspike.specs import QuantSpec, SiteSpec
 
 # A learned gain starts here where the activation itself has no negative side; from zero it would fire without effect.
@@ -115,7 +114,7 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
         PolarspikeWarning: layers of the model are pruned; training moves their zeros again.
     """
     network = _captured(model, spec, example, route)
-    _tell_of_pruned(model)
+    tell_of_pruned(model)
     planner = _Planner(network, spec, graph_inputs(model, example))
     planner.plan()
     planner.place()
@@ -124,46 +123,17 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
     with qann.float_activations():
         check_capture(model, qann, example)
     modes = {name: module.training for name, module in model.named_modules()}
-    qann.frozen = _frozen(model, qann.network)
+    qann.frozen = frozen_in(model, qann.network)
     qann.train(model.training)
     for name, module in qann.network.named_modules():  # a norm that was frozen stays frozen
         module.training = modes.get(name, module.training)
     return qann
 
 
-def _tell_of_pruned(model: nn.Module) -> None:
-    pruned = [
-        name
-        for name, module in model.named_modules()
-        if any(isinstance(hook, prune.BasePruningMethod) for hook in module._forward_pre_hooks.values())
-    ]
-    if pruned:
-        warnings.warn(
-            f"quantize: {pruned[0]!r} is pruned{f' ({len(pruned)} modules are)' if len(pruned) > 1 else ''}: its zeros are "
-            "plain weights of the quantized network, which fit, distill and reconstruct move again",
-            PolarspikeWarning,
-            stacklevel=3,
-        )
-
-
-def _frozen(model: nn.Module, network: nn.Module) -> tuple[str, ...]:
-    """Modules of a graph that the model's own ``train()`` leaves in evaluation mode."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.train()
-        kept = [name for name, module in model.named_modules() if not module.training]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    there = dict(network.named_modules())
-    return tuple(name for name in kept if name in there)
-
-
 def _captured(model: nn.Module, spec: QuantSpec, example: Inputs, route: Route) -> fx.GraphModule:
     if not isinstance(spec, QuantSpec):
         raise SpecError(f"expected a QuantSpec, got {type(spec).__name__}; write QuantSpec(negative=2, positive=6)")
-    if isinstance(model, nn.Module) and any(isinstance(part, Site) for part in model.modules()):
-        raise SpecError(f"expected a float model, got {type(model).__name__} with sites already in it")
+    require_float(model)
     return capture(model, example, route)
 
 

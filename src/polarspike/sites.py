@@ -207,3 +207,13 @@ class Site(nn.Module):
             self.bounds = self._bounds(self.bounds.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.calibrated = bool((torch.isfinite(self.start) & (self.start > 0)).all())
+
+
+def require_float(model: object, where: str = "", repair: str = "") -> None:
+    """Refuse a network that has sites already.
+
+    Raises:
+        SpecError: it has; ``where`` stands before the message, ``repair`` behind it.
+    """
+    if isinstance(model, nn.Module) and any(isinstance(part, Site) for part in model.modules()):
+        raise SpecError(f"{where}expected a float model, got {type(model).__name__} with sites already in it{repair}")

@@ -136,10 +136,12 @@ def _beginning(example: Inputs, batches: Iterable[Any] | Tensor | None) -> tuple
         return [example], iter([example])
     rest = _finite(to_device(inputs, torch.device("cpu")) for inputs, _ in batches_of(batches))
     shown: list[Inputs] = []
-    while len(shown) < _SHOWN or sum(map(batch_size, shown)) < _SAMPLES:
+    samples = 0
+    while len(shown) < _SHOWN or samples < _SAMPLES:
         if (inputs := next(rest, None)) is None:
             break
         shown.append(inputs)
+        samples += batch_size(inputs)
     return shown or [example], itertools.chain(shown, rest)
 
 
