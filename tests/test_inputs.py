@@ -80,6 +80,39 @@ def test_calls_are_bound_as_python_does(args: tuple[Any, ...], named: dict[str, 
         bind(parameters, args, named)
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            (X,),
+            r"the network takes \['x', 'y'\]; in a batch, several inputs are a dict by name, \{'x': ..., 'y': ...\}$",
+        ),
+        (({"x": X, "y": X},), r"pass a dict of inputs by keyword: network\(\*\*inputs\)$"),
+        (([X, X],), r"pass a list of inputs by position: network\(\*inputs\)$"),
+    ],
+    ids=["half of a pair", "dict", "list"],
+)
+def test_several_inputs_that_came_as_one_are_told_how_to_come(args: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=r"inputs \['y'\] are missing; .*" + message):
+        bind({"x": Parameter.empty, "y": Parameter.empty}, args, {})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (([X, X],), "got '0': list of 2 tensors; every tensor must be an argument of its own: wrap the model"),
+        ({"pair": {"x": X, "y": X}}, "got 'pair': dict of 2 tensors; every tensor must be"),
+        ((X.numpy(),), r"got '0': ndarray; make tensors of arrays: torch.from_numpy\(array\)$"),
+        ((torch.tensor(1.0), 3), r"got '0': a tensor of shape \(\), '1': int$"),
+        ({}, "got no inputs$"),
+    ],
+    ids=["list", "dict", "array", "scalar", "nothing"],
+)
+def test_what_is_no_batch_is_named_with_what_to_do(inputs: Any, message: str) -> None:
+    with pytest.raises(InputError, match=f"expected at least one input tensor with a batch dimension, {message}"):
+        batch_size(inputs)
+
+
 def test_a_signature_fixes_dimensions_and_channels_but_not_sizes() -> None:
     signature = Signature.of({"x": torch.zeros(2, 3, 8, 8), "scale": torch.zeros(2), "flag": True})
     signature.check({"x": torch.zeros(5, 3, 9, 7), "scale": torch.zeros(5)})

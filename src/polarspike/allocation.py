@@ -47,7 +47,7 @@ from polarspike.checks import is_positive
 from polarspike.energy import CostTable
 from polarspike.errors import SpecError
 from polarspike.meter import Meter
-from polarspike.modules import evaluating
+from polarspike.modules import evaluating, require_ordinary
 from polarspike.observation import observe
 from polarspike.quantized import QuantizedNetwork, require_calibrated, respecify
 from polarspike.quantizers import PolarityQuantizer
@@ -163,6 +163,7 @@ def allocate(
     _check(budget, resource, answers, gains)
     if torch.is_inference_mode_enabled():
         raise SpecError("allocate: expected to be called outside of torch.inference_mode(): it needs gradients")
+    require_ordinary("allocate", qann)
     with evaluating(qann):
         pairs = float_answers("allocate", qann, batches, answers)
     kept = [inputs for inputs, _ in pairs]

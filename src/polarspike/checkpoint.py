@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from polarspike import seals
 from polarspike.capture import capture
 from polarspike.errors import CheckpointError, PolarspikeError, SpecError
 from polarspike.files import replacing
@@ -29,6 +30,7 @@ from polarspike.weights import trained_weights
 FORMAT = 2
 Saved = QuantizedNetwork | SpikingNetwork | TemporalNetwork
 _KEY = "polarspike"
+_DIGEST = "sha256"  # an entry of the description, not of the metadata, whose entries are written in any order
 _EXPORTED = "polarspike_integer"  # of polarspike.integer, whose files are of this kind, too
 # "temporal" came later: a release that does not know it says so.
 _KINDS: dict[str, type[Saved]] = {
@@ -42,9 +44,9 @@ _SITES: Sites = {**KNOWN_SITES, LeakyPolarityNeuron.__name__: LeakyPolarityNeuro
 def save(network: Saved, path: str | os.PathLike[str]) -> None:
     """Write a quantized, spiking or temporal network: tensors, graph, specs, versions and ``network.notes``, in one file.
 
-    The file is complete or absent: it is written beside its place and then moved there. Tensors are stored in their own
-    floating type; tied weights are stored twice. Which weights are tied or need no gradient is not stored: say so again
-    before a loaded network is trained on.
+    The file is complete or absent: it is written beside its place and then moved there. It holds a SHA-256 of all that is
+    in it, and the same network makes the same bytes. Tensors are stored in their own floating type; tied weights are stored
+    twice. Which weights are tied or need no gradient is not stored: say so again before a loaded network is trained on.
 
     Args:
         network: what :func:`polarspike.quantize`, :func:`polarspike.convert` or :func:`polarspike.unroll` made.
@@ -94,8 +96,9 @@ def save(network: Saved, path: str | os.PathLike[str]) -> None:
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     _assemble(json.loads(text), dict(tensors))  # what cannot be loaded again must not be written
     try:
+        sealed = json.dumps({**json.loads(text), _DIGEST: _digest(text, tensors)})
         with replacing(path) as partial:
-            save_file(tensors, partial, metadata={_KEY: text})
+            save_file(tensors, partial, metadata={_KEY: sealed})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot be written: {error}; choose a folder that exists and is writable"
@@ -164,7 +167,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     """The header and the tensors of a file, as they stand in it.
 
     Raises:
-        CheckpointError: the file is missing, no safetensors file, truncated, or holds no network of this library.
+        CheckpointError: the file is missing, no safetensors file, truncated or damaged, or holds no network of this library.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise CheckpointError(f"load: expected a path, got {type(path).__name__}")
@@ -195,6 +198,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
         raise CheckpointError(f"{path}: damaged: its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: damaged: its header is {type(header).__name__}, not an object")
+    expected = header.pop(_DIGEST, None)  # files of earlier releases have none
+    known = header.get("format") == FORMAT
+    if known and expected is not None and _digest(json.dumps(header), tensors) != expected:
+        raise CheckpointError(
+            f"{path}: damaged: expected the SHA-256 that it holds of itself, got another: a weight or its description was "
+            "changed in a copy or by another program; write it again with polarspike.save, or copy it again"
+        )
     return header, tensors
 
 
@@ -212,6 +222,13 @@ def kind_of(path: str | os.PathLike[str]) -> str | None:
         return None
     kind = header.get("kind") if isinstance(header, dict) else None
     return kind if kind in _KINDS else None
+
+
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a description and of the type, shape and bytes of each tensor."""
+    layouts = {name: f"{value.dtype} {tuple(value.shape)}" for name, value in sorted(tensors.items())}
+    content = {name: value.reshape(-1).view(torch.uint8).numpy() for name, value in tensors.items()}
+    return seals.arrays_digest({_KEY: text, "layouts": json.dumps(layouts)}, content)
 
 
 def _is_permuted(value: Tensor) -> bool:

@@ -15,7 +15,7 @@ from polarspike.answers import Answers, Pair, distance, error, float_answers, re
 from polarspike.checks import is_integer, is_positive
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.inputs import float_leaves
-from polarspike.modules import apply, evaluating
+from polarspike.modules import apply, evaluating, require_ordinary
 from polarspike.optimization import keep_within, learned_gains
 from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
 from polarspike.sites import Site
@@ -173,6 +173,7 @@ def _check_arguments(qann: object, reference: object, answers: object, steps: ob
         raise SpecError(
             "distill: expected to be called outside of torch.inference_mode(), in which nothing can be trained"
         )
+    require_ordinary("distill", network)
     require_answers("distill", answers)
     if not is_integer(steps, 1):
         raise SpecError(f"distill: steps: expected a positive integer, got {steps!r}")

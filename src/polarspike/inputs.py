@@ -149,11 +149,37 @@ def float_leaves(answer: Any) -> list[Tensor]:
 
 
 def batch_size(inputs: Inputs) -> int:
-    """The length of dimension 0 of the first tensor."""
+    """The length of dimension 0 of the first tensor.
+
+    Raises:
+        InputError: there is no tensor, or it has no dimensions.
+    """
     tensors = tensors_of(inputs)
     if not tensors or tensors[0][1].dim() == 0:
-        raise InputError("expected at least one input tensor with a batch dimension, got none")
+        raise InputError(f"expected at least one input tensor with a batch dimension, got {_described(inputs)}")
     return tensors[0][1].shape[0]
+
+
+def _described(inputs: Inputs) -> str:
+    """Inputs that are no batch, and how to make one of them."""
+    args, kwargs = as_call(inputs)
+    named = {**{str(index): value for index, value in enumerate(args)}, **kwargs}
+    found = ", ".join(f"{name!r}: {_kind(value)}" for name, value in named.items()) or "no inputs"
+    if any(holds_tensor(value) and not isinstance(value, Tensor) for value in named.values()):
+        return (
+            f"{found}; every tensor must be an argument of its own: wrap the model in a module whose forward takes them one "
+            "by one and packs them"
+        )
+    if any(hasattr(value, "__array_interface__") for value in named.values()):
+        return f"{found}; make tensors of arrays: torch.from_numpy(array)"
+    return found
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    held = sum(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+    return f"{type(value).__name__} of {held} tensors" if held else type(value).__name__
 
 
 def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> list[Inputs]:
@@ -291,7 +317,7 @@ def bind(parameters: Mapping[str, Any], args: tuple[Any, ...], named: Mapping[st
         raise InputError(f"inputs {doubled} are given twice, by position and by name; {expected}")
     values = {**dict(zip(names, args, strict=False)), **named}
     if missing := [name for name in names if name not in values and parameters[name] is Parameter.empty]:
-        raise InputError(f"inputs {missing} are missing; {expected}")
+        raise InputError(f"inputs {missing} are missing; {expected}{_packed(args, names)}")
     for name, value in values.items():
         default = parameters[name]
         if default is not Parameter.empty and (isinstance(value, Tensor) or value != default):
@@ -301,6 +327,16 @@ def bind(parameters: Mapping[str, Any], args: tuple[Any, ...], named: Mapping[st
             )
     bound = {name: values.get(name, parameters[name]) for name in names}
     return bound | {str(index): args[index] for index in range(len(names), len(args))}
+
+
+def _packed(args: tuple[Any, ...], names: list[str]) -> str:
+    """A hint for several inputs that came as one."""
+    if args and isinstance(args[0], Mapping):
+        return "; pass a dict of inputs by keyword: network(**inputs)"
+    if args and isinstance(args[0], (tuple, list)):
+        return "; pass a list of inputs by position: network(*inputs)"
+    packed = ", ".join(f"{name!r}: ..." for name in names)
+    return f"; in a batch, several inputs are a dict by name, {{{packed}}}" if len(names) > 1 else ""
 
 
 def _fits(got: tuple[int, ...], shape: tuple[int, ...], real: bool) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from polarspike.errors import SpecError
 from polarspike.inputs import Inputs, as_call
 from polarspike.precision import float32_products
 
@@ -25,6 +26,20 @@ def device_of(network: nn.Module) -> torch.device:
     for tensor in (*network.parameters(), *network.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def require_ordinary(operation: str, network: nn.Module) -> None:
+    """Refuse weights that torch cannot take a gradient of, ever: those that were made in its inference mode.
+
+    Raises:
+        SpecError: such a parameter or buffer, by name.
+    """
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_inference():
+            raise SpecError(
+                f"{operation}: {name!r} was made within torch.inference_mode(), whose tensors take part in no gradient; "
+                "build, quantize and load networks outside of it, or give a copy.deepcopy of this one"
+            )
 
 
 def move_for_training(network: nn.Module, device: torch.device | str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Digests in exported files: what was damaged or changed behind the export is noticed before it answers; without torch.
+"""Digests in files: what was damaged or changed behind our back is noticed before it answers; without torch.
 
 An ONNX model is sealed by one more entry of its metadata, appended as protobuf allows. Whoever checks it parses no graph:
 

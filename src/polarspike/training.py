@@ -35,7 +35,7 @@ from polarspike.distributed import Share
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
 from polarspike.inputs import Inputs, map_inputs, tensors_of
-from polarspike.modules import apply, at_rest, device_of
+from polarspike.modules import apply, at_rest, device_of, require_ordinary
 from polarspike.optimization import set_rates, trainable
 from polarspike.randomness import Stream, epoch_seed, randomness_kept, seed_everything
 from polarspike.runs import RunDirectory
@@ -338,6 +338,7 @@ def _check_arguments(
         raise SpecError(
             "fit: gradients are switched off here (torch.no_grad or inference_mode); call it outside of that"
         )
+    require_ordinary("fit", model)
     if not trainable(model):
         raise SpecError(f"fit: no parameter of this {type(model).__name__} requires a gradient; nothing can be trained")
     half = next((n for n, p in trainable(model).items() if p.dtype in (torch.float16, torch.bfloat16)), None)

@@ -16,7 +16,7 @@ from torch import nn
 
 import polarspike as ps
 from polarspike.errors import CheckpointError
-from tests.checkpoint.saved import Net, made
+from tests.checkpoint.saved import Net, made, same
 
 # --- files that are none -------------------------------------------------------------------------------------------------
 
@@ -75,6 +75,32 @@ def test_flipped_bytes_of_the_header_never_raise_anything_else(path: Path) -> No
         except CheckpointError:
             refused += 1
     assert refused > 100
+
+
+def test_any_changed_bit_of_a_weight_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    header = 8 + struct.unpack("<Q", whole[:8])[0]
+    chance = random.Random(3)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(header, len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(CheckpointError, match=r"net.safetensors: damaged: expected the SHA-256 .* write it again"):
+            ps.load(path)
+
+
+def test_a_changed_word_of_the_description_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    assert whole.count(b'\\"positive\\": 6') > 0  # in quotes of quotes: JSON within the JSON of safetensors
+    path.write_bytes(whole.replace(b'\\"positive\\": 6', b'\\"positive\\": 5', 1))
+    with pytest.raises(CheckpointError, match="damaged: expected the SHA-256"):
+        ps.load(path)
+
+
+def test_a_file_of_an_earlier_release_without_a_digest_is_read(path: Path) -> None:
+    wanted = ps.load(path)
+    rewritten(path, lambda header, tensors: header.pop("sha256"))
+    assert b"sha256" not in path.read_bytes() and same(ps.load(path), wanted)
 
 
 def test_a_file_with_bytes_behind_its_end_is_refused(path: Path) -> None:

@@ -154,6 +154,35 @@ def test_what_convert_wrote_is_exported_on_the_same_images(call: Call, tmp_path:
     assert code == 2 and "is no folder, no file, and no dataset" in err
 
 
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        ({"crop": "half"}, "could not convert string to float: 'half'"),
+        ({"crop": 1.5}, "crop: expected a number above 0 and at most 1, got 1.5"),
+        ({"shape": [3, 0, 8]}, "shape: expected three positive integers C,H,W"),
+        ({"shape": 3}, "'int' object is not iterable"),
+        ({"normalization": "imagenet"}, "got: "),
+    ],
+    ids=str,
+)
+def test_notes_that_mean_nothing_are_named(
+    call: Call, tmp_path: Path, own: list[str], note: dict[str, object], message: str
+) -> None:
+    model, path = sources.build(own[0], Path(own[2])), tmp_path / "qann.safetensors"
+    qann = ps.quantize(model, QuantSpec(), example=torch.zeros(2, 3, 8, 8))
+    ps.calibrate(qann, [torch.from_numpy(np.load(own[-1]))])
+    qann.notes = note
+    ps.save(qann, path)
+    code, _, err = call("diagnose", path, "--images", own[-1])
+    assert code == 2 and f"{path}: expected the notes 'shape' (C, H, W), 'normalization' and 'crop'" in err
+    assert message in err
+    if "shape" not in note:  # the options stand for what the file says
+        qann.notes = {"crop": 0.5, "shape": [3, 9, 9]}
+        ps.save(qann, path)
+        assert call("diagnose", path, "--images", own[-1])[0] == 2
+        assert call("diagnose", path, "--images", own[-1], "--shape", "3,8,8")[0] == 0
+
+
 def test_inspect_prints_the_plan(call: Call, own: list[str], tmp_path: Path) -> None:
     code, out, _ = call("inspect", own[0], *own[1:3], "--shape", "3,8,8")
     model = sources.build(own[0], Path(own[2]))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from polarspike.calibration import calibrate
 from polarspike.cli.command import show
-from polarspike.cli.files import load_quantized
+from polarspike.cli.files import load_quantized, noted
 from polarspike.cli.network import NetworkCommand
-from polarspike.data import Normalization
 from polarspike.errors import SpecError
 from polarspike.experiment import require_device
 from polarspike.quantization import quantize
@@ -35,15 +33,9 @@ class Diagnose(NetworkCommand):
             raise SpecError("diagnose: expected --images, on which the losses are measured")
         if self.names_a_file:
             require_device(self.device)
-            qann = load_quantized(Path(self.model)).to(self.device)
-            known = self.preprocessing({})
-            if known.shape is None and "shape" in qann.notes:
-                known = dataclasses.replace(known, shape=tuple(qann.notes["shape"]))
-            if self.crop is None and "crop" in qann.notes:
-                known = dataclasses.replace(known, crop=qann.notes["crop"])
-            if "normalization" in qann.notes:
-                known = dataclasses.replace(known, normalization=Normalization.from_dict(qann.notes["normalization"]))
-            batches, _ = self.batches(known)
+            path = Path(self.model)
+            qann = load_quantized(path).to(self.device)
+            batches, _ = self.batches(self.wanted(noted(path, qann.notes)))
         else:
             network = self.prepare()
             assert network.batches is not None

@@ -220,6 +220,23 @@ def images_for(path: Path, network: Saved, source: Source) -> Images:
     return images
 
 
+def noted(path: Path, notes: Mapping[str, Any]) -> Preprocessing:
+    """What the notes of a network's file say of its images; nothing where they are silent.
+
+    Raises:
+        CheckpointError: a note that cannot mean that.
+    """
+    try:
+        shape = tuple(int(size) for size in notes["shape"]) if "shape" in notes else None
+        scaling = Normalization.from_dict(notes["normalization"]) if "normalization" in notes else None
+        return Preprocessing(shape, scaling, float(notes.get("crop", 1.0)))  # type: ignore[arg-type]
+    except (SpecError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: expected the notes 'shape' (C, H, W), 'normalization' and 'crop' as convert and train write them, "
+            f"got: {error}"
+        ) from error
+
+
 def pictures_for(path: Path, network: Saved, source: str, count: int) -> tuple[Tensor, ...]:
     """Batches of at most ``count`` images without labels, cut and scaled as the notes of the network's file say.
 
@@ -233,32 +250,24 @@ def pictures_for(path: Path, network: Saved, source: str, count: int) -> tuple[T
             f"--images {source}: expected a network of one image (C, H, W), got inputs {[list(s) for _, s in shapes]}; give "
             "batches to polarspike.export in Python"
         )
-    scaling = Normalization.from_dict(notes["normalization"]) if "normalization" in notes else None
-    if scaling is None and not source.lower().endswith((".npy", ".safetensors")):
+    known = dataclasses.replace(noted(path, notes), shape=shapes[0][1])
+    if known.normalization is None and not source.lower().endswith((".npy", ".safetensors")):
         raise DataError(
             f"{path}: expected the note 'normalization', as convert --images and train write it, got none: nothing says how "
             f"the pictures of {source} are scaled; give a .npy file of inputs"
         )
-    channels, height, width = shapes[0][1]
-    known = Preprocessing((channels, height, width), scaling, float(notes.get("crop", 1.0)))
     images, _ = sources.images(source, known, count)
     return torch.split(images, _BATCH)
 
 
 def _as_cut(path: Path, notes: Mapping[str, Any], dataset: AnyDataset) -> AnyDataset:
     """Pictures on disk, cut to the size and by the share that the file's network was calibrated with."""
-    if not isinstance(dataset, StreamedDataset) or "shape" not in notes:
+    if not isinstance(dataset, StreamedDataset) or (known := noted(path, notes)).shape is None:
         return dataset
-    try:
-        _, height, width = notes["shape"]
-        crop = float(notes.get("crop", 1.0))
-        if height != width or not 0 < crop <= 1:
-            raise ValueError(f"{height}x{width} pixels and a cut of {crop:g}")
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: expected the notes 'shape' (C, H, W) of a square and 'crop' in (0, 1], got: {error}"
-        ) from error
-    return dataclasses.replace(dataset, size=height, resize=max(height, round(height / crop)))
+    _, height, width = known.shape
+    if height != width:
+        raise CheckpointError(f"{path}: expected the note 'shape' of a square, got {height}x{width} pixels")
+    return dataclasses.replace(dataset, size=height, resize=max(height, round(height / known.crop)))
 
 
 def _frames(path: Path, notes: Mapping[str, Any], name: str) -> FrameSpec | None:

@@ -81,7 +81,7 @@ class NetworkCommand(Command):
         if self.batch_size < 1:
             raise SpecError(f"--batch-size: expected an integer of at least 1, got {self.batch_size}")
         options = parse_options(self.options)
-        known = self.preprocessing(options)
+        known = self.wanted(sources.preprocessing(self.model, options))
         torch.manual_seed(_SEED)  # of random weights
         model = sources.build(self.model, self.weights, random_weights=self.random_weights, options=options, say=tell)
         batches: tuple[Tensor, ...] | None = None
@@ -94,9 +94,8 @@ class NetworkCommand(Command):
             network.notes.update(self._notes_of_dataset(network))
         return network
 
-    def preprocessing(self, options: dict[str, Any]) -> Preprocessing:
-        """What the package knows of the network's images, with what the options say in its place."""
-        known = sources.preprocessing(self.model, options) if not self.names_a_file else Preprocessing()
+    def wanted(self, known: Preprocessing) -> Preprocessing:
+        """What is known of the network's images, with what the options say in its place."""
         if self.shape is not None:
             known = dataclasses.replace(known, shape=parse_shape(self.shape))
         if self.crop is not None:
