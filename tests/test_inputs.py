@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from polarspike.errors import InputError, SpecError
-from polarspike.inputs import Signature, as_call, batch_size, batches_of, bind, frames_of, map_inputs, to_device
+from polarspike.errors import InputError
+from polarspike.inputs import Signature, as_call, batch_size, batches_of, bind, map_inputs, to_device
 
 X = torch.arange(12.0).view(4, 3)
 Y = torch.arange(4)
@@ -128,18 +128,3 @@ def test_a_signature_fixes_dimensions_and_channels_but_not_sizes() -> None:
 def test_a_signature_by_position_holds_by_name() -> None:
     named = Signature.of((torch.zeros(2, 3), True, torch.zeros(2, 5))).named(["a", "flag", "b"])
     assert named.shapes == (("a", (3,)), ("b", (5,)))
-
-
-def test_frames_of_a_sequence_and_of_one_image() -> None:
-    assert frames_of(X, 3, None) == [X, X, X]
-    frames = frames_of({"x": X, "flag": True}, None, 1)
-    assert [frame["x"].tolist() for frame in frames] == X.t().tolist()  # type: ignore[call-overload]
-    with pytest.raises(InputError, match="has no such dimension"):
-        frames_of(X, None, 2)
-    with pytest.raises(InputError, match="one common length"):
-        frames_of((X, X[:, :2]), None, 1)
-    with pytest.raises(SpecError, match="contradicts a sequence of 3 frames"):
-        frames_of(X, 2, 1)
-    for wrong in (0, True, 1.5):
-        with pytest.raises(SpecError, match="expected a positive integer"):
-            frames_of(X, wrong, None)  # type: ignore[arg-type]

@@ -11,15 +11,8 @@ from torch.utils import _pytree as pytree
 
 from polarspike import ops
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import (
-    Inputs,
-    batch_size,
-    batches_of,
-    frames_of,
-    require_finite,
-    running_means,
-    to_device,
-)
+from polarspike.frames import frames_of, running_means
+from polarspike.inputs import Inputs, batch_size, batches_of, require_finite, to_device
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork, refine

@@ -25,8 +25,9 @@ from torch.utils import _pytree as pytree
 
 from polarspike.contract import Rule, rules_of
 from polarspike.errors import InputError, OperatorError
+from polarspike.frames import frames_of
 from polarspike.graph import depth_of, modules_of, signals
-from polarspike.inputs import Signature, batch_size, bind, frames_of
+from polarspike.inputs import Signature, batch_size, bind
 from polarspike.neurons import PolarityNeuron
 from polarspike.operators import moving
 from polarspike.quantized import fitting, parameters_of

@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from polarspike.errors import InputError, SpecError
+from polarspike.frames import channels_of, frames_of, running_means
 from polarspike.graph import INTEGERS, depth_of, modules_of
-from polarspike.inputs import Inputs, Signature, as_call, bind, channels_of, frames_of, running_means
+from polarspike.inputs import Inputs, Signature, as_call, bind
 from polarspike.neurons import CappedNeuron, NeuronState, PolarityNeuron
 from polarspike.overwriting import let_overwrite
 from polarspike.quantized import fitting, parameters_of

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from polarspike.errors import InputError, SpecError
+from polarspike.frames import frames_of
 from polarspike.graph import finish
-from polarspike.inputs import Inputs, batches_of, frames_of, map_inputs, require_finite, to_device
+from polarspike.inputs import Inputs, batches_of, map_inputs, require_finite, to_device
 from polarspike.modules import apply, device_of
 from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork

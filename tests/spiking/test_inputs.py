@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import running_means
+from polarspike.frames import running_means
 from polarspike.quantized import QuantizedNetwork
 from polarspike.spiking import SpikingNetwork
 from tests.networks import network, signal, trained_like

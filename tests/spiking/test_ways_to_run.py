@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 import polarspike as ps
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import running_means
+from polarspike.frames import running_means
 from polarspike.spiking import SpikingState
 from tests.networks import NETWORKS, calibrated, network, signal
 from tests.spiking.pairs import pair

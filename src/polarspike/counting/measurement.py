@@ -14,7 +14,8 @@ from polarspike.counting.recording import Recording
 from polarspike.counting.rows import ElementwiseCounts
 from polarspike.counting.tally import Tally
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, frames_of, tensors_of
+from polarspike.frames import frames_of
+from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, tensors_of
 from polarspike.neurons import NeuronState
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork, SpikingState
