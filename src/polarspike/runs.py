@@ -94,13 +94,7 @@ class RunDirectory:
     @property
     def config(self) -> dict[str, Any]:
         """What ``config.json`` says now."""
-        config = self.read_json("config.json")
-        if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") != VERSION:
-            raise RunError(
-                f"{self.config_path}: expected the configuration of a run, format {FORMAT!r} version {VERSION}; "
-                "it was written by something else or by another release; give another directory"
-            )
-        return config
+        return read_config(self.path)
 
     def configure(self, **specs: object) -> None:
         """Record what the run was asked to do, under ``specs`` in ``config.json``.
@@ -168,20 +162,7 @@ class RunDirectory:
         Raises:
             RunError: a line before the last one is not a record.
         """
-        if not self.log_path.exists():
-            return []
-        *lines, torn = self.log_path.read_bytes().split(b"\n")  # a whole log ends with a newline, so torn is then empty
-        del torn
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise RunError(f"{self.log_path}, line {number}: expected a JSON object; repair or remove the line")
-            records.append(record)
-        return records
+        return read_records(self.path)
 
     def keep_records(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the records for which ``keep`` is false, and a torn last line."""
@@ -199,13 +180,7 @@ class RunDirectory:
 
     def read_json(self, name: str) -> Any:
         """What the JSON file ``name`` of this directory holds."""
-        place = self._place(name)
-        try:
-            return json.loads(place.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise RunError(f"{place}: no such file; this run has not written it") from None
-        except (OSError, ValueError) as error:
-            raise RunError(f"{place}: expected a JSON file, got {error}") from error
+        return read_json(self._place(name))
 
     def write_checkpoint(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
         """Replace the checkpoint by ``tensors`` and ``metadata`` (plain data), in one step."""
@@ -294,6 +269,59 @@ class RunDirectory:
             f"{self.path}: the run directory cannot be written ({error}); "
             "check permissions and free space, or give another directory"
         ) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What ``config.json`` of the run at ``path`` says; nothing is created or changed.
+
+    Raises:
+        RunError: there is none, or it is that of something else.
+    """
+    place = path / "config.json"
+    config = read_json(place)
+    if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") != VERSION:
+        raise RunError(
+            f"{place}: expected the configuration of a run, format {FORMAT!r} version {VERSION}; it was written by "
+            "something else or by another release; give another directory"
+        )
+    return config
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of the run at ``path``, without a torn last line; none if it has no log.
+
+    Raises:
+        RunError: a line before the last one is not a record.
+    """
+    place = path / "log.jsonl"
+    if not place.exists():
+        return []
+    *lines, torn = place.read_bytes().split(b"\n")  # a whole log ends with a newline, so torn is then empty
+    del torn
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise RunError(f"{place}, line {number}: expected a JSON object; repair or remove the line")
+        records.append(record)
+    return records
+
+
+def read_json(place: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        RunError: it is missing, or none.
+    """
+    try:
+        return json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{place}: no such file; this run has not written it") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{place}: expected a JSON file, got {error}") from error
 
 
 def differences(first: object, second: object, where: str) -> list[str]:

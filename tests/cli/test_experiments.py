@@ -22,6 +22,7 @@ def test_train_writes_the_run_and_prints_its_table(trained: Path) -> None:
     written = {path.name for path in trained.iterdir()}
     assert written == {
         "config.json", "ann", "qann", "control", "qann.safetensors", "snn.safetensors", "results.json", "report.txt",
+        "report.html",
     }  # fmt: skip
     report = (trained / "report.txt").read_text()
     assert "QANN" in report and "codes compared" in report and "energy per image" in report

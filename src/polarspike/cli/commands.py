@@ -14,6 +14,7 @@ from polarspike.cli.evaluate import Evaluate
 from polarspike.cli.experiments import Demo, Train
 from polarspike.cli.export import Export
 from polarspike.cli.inspect import Inspect
+from polarspike.cli.report import Report
 from polarspike.cli.run import Run
 from polarspike.cli.verify import Verify
 
@@ -31,6 +32,7 @@ def commands(arguments: Sequence[str]) -> dict[str, Any]:
         "export": Export,
         "run": Run,
         "bench": Bench,
+        "report": Report,
         "datasets": Datasets,
         "models": Models,
         "doctor": Doctor,

@@ -10,10 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STYLE = (
-    "body{font:15px/1.45 sans-serif;margin:2em auto;max-width:75em;padding:0 1em}"
-    "table{border-collapse:collapse;font-size:13px}"
-    "th,td{padding:.2em .6em;border-bottom:1px solid #ddd;text-align:right}th:first-child,td:first-child{text-align:left}"
-    "div{overflow-x:auto}img{max-width:100%}"
+    "body{font:15px/1.5 system-ui,sans-serif;color:#222;margin:2em auto;max-width:75em;padding:0 1em}"
+    "h1{font-size:1.6em}h2{font-size:1.2em;margin:2em 0 .4em;border-bottom:2px solid #2166ac;padding-bottom:.2em}"
+    "p{max-width:60em;margin:.5em 0}"
+    "table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:.8em 0}"
+    "th,td{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right;vertical-align:top}"
+    "th:first-child,td:first-child{text-align:left}thead th{background:#f3f5f8;position:sticky;top:0}"
+    "tbody tr:hover{background:#f8f9fb}div{overflow-x:auto}img{max-width:100%}"
+    "dl{display:flex;flex-wrap:wrap;gap:1em;margin:1em 0}"
+    "dl>div{background:#f3f5f8;border-radius:6px;padding:.7em 1em;max-width:17em}"
+    "dd{font-size:1.7em;font-weight:600;margin:0}dt{font-size:.85em;color:#555}"
 )
 
 
@@ -26,12 +32,14 @@ class Section:
         text: paragraphs.
         table: rows of cells, the heading first; or none.
         figures: image files.
+        facts: a few numbers that stand out, each with what it is.
     """
 
     title: str
     text: tuple[str, ...] = ()
     table: Sequence[Sequence[str]] = ()
     figures: tuple[Path, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
 
 
 def as_markdown(sections: Sequence[Section], place: Path, level: int = 2) -> str:
@@ -44,7 +52,9 @@ def as_markdown(sections: Sequence[Section], place: Path, level: int = 2) -> str
     """
     blocks = []
     for section in sections:
-        blocks += [f"{'#' * level} {section.title}", *section.text]
+        blocks.append(f"{'#' * level} {section.title}")
+        blocks += [f"**{value}** {meaning}" for value, meaning in section.facts]
+        blocks += section.text
         if section.table:
             heading, *rows = [[cell.replace("|", "\\|") for cell in row] for row in section.table]
             lines = [heading, ["---"] * len(heading), *rows]
@@ -58,15 +68,19 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
     blocks = [f"<h1>{html.escape(title)}</h1>"]
     for section in sections:
         blocks.append(f"<h2>{html.escape(section.title)}</h2>")
+        if section.facts:
+            cards = (f"<div><dd>{html.escape(a)}</dd><dt>{html.escape(b)}</dt></div>" for a, b in section.facts)
+            blocks.append(f"<dl>{''.join(cards)}</dl>")
         blocks += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.text]
         if section.table:
-            rows = [
-                "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-                for tag, row in zip(["th", *["td"] * (len(section.table) - 1)], section.table, strict=True)
-            ]
-            blocks.append(f"<div><table>{''.join(rows)}</table></div>")
+            heading, *rows = (_line(row, "td" if index else "th") for index, row in enumerate(section.table))
+            blocks.append(f"<div><table><thead>{heading}</thead><tbody>{''.join(rows)}</tbody></table></div>")
         for figure in section.figures:
             data = base64.b64encode(figure.read_bytes()).decode()
             blocks.append(f'<img alt="{html.escape(figure.stem)}" src="data:image/svg+xml;base64,{data}">')
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
     return f"{head}<style>{_STYLE}</style></head><body>{''.join(blocks)}</body></html>\n"
+
+
+def _line(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"

@@ -6,16 +6,14 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from polarspike.errors import MissingExtraError
 from polarspike.files import replacing
+from polarspike.report.plotting import MARKS, pyplot
 from polarspike.tables import aligned
 
 Row = Mapping[str, str]
 _KEYS = ("data", "network", "method", "levels", "trained_steps", "budget")
 _WIDTH = 200
-_MARKS = "os^vD*Phx+<>p"
 #: What an answer costs: heading, column, digits.
 _COSTS = (("events", "events", 3), ("spikes", "spikes", 3), ("spike bits", "spike_bits", 0), ("bits", "bits", 0),
           ("nJ a", "nj_a", 1), ("nJ b", "nj_b", 1), ("nJ c", "nj_c", 1), ("nJ d", "nj_d", 1), ("nJ qann", "nj_qann", 1),
@@ -115,7 +113,7 @@ def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    plt = _pyplot()
+    plt = pyplot()
     written = []
     groups = grouped(rows)
     for data, network in networks_of(rows):
@@ -132,7 +130,7 @@ def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
                 ]
                 drawn = [(x, mean_of(at, "accuracy")) for x, at in places if x]
                 if drawn:
-                    axes.plot(*zip(*drawn, strict=True), marker=_MARKS[index % len(_MARKS)], label=name_of(key), lw=1)
+                    axes.plot(*zip(*drawn, strict=True), marker=MARKS[index % len(MARKS)], label=name_of(key), lw=1)
             axes.set_xscale("log", base=base)
             axes.set_xlabel(label)
             axes.set_ylabel("accuracy, %")
@@ -157,15 +155,3 @@ def _accuracy(rows: Sequence[Row], seeds: int) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise MissingExtraError("matplotlib", "report") from None
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "polarspike"  # the same figure is the same file
-    from matplotlib import pyplot as plt
-
-    return plt

@@ -120,6 +120,10 @@ def test_one_command_trains_through_time_survives_a_kill_and_tells_the_networks_
     found = results["through_time"]
     assert [row["timesteps"] for row in found["snn"]["rows"]] == [1, 2, 3] and found["proof"]["exact"]
     assert found["counts"]["passes"] == found["counts"]["timesteps"] == 3
+    page = (run / "report.html").read_text()
+    assert "Trained through time" in page and "ANN, continued beside it" in page and "per neuron and sequence" in page
+    assert all(f"{100 * row['accuracy']:.2f}</td>" in page for row in found["snn"]["rows"])
+    assert all(f"{name} {leak:.3f}" in page for name, leak in found["leaks"].items())
 
     # Killed after its first epoch, it goes on to the same weights.
     keep = training.keep

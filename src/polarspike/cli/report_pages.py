@@ -1,0 +1,49 @@
+"""The HTML page of one run, or of several, as a file; the figures are inside it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from polarspike.cli.command import tell
+from polarspike.errors import MissingExtraError, RunError
+from polarspike.files import replacing
+from polarspike.report.pages import as_html
+from polarspike.report.record import Record
+from polarspike.report.run_figures import plot_run
+from polarspike.report.run_page import run_page
+from polarspike.report.runs_page import plot_runs, runs_page
+
+#: What the page of a run is called in its directory.
+PAGE = "report.html"
+
+
+def write_report(records: Sequence[Record], target: Path) -> None:
+    """Write the page of one run, or of several beside each other; where matplotlib is missing, without figures.
+
+    Raises:
+        RunError: the files of a run hold something else, several are not all finished, or the page cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        if len(records) == 1:
+            (record,) = records
+            with record.understood():
+                title = record.name
+            text = as_html(title, run_page(record, _drawn(lambda: plot_run(record, place))))
+        else:
+            text = as_html(f"{len(records)} runs", runs_page(records, _drawn(lambda: plot_runs(records, place))))
+    try:
+        with replacing(target) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{target}: cannot be written: {error}; choose a folder that exists and is writable") from error
+
+
+def _drawn(draw: Callable[[], list[Path]]) -> list[Path]:
+    try:
+        return draw()
+    except MissingExtraError as error:
+        tell(f"no figures: {error}")
+        return []

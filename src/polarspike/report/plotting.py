@@ -1,0 +1,66 @@
+"""How plots are drawn here: one style, SVG files, the same file from the same numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from polarspike.errors import MissingExtraError
+from polarspike.files import replacing
+
+#: One color for each network, in every figure.
+COLORS = {"ann": "#444444", "qann": "#e08214", "snn": "#2166ac", "control": "#999999", "through_time": "#1b7837"}
+#: One mark for each line, in turn.
+MARKS = "os^vD*Phx+<>p"
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "font.size": 9,
+    "legend.frameon": False,
+}
+
+
+def pyplot() -> Any:
+    """Matplotlib's plotting module, without a window.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise MissingExtraError("matplotlib", "report") from None
+    mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "polarspike"  # the same figure is the same file
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+@contextlib.contextmanager
+def drawing(target: Path, size: tuple[float, float], rows: int = 1, columns: int = 1) -> Iterator[list[Any]]:
+    """The axes of a new figure, row by row; it is written when the block ends well.
+
+    Args:
+        target: the SVG file.
+        size: in inches.
+        rows: of axes.
+        columns: of axes.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    plt = pyplot()
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+        try:
+            yield list(axes.flat)
+            with replacing(target) as partial:
+                figure.savefig(partial, format="svg", metadata={"Date": None})
+        finally:
+            plt.close(figure)
