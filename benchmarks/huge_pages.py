@@ -79,6 +79,7 @@ def main() -> None:
     if given.worker:
         work()
         return
+    torch.set_num_threads(1)  # what the conditions say is what the workers do
     command = [sys.executable, __file__, "--worker"]
     workers = {
         name: subprocess.Popen(

@@ -31,6 +31,8 @@ FORMAT = 2
 Saved = QuantizedNetwork | SpikingNetwork | TemporalNetwork
 _KEY = "polarspike"
 _DIGEST = "sha256"  # an entry of the description, not of the metadata, whose entries are written in any order
+_ENTRIES = {"format", "kind", "versions", "spec", "signature", "fixed_sizes", "report", "notes", "frozen", "channels_last",
+            "strides", "graph"}  # fmt: skip
 _EXPORTED = "polarspike_integer"  # of polarspike.integer, whose files are of this kind, too
 # "temporal" came later: a release that does not know it says so.
 _KINDS: dict[str, type[Saved]] = {
@@ -199,8 +201,9 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: damaged: its header is {type(header).__name__}, not an object")
     expected = header.pop(_DIGEST, None)  # files of earlier releases have none
-    known = header.get("format") == FORMAT
-    if known and expected is not None and _digest(json.dumps(header), tensors) != expected:
+    # Where the digest's own name was damaged, the header has an entry that no release writes.
+    damaged = not header.keys() <= _ENTRIES if expected is None else _digest(json.dumps(header), tensors) != expected
+    if header.get("format") == FORMAT and damaged:
         raise CheckpointError(
             f"{path}: damaged: expected the SHA-256 that it holds of itself, got another: a weight or its description was "
             "changed in a copy or by another program; write it again with polarspike.save, or copy it again"

@@ -97,6 +97,14 @@ def test_a_changed_word_of_the_description_is_refused(path: Path) -> None:
         ps.load(path)
 
 
+def test_a_digest_whose_own_name_was_damaged_still_counts(path: Path) -> None:
+    whole = path.read_bytes()
+    for name in (b"rha256", b"sha25v"):
+        path.write_bytes(whole.replace(b'\\"sha256\\"', b'\\"' + name + b'\\"', 1))
+        with pytest.raises(CheckpointError, match="damaged: expected the SHA-256"):
+            ps.load(path)
+
+
 def test_a_file_of_an_earlier_release_without_a_digest_is_read(path: Path) -> None:
     wanted = ps.load(path)
     rewritten(path, lambda header, tensors: header.pop("sha256"))

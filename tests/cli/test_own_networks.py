@@ -161,7 +161,10 @@ def test_what_convert_wrote_is_exported_on_the_same_images(call: Call, tmp_path:
         ({"crop": 1.5}, "crop: expected a number above 0 and at most 1, got 1.5"),
         ({"shape": [3, 0, 8]}, "shape: expected three positive integers C,H,W"),
         ({"shape": 3}, "'int' object is not iterable"),
-        ({"normalization": "imagenet"}, "got: "),
+        ({"normalization": "imagenet"}, "normalization: expected mean and std of each channel, got 'imagenet'"),
+        ({"shape": [3, 8.5, 8]}, "shape: expected three positive integers C,H,W such as 3,224,224, got [3, 8.5, 8]"),
+        ({"shape": [True, True, True]}, "shape: expected three positive integers"),
+        ({"crop": 10**400}, "too large"),
     ],
     ids=str,
 )

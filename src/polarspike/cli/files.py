@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from polarspike import data, sources
 from polarspike.checkpoint import Saved, load
+from polarspike.checks import is_integer
 from polarspike.cli.command import tell
 from polarspike.data import AnyDataset, Normalization, StreamedDataset
 from polarspike.data.events import FrameSpec, SequenceDataset
@@ -227,10 +228,14 @@ def noted(path: Path, notes: Mapping[str, Any]) -> Preprocessing:
         CheckpointError: a note that cannot mean that.
     """
     try:
-        shape = tuple(int(size) for size in notes["shape"]) if "shape" in notes else None
-        scaling = Normalization.from_dict(notes["normalization"]) if "normalization" in notes else None
-        return Preprocessing(shape, scaling, float(notes.get("crop", 1.0)))  # type: ignore[arg-type]
-    except (SpecError, TypeError, ValueError, AttributeError) as error:
+        shape = tuple(notes["shape"]) if "shape" in notes else None
+        if shape is not None and not all(is_integer(size, 1) for size in shape):
+            raise SpecError(f"shape: expected three positive integers C,H,W such as 3,224,224, got {notes['shape']}")
+        if not isinstance(scale := notes.get("normalization", {}), Mapping):
+            raise SpecError(f"normalization: expected mean and std of each channel, got {scale!r}")
+        scaling = Normalization.from_dict(scale) if scale else None
+        return Preprocessing(shape, scaling, float(notes.get("crop", 1.0)))
+    except (SpecError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path}: expected the notes 'shape' (C, H, W), 'normalization' and 'crop' as convert and train write them, "
             f"got: {error}"

@@ -29,13 +29,12 @@ class Report(Command):
 
     def execute(self) -> int:
         from polarspike.cli.report_pages import PAGE, write_report
-        from polarspike.report.record import Record
 
         if not self.runs:
             raise SpecError("report: expected the directory of a run, such as runs/demo, got none")
         if len(self.runs) > 1 and self.output is None:
             raise SpecError("report: several runs have no place of their own for a page; give --output FILE.html")
         target = self.output or self.runs[0] / PAGE
-        write_report([Record.read(run) for run in self.runs], target)
+        write_report(self.runs, target)
         tell(f"written: {target}")
         return 0

@@ -9,7 +9,9 @@ from pathlib import Path
 from polarspike.cli.command import tell
 from polarspike.errors import MissingExtraError, RunError
 from polarspike.files import replacing
+from polarspike.recipe import Recipe
 from polarspike.report.pages import as_html
+from polarspike.report.plotting import pyplot
 from polarspike.report.record import Record
 from polarspike.report.run_figures import plot_run
 from polarspike.report.run_page import run_page
@@ -19,21 +21,22 @@ from polarspike.report.runs_page import plot_runs, runs_page
 PAGE = "report.html"
 
 
-def write_report(records: Sequence[Record], target: Path) -> None:
-    """Write the page of one run, or of several beside each other; where matplotlib is missing, without figures.
+def write_report(places: Sequence[Path], target: Path) -> None:
+    """Write the page of one run, or of several beside each other; where matplotlib does not work, without figures.
 
     Raises:
         RunError: the files of a run hold something else, several are not all finished, or the page cannot be written.
     """
+    records = [Record.read(place, Recipe) for place in places]
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        here = Path(folder)
         if len(records) == 1:
             (record,) = records
             with record.understood():
                 title = record.name
-            text = as_html(title, run_page(record, _drawn(lambda: plot_run(record, place))))
+            text = as_html(title, run_page(record, _drawn(lambda: plot_run(record, here))))
         else:
-            text = as_html(f"{len(records)} runs", runs_page(records, _drawn(lambda: plot_runs(records, place))))
+            text = as_html(f"{len(records)} runs", runs_page(records, _drawn(lambda: plot_runs(records, here))))
     try:
         with replacing(target) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -43,7 +46,8 @@ def write_report(records: Sequence[Record], target: Path) -> None:
 
 def _drawn(draw: Callable[[], list[Path]]) -> list[Path]:
     try:
-        return draw()
-    except MissingExtraError as error:
+        pyplot()
+    except (MissingExtraError, RunError) as error:
         tell(f"no figures: {error}")
         return []
+    return draw()

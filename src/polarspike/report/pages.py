@@ -19,6 +19,7 @@ _STYLE = (
     "tbody tr:hover{background:#f8f9fb}div{overflow-x:auto}img{max-width:100%}"
     "dl{display:flex;flex-wrap:wrap;gap:1em;margin:1em 0}"
     "dl>div{background:#f3f5f8;border-radius:6px;padding:.7em 1em;max-width:17em}"
+    "dl>div{display:flex;flex-direction:column-reverse;justify-content:flex-end}"
     "dd{font-size:1.7em;font-weight:600;margin:0}dt{font-size:.85em;color:#555}"
 )
 
@@ -69,7 +70,9 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
     for section in sections:
         blocks.append(f"<h2>{html.escape(section.title)}</h2>")
         if section.facts:
-            cards = (f"<div><dd>{html.escape(a)}</dd><dt>{html.escape(b)}</dt></div>" for a, b in section.facts)
+            cards = (
+                f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(value)}</dd></div>" for value, what in section.facts
+            )
             blocks.append(f"<dl>{''.join(cards)}</dl>")
         blocks += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.text]
         if section.table:
@@ -80,6 +83,10 @@ def as_html(title: str, sections: Sequence[Section]) -> str:
             blocks.append(f'<img alt="{html.escape(figure.stem)}" src="data:image/svg+xml;base64,{data}">')
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
     return f"{head}<style>{_STYLE}</style></head><body>{''.join(blocks)}</body></html>\n"
+
+
+def _card(value: str, what: str) -> str:
+    return f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(value)}</dd></div>"
 
 
 def _line(cells: Sequence[str], tag: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polarspike.errors import MissingExtraError
+from polarspike.errors import MissingExtraError, RunError
 from polarspike.files import replacing
 
 #: One color for each network, in every figure.
@@ -30,12 +30,16 @@ def pyplot() -> Any:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        RunError: it is, and does not work.
     """
     try:
         import matplotlib as mpl
+
+        mpl.use("Agg")
     except ImportError:
         raise MissingExtraError("matplotlib", "report") from None
-    mpl.use("Agg")
+    except Exception as error:  # of its own settings: a backend or a style that it does not know
+        raise RunError(f"matplotlib cannot be used: {type(error).__name__}: {error}; mend its settings") from error
     mpl.rcParams["svg.hashsalt"] = "polarspike"  # the same figure is the same file
     from matplotlib import pyplot as plt
 

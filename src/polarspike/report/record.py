@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from polarspike.errors import RunError
 from polarspike.runs import read_config, read_json, read_records
+from polarspike.specs import Spec
 
 #: The stages of an experiment, in order, and what each trains.
 STAGES = {
@@ -31,16 +33,22 @@ class Record:
         config: what it was asked to do, when, and by which versions.
         stages: the records of each stage that has begun, epoch by epoch.
         results: what was found; None until everything is finished.
+        indifferent: names in the recipe that change no result.
     """
 
     path: Path
     config: Mapping[str, Any]
     stages: Mapping[str, list[dict[str, Any]]]
     results: Mapping[str, Any] | None
+    indifferent: frozenset[str] = frozenset()
 
     @classmethod
-    def read(cls, path: Path) -> Record:
+    def read(cls, path: Path, recipes: type[Spec] | None = None) -> Record:
         """The run at ``path``.
+
+        Args:
+            path: its directory.
+            recipes: what recipes are; one that was written by a release that knew fewer fields asked for their defaults.
 
         Raises:
             RunError: it is no run of an experiment, or a file of it is damaged.
@@ -62,7 +70,10 @@ class Record:
         results = read_json(place) if place.exists() else None
         if results is not None and not isinstance(results, dict):
             raise RunError(f"{place}: expected an object, got {type(results).__name__}; it is damaged")
-        return cls(path, config, stages, results)
+        if recipes is None:
+            return cls(path, config, stages, results)
+        config["specs"]["recipe"] = json.loads(json.dumps(recipes.completed(config["specs"]["recipe"])))
+        return cls(path, config, stages, results, recipes.indifferent)
 
     @property
     def recipe(self) -> Mapping[str, Any]:
@@ -78,16 +89,25 @@ class Record:
         return f"{recipe['model']} on {recipe['data']}, levels ({negative}, {positive}), seed {recipe['seed']}"
 
     @property
+    def label(self) -> str:
+        """What its directory is called."""
+        return self.path.name or self.path.resolve().name
+
+    @property
+    def seeds(self) -> tuple[Any, ...]:
+        """Of the recipe and of each training in it."""
+        recipe = self.recipe
+        specs = (recipe, *(value for value in recipe.values() if isinstance(value, dict)))
+        return tuple(spec["seed"] for spec in specs if "seed" in spec)
+
+    @property
     def unseeded(self) -> dict[str, Any]:
         """The recipe without its seeds, with the data's fingerprint: runs that have the same are repetitions."""
-        recipe = copy.deepcopy(dict(self.recipe))
+        recipe = copy.deepcopy({name: value for name, value in self.recipe.items() if name not in self.indifferent})
         for spec in (recipe, *(value for value in recipe.values() if isinstance(value, dict))):
             spec.pop("seed", None)
-        return {
-            "recipe": recipe,
-            "data": self.config["specs"].get("data"),
-            "weights": self.config["specs"].get("weights"),
-        }
+        specs = self.config["specs"]
+        return {"recipe": recipe, "data": specs.get("data"), "weights": specs.get("weights")}
 
     @contextmanager
     def understood(self) -> Iterator[None]:

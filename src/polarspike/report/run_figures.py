@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polarspike.report.numbers import entropy_of
 from polarspike.report.plotting import COLORS, drawing
 from polarspike.report.record import STAGES, Record
-from polarspike.report.run_page import entropy_of
 
 _COLORS = {**COLORS, "through_time_control": COLORS["control"]}
 _COLUMNS, _MOST_SITES = 4, 24
@@ -65,26 +65,27 @@ def _learning(stages: Mapping[str, Sequence[Mapping[str, Any]]], target: Path) -
 
 def _accuracy(results: Mapping[str, Any], target: Path) -> Path:
     """The SNN at every T that was asked for, between the ANN and the QANN."""
-    rows = results["snn"]["rows"]
     ann, qann = (100 * results[name]["rows"][0]["accuracy"] for name in ("ann", "qann"))
+    lines = [("SNN", COLORS["snn"], "o", results["snn"]["rows"])]
+    if "through_time" in results:
+        lines.append(("SNN through time", COLORS["through_time"], "s", results["through_time"]["snn"]["rows"]))
+    times = [row["timesteps"] for row in results["snn"]["rows"]]
     with drawing(target, (9, 3.2), columns=2) as (left, right):
-        times = [row["timesteps"] for row in rows]
-        values = [100 * row["accuracy"] for row in rows]
-        spikes = [row["spikes"] / row["pairs"] if row["pairs"] else 0.0 for row in rows]
-        for panel, places, label in ((left, times, "T"), (right, spikes, "spikes per neuron")):
+        for panel, label in ((left, "T"), (right, "spikes per neuron")):
             panel.axhline(ann, color=COLORS["ann"], ls="--", lw=1, label="ANN")
             panel.axhline(qann, color=COLORS["qann"], ls=":", lw=1.4, label="QANN")
-            panel.plot(places, values, color=COLORS["snn"], marker="o", lw=1.4, label="SNN")
+            for name, color, mark, rows in lines:
+                spikes = [row["spikes"] / row["pairs"] if row["pairs"] else 0.0 for row in rows]
+                places = [row["timesteps"] for row in rows] if panel is left else spikes
+                panel.plot(
+                    places, [100 * row["accuracy"] for row in rows], color=color, marker=mark, lw=1.4, label=name
+                )
             panel.set_xlabel(label)
             panel.ticklabel_format(axis="y", useOffset=False)
             low, high = panel.get_ylim()
             if high - low < _LEAST_SPAN:  # noise must not fill a panel
                 middle = (low + high) / 2
                 panel.set_ylim(middle - _LEAST_SPAN / 2, middle + _LEAST_SPAN / 2)
-        if "through_time" in results:
-            trained = results["through_time"]["snn"]["rows"]
-            later = [row["timesteps"] for row in trained], [100 * row["accuracy"] for row in trained]
-            left.plot(*later, color=COLORS["through_time"], marker="s", lw=1.4, label="SNN through time")
         left.set_xscale("log", base=2)
         left.set_xticks(times, [str(t) for t in times])
         left.minorticks_off()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polarspike.proof import SiteComparison
+from polarspike.report.numbers import decimals, entropy_of, short
 from polarspike.report.pages import Section
 from polarspike.report.record import STAGES, Record
 
@@ -15,11 +18,12 @@ _SPIKES = (
 )
 _LEARNING = (
     "The ANN has had every epoch that the SNN's weights have had: from the weights that were quantized it goes on as "
-    "'ANN, continued', with the same schedule, data, augmentation and seed. That is the ANN of this page."
+    "'ANN, continued', with the same schedule, data, augmentation and seed. That is the ANN beside the SNN; it goes on once "
+    "more beside what is trained through time."
 )
 _SITES = (
     "At T = {t}, on the {images} {what}s of the first batch that was compared. Entropy: of the codes in bits, and the most "
-    "that so many levels can hold. Silent: the share of neurons that do not fire."
+    "that so many levels can hold, where codes start from rest. Silent: the share of steps at which a neuron does not fire."
 )
 _OPERATIONS = (
     "Per {what}, at T = {t}: multiply-accumulates of the dense network, and what the spiking one needs in their place: "
@@ -34,6 +38,10 @@ _THROUGH_TIME = (
     "From the SNN above; its weights moved, so its codes are not those of the QANN any more. Compared are its own, of every "
     "frame, streamed one by one, with those of the whole sequence at once."
 )
+_READINGS = {
+    "integrate": "ANN and QANN see the mean of all frames, the SNN equals the refined QANN on the mean of T",
+    "frames": "ANN and QANN see every frame by itself, as the SNN does, and answers are averaged",
+}
 
 
 def run_page(record: Record, figures: Sequence[Path] = ()) -> list[Section]:
@@ -57,10 +65,9 @@ def what_of(record: Record) -> str:
     return "image" if record.recipe.get("reading", "channels") == "channels" else "sequence"
 
 
-def entropy_of(codes: Mapping[str, int]) -> float:
-    """Shannon entropy of a histogram of codes in bits: H = - sum over codes of p log2 p."""
-    total = sum(codes.values())
-    return -sum(count / total * math.log2(count / total) for count in codes.values() if count)
+def headline(record: Record) -> int:
+    """The place among the SNN's rows of what stands for it: T = 1 of images, all frames of sequences."""
+    return 0 if what_of(record) == "image" else -1
 
 
 def firing_of(row: Mapping[str, Any]) -> dict[str, float | None]:
@@ -71,51 +78,62 @@ def firing_of(row: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _unfinished(record: Record) -> Section:
     begun = [STAGES[name] for name in record.stages] or ["nothing"]
-    return Section(
-        "Not finished",
-        (f"Begun so far: {', '.join(begun)}. Continue it with polarspike train --run {record.path.name} --resume.",),
-    )
+    again = f"polarspike train --run {shlex.quote(str(record.path))} --resume"
+    return Section("Not finished", (f"Begun so far: {', '.join(begun)}. Continue it with {again}.",))
 
 
 def _found(record: Record, drawn: Mapping[str, tuple[Path, ...]]) -> Iterator[Section]:
     results, what = record.results, what_of(record)
     assert results is not None
-    yield _accuracy(results, what, drawn.get("accuracy", ()))
-    if "through_time" in results:
-        yield _trained_through_time(results["through_time"], what)
-    yield _sites(results, what, drawn.get("codes", ()))
-    yield _operations(results["counts"], what)
-    yield from _energy(results["energy"], results["counts"], what, drawn.get("energy", ()))
+    yield _accuracy(record, results, drawn.get("accuracy", ()))
+    later = results.get("through_time")
+    if later is not None:
+        yield _trained_through_time(later, what)
+    before = "" if later is None else ", before training through time"
+    yield _sites(results, what, before, drawn.get("codes", ()))
+    yield _operations(results["counts"], what, before)
+    yield _energy(results["energy"], results["counts"], what, before, drawn.get("energy", ()))
+    if later is not None:
+        yield _energy(later["energy"], later["counts"], what, ", after training through time", ())
 
 
-def _accuracy(results: Mapping[str, Any], what: str, figures: tuple[Path, ...]) -> Section:
+def _accuracy(record: Record, results: Mapping[str, Any], figures: tuple[Path, ...]) -> Section:
+    what, reading = what_of(record), record.recipe.get("reading", "channels")
     ann, qann = results["ann"]["rows"][0], results["qann"]["rows"][0]
     snn, proofs = results["snn"]["rows"], {proof["timesteps"]: proof for proof in results["proofs"]}
-    first = proofs[1]
+    first, shown = proofs[1], snn[headline(record)]
     compared, different = _codes(first)
     verdict = "equal in every bit" if first["exact"] else "NOT EQUAL"
+    if not first["exact"] and not different:
+        verdict += f", outputs differ by up to {first['output_difference']:.3g}"
+    at = "T = 1" if what == "image" else f"all {shown['timesteps']} frames"
     facts = (
-        (_percent(snn[0]["accuracy"]), "SNN at T = 1"),
+        (_percent(shown["accuracy"]), f"SNN at {at}"),
         (_percent(ann["accuracy"]), "ANN, trained as long"),
         (_points(ann["accuracy"] - qann["accuracy"]), "points from ANN to QANN: learning"),
-        (f"{different:,}", f"of {compared:,} codes differ between QANN and SNN: {verdict}"),
+        (f"{different:,}", f"of {compared:,} codes differ between QANN and SNN at T = 1: {verdict}"),
     )
     heading = ["network", "T", "accuracy, %", "points below the ANN", "codes compared", "different", "freely", "furthest",
                "events", "spikes", "negative"]  # fmt: skip
     rows = [heading, _row("ANN", ann, ann), _row("QANN", qann, ann)]
     rows += [_row("SNN", row, ann, proofs.get(row["timesteps"])) for row in snn]
-    void = [
-        f"T = {t}: VOID, some sites fire too little to be compared." for t, p in proofs.items() if not p["conclusive"]
-    ]
+    frames = _READINGS["frames" if reading == "through-time" else reading] if what == "sequence" else ""
     text = (
         f"{results['snn']['total']:,} test {what}s. {_SPIKES.format(what=what)}",
+        *([f"T: the first T frames, streamed; {frames}."] if frames else []),
         "Different: codes of the QANN that the SNN does not repeat when both are given the same codes at every other site; "
         "freely: when both run by themselves. Furthest: how far, in steps, a differing sum lies from its boundary. At T > 1 "
         "float32 decides such sums by the order of its additions.",
-        *void,
+        *(_void(proof, f"T = {t}: ") for t, proof in proofs.items() if not proof["conclusive"]),
         *_scope(first),
     )
     return Section("Accuracy and equality", text, rows, figures, facts)
+
+
+def _void(proof: Mapping[str, Any], where: str = "") -> str:
+    """Which sites a proof says nothing about."""
+    void = [name for name, site in proof["sites"].items() if not SiteComparison(**site).counts]
+    return f"{where}VOID at {', '.join(void)}: too few different codes, or events, for equality to mean something."
 
 
 def _row(
@@ -130,9 +148,18 @@ def _row(
         diverged = sum(site["diverged"] for site in sites)
         shown = [f"{compared:,}", f"{different:,}", f"{diverged:,}", f"{worst:.1e}" if different else ""]
     fired = (
-        ["" if value is None else f"{value:.3f}" for value in firing_of(row).values()] if "pairs" in row else [""] * 3
+        ["" if value is None else decimals(value, 3) for value in firing_of(row).values()]
+        if "pairs" in row
+        else [""] * 3
     )
-    return [name, str(row["timesteps"]) if name == "SNN" else "", f"{100 * row['accuracy']:.2f}", below, *shown, *fired]
+    return [
+        name,
+        str(row["timesteps"]) if name == "SNN" else "",
+        decimals(100 * row["accuracy"]),
+        below,
+        *shown,
+        *fired,
+    ]
 
 
 def _codes(proof: Mapping[str, Any]) -> tuple[int, int]:
@@ -162,61 +189,67 @@ def _trained_through_time(found: Mapping[str, Any], what: str) -> Section:
     compared, different = _codes(proof)
     text = (
         _THROUGH_TIME,
-        f"{different:,} of {compared:,} codes differ: {verdict}. ANN: continued for the same epochs.",
+        f"{different:,} of {compared:,} codes differ: {verdict}. ANN: continued for the same epochs, once more.",
+        *([] if proof["conclusive"] else [_void(proof)]),
         f"What stays of a membrane from frame to frame: {', '.join(leaks)}.",
         _SPIKES.format(what=what),
     )
     return Section("Trained through time", text, rows, ())
 
 
-def _sites(results: Mapping[str, Any], what: str, figures: tuple[Path, ...]) -> Section:
+def _sites(results: Mapping[str, Any], what: str, before: str, figures: tuple[Path, ...]) -> Section:
     counts, proofs = results["counts"], results["proofs"]
     rows = [["site", "levels", "gain", "neurons", "events", "spikes", "negative", "silent, %", "entropy, bits", "of at most",
              "codes that differ at T = 1, later"]]  # fmt: skip
     for site in counts["sites"]:
         name, pairs, (negative, positive) = site["site"], site["neurons"] * site["images"], site["levels"]
         different = [proof["sites"][name]["different"] for proof in proofs if name in proof["sites"]]
+        most = (
+            math.log2(negative + positive + 1) if site["span"] == 1 else None
+        )  # else a membrane adds to what is fired
         rows.append([
-            name, f"({negative}, {positive})", _gain(site["gain"]), f"{site['neurons']:,}",
-            *(f"{site[key] / pairs:.3f}" for key in ("events", "spikes", "negative_spikes")),
-            f"{100 * site['silent_share']:.1f}", f"{entropy_of(site['codes']):.2f}",
-            f"{math.log2(negative + positive + 1):.2f}", ", ".join(f"{count:,}" for count in different),
+            name, f"({negative}, {positive})", f"{site['gain']:g}", f"{site['neurons']:,}",
+            *(decimals(site[key] / pairs, 3) for key in ("events", "spikes", "negative_spikes")),
+            decimals(100 * site["silent_share"], 1), decimals(entropy_of(site["codes"])), decimals(most),
+            ", ".join(f"{count:,}" for count in different),
         ])  # fmt: skip
-    return Section("Sites", (_SITES.format(t=counts["timesteps"], images=counts["images"], what=what),), rows, figures)
+    text = (_SITES.format(t=counts["timesteps"], images=counts["images"], what=what),)
+    return Section(f"Sites{before}", text, rows, figures)
 
 
-def _operations(counts: Mapping[str, Any], what: str) -> Section:
-    images = counts["images"]
+def _operations(counts: Mapping[str, Any], what: str, before: str) -> Section:
+    images, totals = counts["images"], counts["totals"]
     rows = [["operator", "kind", "dense MACs", "ACs by event", "by spike", "MACs that remain", "why"]]
     for one in counts["synapses"]:
-        cells = (one[key] / images for key in ("dense_macs", "acs_by_event", "acs_by_spike", "macs"))
-        rows.append([one["name"], one["kind"], *map(_count, cells), one["reason"]])
-    totals = counts["totals"]
-    cells = (totals[key] / images for key in ("dense_macs", "acs_by_event", "acs_by_spike", "macs"))
-    rows.append(["all", "", *map(_count, cells), ""])
-    return Section("Operations", (_OPERATIONS.format(t=counts["timesteps"], what=what),), rows)
+        dense = counts["passes"] * one["connections"] if one["weighted"] and one["in_dense_network"] else 0
+        cells = (dense, *(one[key] for key in ("acs_by_event", "acs_by_spike", "macs")))
+        rows.append([one["name"], one["kind"], *(short(cell / images) for cell in cells), one["reason"]])
+    cells = tuple(totals[key] for key in ("ann_macs", "acs_by_event", "acs_by_spike", "macs"))
+    rows.append(["all", "", *(short(cell / images) for cell in cells), ""])
+    return Section(f"Operations{before}", (_OPERATIONS.format(t=counts["timesteps"], what=what),), rows)
 
 
 def _energy(
-    energy: Mapping[str, Any], counts: Mapping[str, Any], what: str, figures: tuple[Path, ...]
-) -> Iterator[Section]:
+    energy: Mapping[str, Any], counts: Mapping[str, Any], what: str, before: str, figures: tuple[Path, ...]
+) -> Section:
     table, images = energy["table"], energy["images"]
     text = _ENERGY.format(
         t=energy["timesteps"],
         what=what,
         table=f"{table['name']} ({table['source']})",
-        words=_count(counts["memory"]["ann"]["words"] / images),
+        words=short(counts["memory"]["ann"]["words"] / images),
         sram=f"{table['sram_word_pj']:g}",
         dram=f"{table['dram_word_pj']:g}",
     )
     rows = [["system", "precision", "nJ", "of the ANN", "spikes, nJ", "analog, nJ", "memory, words", "what it hides"]]
     for one in energy["rows"]:
-        nano = (one["spikes_pj"] / images / 1e3, one["analog_pj"] / images / 1e3)
-        rows.append([
-            one["label"], one["precision"], f"{1e9 * one['joules_per_image']:,.1f}", f"{one['ratio']:.3f}",
-            *(f"{value:,.1f}" for value in nano), _count(one["memory_words"] / images), one["hides"],
-        ])  # fmt: skip
-    yield Section("Energy", (text,), rows, figures)
+        nano = (1e9 * one["joules_per_image"], one["spikes_pj"] / images / 1e3, one["analog_pj"] / images / 1e3)
+        total, spikes, analog = (f"{value:,.1f}" for value in nano)
+        words = short(one["memory_words"] / images)
+        rows.append(
+            [one["label"], one["precision"], total, decimals(one["ratio"], 3), spikes, analog, words, one["hides"]]
+        )
+    return Section(f"Energy{before}", (text,), rows, figures)
 
 
 def _learned(record: Record, figures: tuple[Path, ...]) -> Iterator[Section]:
@@ -226,40 +259,40 @@ def _learned(record: Record, figures: tuple[Path, ...]) -> Iterator[Section]:
             continue
         last = epochs[-1]
         rows.append([
-            STAGES[name], str(len(epochs)), _optional(last.get("loss"), 4),
-            _optional(last.get("train_accuracy"), 2, 100), _optional(last.get("spikes_per_neuron"), 3),
-            _optional(sum(epoch["seconds"] for epoch in epochs), 1, 1 / 60), _optional(last.get("images_per_second"), 0),
+            STAGES[name], str(len(epochs)), decimals(last["loss"], 4), decimals(100 * last["train_accuracy"]),
+            decimals(last.get("spikes_per_neuron"), 3), decimals(sum(epoch["seconds"] for epoch in epochs) / 60, 1),
+            decimals(last["images_per_second"], 0),
         ])  # fmt: skip
+    text = ("Loss and accuracy are of the last epoch.", *([] if record.results is None else [_LEARNING]))
     if len(rows) > 1:
-        yield Section("Learning", (_LEARNING, "Loss and accuracy are of the last epoch."), rows, figures)
+        yield Section("Learning", text, rows, figures)
 
 
 def _made(record: Record) -> Iterator[Section]:
     config, versions = record.config, record.config["versions"]
+    program, *options = config["command"]
+    name = Path(program).name
+    called = ["python", "-m", "polarspike"] if name == "__main__.py" else [name]
     resumed = f", resumed {len(config['resumed'])} times" if config.get("resumed") else ""
     specs = config["specs"]
     text = (
-        f"{' '.join(Path(config['command'][0]).name if i == 0 else part for i, part in enumerate(config['command']))}",
+        shlex.join([*called, *options]),
         f"{config['created'][:10]}{resumed}; polarspike {versions['polarspike']}, torch {versions['torch']}, Python "
-        f"{versions['python']}; {specs.get('device', '?')}, {config['cores']} cores, {config['threads']} threads, "
-        f"{specs.get('processes', 1)} process(es).",
+        f"{versions['python']}; {specs.get('device', '?')}, cores: {config['cores']}, threads: {config['threads']}, "
+        f"processes: {specs.get('processes', 1)}.",
     )
     yield Section("How it was made", text, [["setting", "value"], *flat(record.recipe)])
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterable[list[str]]:
-    """Nested plain data as rows of a dotted name and a value."""
+    """Nested plain data as rows of a dotted name and a value; type and version of a spec are left out."""
+    told = ("type", "version") if {"type", "version"} <= values.keys() else ()
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{above}{name}.")
-        elif name not in ("type", "version"):
+        elif name not in told:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             yield [f"{above}{name}", shown or "-"]
-
-
-def _gain(gain: Any) -> str:
-    values = gain if isinstance(gain, list) else [gain]
-    return f"{values[0]:g}" if len(set(values)) == 1 else f"{min(values):.3g} to {max(values):.3g}"
 
 
 def _percent(share: float) -> str:
@@ -267,16 +300,5 @@ def _percent(share: float) -> str:
 
 
 def _points(share: float) -> str:
-    """A difference of accuracies in points; what rounds to nothing has no sign."""
-    return f"{round(100 * share, 2) + 0.0:.2f}"
-
-
-def _count(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def _optional(value: float | None, digits: int, factor: float = 1.0) -> str:
-    return "-" if value is None else f"{factor * value:.{digits}f}"
+    """A difference of accuracies in points."""
+    return decimals(100 * share)
