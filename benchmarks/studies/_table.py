@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from polarspike.cli.memory import keep_memory
 from polarspike.ledger import Ledger, as_text
 
 RESULTS = Path(__file__).parents[1] / "results" / "studies"
@@ -40,6 +41,7 @@ def carry_out(
         cost = f"about {rest / 60:.0f} minutes of one core" if done else "unknown before the first run"
         print(f"{len(missing)} runs to do, {done} done; cost of the rest: {cost}")
         return
+    keep_memory()
     for asked in missing[part::parts]:
         if not table.missing([asked]):
             continue  # another process has done it meanwhile

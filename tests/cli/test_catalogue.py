@@ -65,26 +65,6 @@ def test_the_doctor_proves_and_lists(capsys: pytest.CaptureFixture[str], monkeyp
     assert code == 1 and "3 of 9" in out and "cannot be read" in out
 
 
-@pytest.mark.parametrize(
-    ("modes", "asked", "says"),
-    [
-        ("always [madvise] never", "", "small pages: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command"),
-        ("always [madvise] never", "glibc.malloc.hugetlb=1", "huge pages, on request"),
-        ("[always] madvise never", "", "huge pages\n"),
-        ("always madvise [never]", "glibc.malloc.hugetlb=1", "small pages, by the system's choice"),
-        (None, "", "its pages are the system's choice"),
-    ],
-)
-def test_the_doctor_knows_how_memory_comes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, modes: str | None, asked: str, says: str
-) -> None:
-    monkeypatch.setattr(doctor, "_HUGE_PAGES", tmp_path / "enabled")
-    monkeypatch.setenv("GLIBC_TUNABLES", asked)
-    if modes is not None:
-        (tmp_path / "enabled").write_text(f"{modes}\n")
-    assert f"{doctor._pages()}\n".startswith(says) and len(doctor._pages()) < 120
-
-
 def test_a_reader_without_a_summary_is_refused() -> None:
     with pytest.raises(DataError, match="needs a docstring"):
         registry.register("nameless", registry.Shape(1, 2, 2, 2))(lambda source: data.load("digits"))

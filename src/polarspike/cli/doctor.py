@@ -20,8 +20,6 @@ from polarspike.data.registry import FOLDER_VARIABLE
 # What integer and half-precision arithmetic is fast with.
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm", "sve")
 _CPU_INFO = Path("/proc/cpuinfo")
-_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_TUNABLES, _ON_REQUEST = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,6 @@ class Doctor(Command):
             "torch": f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()} kernels, "
             f"{torch.get_num_threads()} threads on {os.cpu_count()} cores",
             "processor": _processor(),
-            "memory": _pages(),
             "GPU": _gpus(),
             "data": f"{os.environ.get(FOLDER_VARIABLE) or f'${FOLDER_VARIABLE} is not set'}; cache {_cache()}",
             "proof": proof,
@@ -56,19 +53,6 @@ def _processor() -> str:
     found = [name for name in _FEATURES if name in flags]
     missing = [] if {"avx512_bf16", "amx_bf16", "bf16"} & flags else ["no bf16 units: precision='bf16' is slower here"]
     return "; ".join([", ".join(found) or "none of the features that matter", *missing])
-
-
-def _pages() -> str:
-    """Whether tensors lie in huge pages, which training on a CPU gains from (benchmarks/huge_pages.py)."""
-    try:
-        mode = _HUGE_PAGES.read_text(encoding="ascii", errors="replace").partition("[")[2].partition("]")[0]
-    except OSError:
-        return "its pages are the system's choice"
-    if mode == "madvise" and _ON_REQUEST not in os.environ.get(_TUNABLES, ""):
-        return f"small pages: {_TUNABLES}={_ON_REQUEST} before the command makes training on a CPU faster (glibc 2.35)"
-    return {"always": "huge pages", "madvise": "huge pages, on request"}.get(
-        mode, "small pages, by the system's choice"
-    )
 
 
 def _gpus() -> str:

@@ -19,6 +19,7 @@ import tyro
 
 from polarspike import data, distributed, recipes
 from polarspike.cli.command import Command, ending_together, show, tell
+from polarspike.cli.memory import keep_memory
 from polarspike.cli.report_pages import PAGE, write_report
 from polarspike.errors import RunError, SpecError, closest
 from polarspike.experiment import Prepared, carry_out, prepare
@@ -175,6 +176,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _work(prepared: Prepared, run: RunDirectory) -> int:
+    keep_memory()
     start = time.monotonic()
     outcome = carry_out(prepared, run, say=lambda message: tell(f"[{time.monotonic() - start:5.0f} s] {message}"))
     show(outcome)
