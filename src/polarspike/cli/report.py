@@ -14,10 +14,7 @@ from polarspike.errors import SpecError
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Command):
-    """Write one HTML page from the files of finished runs; they stay as they are, and nothing is computed anew.
-
-    Of one run: accuracy and equality, learning, every site with the entropy of its codes, operations, and energy under four
-    conventions. Of several: a row each, and means over seeds, with paired intervals, of those that repeat each other.
+    """Write what runs have found as one HTML page: a run's accuracy, sites and energy, or means of several over seeds.
 
     Args:
         runs: directories that polarspike train or demo has made; one of them may still be unfinished, if it is alone.
