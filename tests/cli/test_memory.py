@@ -41,7 +41,7 @@ def test_what_was_given_back_is_there_again(monkeypatch: pytest.MonkeyPatch) -> 
         how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
         for how in ("kept", "default")
     }
-    assert faults["kept"] < 100 < faults["default"]
+    assert 4 * faults["kept"] < faults["default"]  # none, but for what the interpreter itself does
 
 
 @pytest.mark.parametrize(
