@@ -98,7 +98,7 @@ def save(network: Saved, path: str | os.PathLike[str]) -> None:
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     _assemble(json.loads(text), dict(tensors))  # what cannot be loaded again must not be written
     try:
-        sealed = json.dumps({**json.loads(text), _DIGEST: _digest(text, tensors)})
+        sealed = json.dumps({**header, _DIGEST: _digest(text, tensors)})
         with replacing(path) as partial:
             save_file(tensors, partial, metadata={_KEY: sealed})
     except (OSError, SafetensorError) as error:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polarspike.checks import is_integer
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import Inputs, as_call, as_whole, map_inputs, tensors_of
+from polarspike.inputs import Inputs, as_whole, map_inputs, named_values, tensors_of
 
 
 def frames_of(inputs: Inputs, timesteps: int | None, time_dim: int | None) -> list[Inputs]:
@@ -82,8 +82,7 @@ def running_means(frames: Iterable[Inputs]) -> Iterator[Inputs]:
     """
     means: dict[str, Any] = {}
     for t, frame in enumerate(frames, start=1):
-        args, kwargs = as_call(frame)
-        values = {**{str(index): value for index, value in enumerate(args)}, **kwargs}
+        values = named_values(frame)
         means = {name: _updated_mean(name, means[name], value, t) if means else value for name, value in values.items()}
         results = iter(means.values())
         yield map_inputs(lambda value, results=results: _cast_like(next(results), value), frame)

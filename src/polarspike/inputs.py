@@ -18,6 +18,7 @@ from polarspike.errors import InputError
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+_BY_KEYWORD = "; pass a dict of inputs by keyword: network(**inputs)"
 
 
 def as_call(inputs: Inputs) -> Call:
@@ -122,9 +123,17 @@ def map_inputs(function: Any, inputs: Inputs) -> Inputs:
 
 def tensors_of(inputs: Inputs) -> list[tuple[str, Tensor]]:
     """Every tensor of the inputs with its position or name."""
+    return [(name, value) for name, value in named_values(inputs).items() if isinstance(value, Tensor)]
+
+
+def named_values(inputs: Inputs) -> dict[str, Any]:
+    """Every value of the inputs by its position or name.
+
+    >>> named_values((1, 2)), named_values({"x": 3})
+    ({'0': 1, '1': 2}, {'x': 3})
+    """
     args, kwargs = as_call(inputs)
-    named = [(str(index), value) for index, value in enumerate(args)] + list(kwargs.items())
-    return [(name, value) for name, value in named if isinstance(value, Tensor)]
+    return {**{str(index): value for index, value in enumerate(args)}, **kwargs}
 
 
 def plain_output(answer: Any, leaf: Callable[[Any], Any] = lambda value: value) -> Any:
@@ -161,8 +170,7 @@ def batch_size(inputs: Inputs) -> int:
 
 def _described(inputs: Inputs) -> str:
     """Inputs that are no batch, and how to make one of them."""
-    args, kwargs = as_call(inputs)
-    named = {**{str(index): value for index, value in enumerate(args)}, **kwargs}
+    named = named_values(inputs)
     found = ", ".join(f"{name!r}: {_kind(value)}" for name, value in named.items()) or "no inputs"
     if any(holds_tensor(value) and not isinstance(value, Tensor) for value in named.values()):
         return (
@@ -237,7 +245,7 @@ def bind(parameters: Mapping[str, Any], args: tuple[Any, ...], named: Mapping[st
 def _packed(args: tuple[Any, ...], names: list[str]) -> str:
     """A hint for several inputs that came as one."""
     if args and isinstance(args[0], Mapping):
-        return "; pass a dict of inputs by keyword: network(**inputs)"
+        return _BY_KEYWORD
     if args and isinstance(args[0], (tuple, list)):
         return "; pass a list of inputs by position: network(*inputs)"
     packed = ", ".join(f"{name!r}: ..." for name in names)
@@ -286,10 +294,9 @@ class Signature:
                 tensor.
         """
         expected = dict(self.shapes)
-        args, kwargs = as_call(inputs)
-        for name, value in [*((str(index), value) for index, value in enumerate(args)), *kwargs.items()]:
+        for name, value in named_values(inputs).items():
             if name in expected and not isinstance(value, Tensor):
-                hint = "; pass a dict of inputs by keyword: network(**inputs)" if isinstance(value, Mapping) else ""
+                hint = _BY_KEYWORD if isinstance(value, Mapping) else ""
                 raise InputError(f"input {name!r}: expected a tensor, got {type(value).__name__}{hint}")
         for name, tensor in tensors_of(inputs):
             shape = expected.get(name)

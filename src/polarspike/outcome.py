@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -15,16 +15,12 @@ from polarspike.evaluation import Evaluation, Firing, evaluate
 from polarspike.modules import device_of
 from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork
-from polarspike.readings import AtOnce, OverFrames, verify_sequences
+from polarspike.readings import SAID, AtOnce, OverFrames, verify_sequences
 from polarspike.specs import Reading
 from polarspike.spiking import SpikingNetwork
 from polarspike.temporal_equivalence import verify_temporal
 from polarspike.through_time import TemporalNetwork
 
-_READINGS: dict[Reading, str] = {
-    "integrate": "ANN and QANN see the mean of all frames, the SNN equals the refined QANN on the mean of T",
-    "frames": "ANN and QANN see every frame by itself, as the SNN does, and answers are averaged",
-}
 _TRAINED = "SNN through time"
 _LOSS = 0.002  # of accuracy by more timesteps, beyond which the report says so
 
@@ -53,7 +49,7 @@ class ThroughTime:
         return {
             "ann": self.ann.to_dict(),
             "snn": self.snn.to_dict(),
-            "proof": _plain(self.proof),
+            "proof": self.proof.to_dict(),
             "counts": self.counts.to_dict(),
             "energy": self.energy.to_dict(),
             "leaks": self.network.leaks(),
@@ -80,7 +76,7 @@ class Outcome:
             "ann": self.ann.to_dict(),
             "qann": self.qann.to_dict(),
             "snn": self.snn.to_dict(),
-            "proofs": [_plain(proof) for proof in self.proofs],
+            "proofs": [proof.to_dict() for proof in self.proofs],
             "counts": self.counts.to_dict(),
             "energy": self.energy.to_dict(),
             **({} if self.through_time is None else {"through_time": self.through_time.to_dict()}),
@@ -109,7 +105,7 @@ class Outcome:
         what = "image" if self.reading == "channels" else "sequence"
         lines.append(f"({self.snn.total} test {what}s; events and spikes per neuron and {what}, up to T)")
         if self.reading != "channels":
-            lines.append(f"(T: the first T frames, streamed; {_READINGS[self.reading]})")
+            lines.append(f"(T: the first T frames, streamed; {SAID[self.reading]})")
         if trained is not None:
             lines += _of_training(trained)
         lines += self._losses()
@@ -166,17 +162,6 @@ def _fired(firing: Firing) -> str:
         f"{firing.events_per_neuron:>8.3f} {firing.spikes_per_neuron:>8.3f} "
         f"{firing.positive_spikes_per_neuron:>9.3f} {firing.negative_spikes_per_neuron:>9.3f}"
     )
-
-
-def _plain(proof: Proof) -> dict[str, Any]:
-    return {
-        "timesteps": proof.timesteps,
-        "exact": proof.exact,
-        "conclusive": proof.conclusive,
-        "output_difference": proof.output_difference,
-        "scope": dict(proof.scope),
-        "sites": {name: asdict(site) for name, site in proof.sites.items()},
-    }
 
 
 def examine(

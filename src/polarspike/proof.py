@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 _LEAST_ACTIVE, _MOST_ACTIVE = 0.05, 0.95
 _RIVALS = {
@@ -76,6 +77,24 @@ class Proof:
     scope: Mapping[str, tuple[int, int] | str] = field(default_factory=dict)
     margin: float = 0.0
     note: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Proof:
+        """What :meth:`to_dict` wrote; it is of a comparison with the network, or of a stream."""
+        sites = {name: SiteComparison(**site) for name, site in data["sites"].items()}
+        scope = {name: found if isinstance(found, str) else tuple(found) for name, found in data["scope"].items()}
+        return cls(data["timesteps"], "network", sites, data["output_difference"], data["exact"], scope)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return {
+            "timesteps": self.timesteps,
+            "exact": self.exact,
+            "conclusive": self.conclusive,
+            "output_difference": self.output_difference,
+            "scope": dict(self.scope),
+            "sites": {name: asdict(site) for name, site in self.sites.items()},
+        }
 
     @property
     def exact(self) -> bool:

@@ -29,6 +29,11 @@ from polarspike.quantized import QuantizedNetwork
 from polarspike.specs import ConvertSpec, Reading
 from polarspike.spiking import Observer, SpikingNetwork, SpikingState
 
+#: What T frames of a sequence mean to each network, in a report.
+SAID: dict[Reading, str] = {
+    "integrate": "ANN and QANN see the mean of all frames, the SNN equals the refined QANN on the mean of T",
+    "frames": "ANN and QANN see every frame by itself, as the SNN does, and answers are averaged",
+}
 # Means of float32 answers, taken in two orders: this much of their size is rounding.
 _TOLERANCE = 1e-4
 

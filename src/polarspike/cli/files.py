@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from polarspike import data, sources
 from polarspike.checkpoint import Saved, load
-from polarspike.checks import is_integer
 from polarspike.cli.command import tell
 from polarspike.data import AnyDataset, Normalization, StreamedDataset
 from polarspike.data.events import FrameSpec, SequenceDataset
@@ -229,8 +228,6 @@ def noted(path: Path, notes: Mapping[str, Any]) -> Preprocessing:
     """
     try:
         shape = tuple(notes["shape"]) if "shape" in notes else None
-        if shape is not None and not all(is_integer(size, 1) for size in shape):
-            raise SpecError(f"shape: expected three positive integers C,H,W such as 3,224,224, got {notes['shape']}")
         if not isinstance(scale := notes.get("normalization", {}), Mapping):
             raise SpecError(f"normalization: expected mean and std of each channel, got {scale!r}")
         scaling = Normalization.from_dict(scale) if scale else None

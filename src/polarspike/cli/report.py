@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from polarspike.cli.command import Command, tell
+from polarspike.cli.report_pages import PAGE, write_report
 from polarspike.errors import SpecError
 
 
@@ -25,8 +26,6 @@ class Report(Command):
     output: Path | None = None
 
     def execute(self) -> int:
-        from polarspike.cli.report_pages import PAGE, write_report
-
         if not self.runs:
             raise SpecError("report: expected the directory of a run, such as runs/demo, got none")
         if len(self.runs) > 1 and self.output is None:

@@ -34,9 +34,9 @@ def write_report(places: Sequence[Path], target: Path) -> None:
             (record,) = records
             with record.understood():
                 title = record.name
-            text = as_html(title, run_page(record, _drawn(lambda: plot_run(record, here))))
+            text = as_html(title, run_page(record, drawn(lambda: plot_run(record, here))))
         else:
-            text = as_html(f"{len(records)} runs", runs_page(records, _drawn(lambda: plot_runs(records, here))))
+            text = as_html(f"{len(records)} runs", runs_page(records, drawn(lambda: plot_runs(records, here))))
     try:
         with replacing(target) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -44,7 +44,8 @@ def write_report(places: Sequence[Path], target: Path) -> None:
         raise RunError(f"{target}: cannot be written: {error}; choose a folder that exists and is writable") from error
 
 
-def _drawn(draw: Callable[[], list[Path]]) -> list[Path]:
+def drawn(draw: Callable[[], list[Path]]) -> list[Path]:
+    """The figures that a function draws; none, and a word about it, where matplotlib is missing or does not work."""
     try:
         pyplot()
     except (MissingExtraError, RunError) as error:

@@ -8,8 +8,7 @@ from pathlib import Path
 from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.published import published
-from polarspike.cli.command import tell
-from polarspike.errors import MissingExtraError
+from polarspike.cli.report_pages import drawn
 from polarspike.files import replacing
 from polarspike.report.claims import Kind
 from polarspike.report.pages import as_html, as_markdown
@@ -28,11 +27,7 @@ def kinds() -> dict[str, Kind]:
 def written_pages(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:
     """Write the figures, ``rivals.md`` and ``rivals.html`` of these rows; where matplotlib is missing, without figures."""
     place.mkdir(parents=True, exist_ok=True)
-    try:
-        figures = plot_rivals(rows, place)
-    except MissingExtraError as error:
-        tell(f"no plots: {error}")
-        figures = []
+    figures = drawn(lambda: plot_rivals(rows, place))
     sections = rivals_page(rows, kinds(), published(), figures)
     pages = {
         place / "rivals.md": f"# {TITLE}\n\n{as_markdown(sections, place)}",

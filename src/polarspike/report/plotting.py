@@ -1,9 +1,9 @@
-"""How plots are drawn here: one style, SVG files, the same file from the same numbers."""
+"""How plots are drawn here: SVG files, the same file from the same numbers, pages in one style."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,9 @@ def pyplot() -> Any:
 
 
 @contextlib.contextmanager
-def drawing(target: Path, size: tuple[float, float], rows: int = 1, columns: int = 1) -> Iterator[list[Any]]:
+def drawing(
+    target: Path, size: tuple[float, float], rows: int = 1, columns: int = 1, style: Mapping[str, Any] = _STYLE
+) -> Iterator[list[Any]]:
     """The axes of a new figure, row by row; it is written when the block ends well.
 
     Args:
@@ -55,12 +57,13 @@ def drawing(target: Path, size: tuple[float, float], rows: int = 1, columns: int
         size: in inches.
         rows: of axes.
         columns: of axes.
+        style: settings of matplotlib; those of pages if not given.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     plt = pyplot()
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(dict(style)):
         figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
         try:
             yield list(axes.flat)

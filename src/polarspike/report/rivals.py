@@ -6,9 +6,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from polarspike.files import replacing
-from polarspike.report.plotting import MARKS, pyplot
+from polarspike.report.numbers import decimals
+from polarspike.report.plotting import MARKS, drawing
 from polarspike.tables import aligned
 
 Row = Mapping[str, str]
@@ -68,7 +69,7 @@ def accuracy_table(rows: Iterable[Row], place: tuple[str, str]) -> list[list[str
         seeds, first = max(map(len, found.values())), found[min(found)]
         epochs = f"{first[0]['own_epochs'] or '-'}/{first[0]['epochs'] or '-'}"
         cells = [_accuracy(found.get(latency, ()), seeds) for latency in latencies]
-        table.append([name_of(key), str(seeds), epochs, _number(mean_of(first, "own_seconds"), 0), *cells])
+        table.append([name_of(key), str(seeds), epochs, decimals(mean_of(first, "own_seconds"), 0), *cells])
     return table
 
 
@@ -84,8 +85,8 @@ def cost_table(rows: Iterable[Row], place: tuple[str, str], *, every: bool = Fal
     for key, found in groups.items():
         for latency in sorted(found) if every else [min(found)]:
             at = found[latency]
-            costs = [_number(mean_of(at, column), digits) for _, column, digits in _COSTS]
-            table.append([name_of(key), str(latency), _number(mean_of(at, "accuracy"), 2), *costs])
+            costs = [decimals(mean_of(at, column), digits) for _, column, digits in _COSTS]
+            table.append([name_of(key), str(latency), decimals(mean_of(at, "accuracy"), 2), *costs])
     return table
 
 
@@ -113,35 +114,33 @@ def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    plt = pyplot()
     written = []
     groups = grouped(rows)
     for data, network in networks_of(rows):
         mine = {key: found for key, found in groups.items() if key[:2] == (data, network)}
         for axis, (label, base) in _AXES.items():
-            figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-            for index, (key, found) in enumerate(mine.items()):
-                if key[2] == "ann":
-                    axes.axhline(mean_of(next(iter(found.values())), "accuracy"), color="black", ls=":", label="ann")
-                    continue
-                places = [
-                    (latency if axis == "latency" else mean_of(found[latency], axis), found[latency])
-                    for latency in sorted(found)
-                ]
-                drawn = [(x, mean_of(at, "accuracy")) for x, at in places if x]
-                if drawn:
-                    axes.plot(*zip(*drawn, strict=True), marker=MARKS[index % len(MARKS)], label=name_of(key), lw=1)
-            axes.set_xscale("log", base=base)
-            axes.set_xlabel(label)
-            axes.set_ylabel("accuracy, %")
-            axes.set_title(f"{data}, {network}")
-            axes.legend(fontsize=7, loc="lower right")
             target = place / f"rivals-{data}-{network}-{axis}.svg"
-            with replacing(target) as partial:
-                figure.savefig(partial, format="svg", metadata={"Date": None})
-            plt.close(figure)
+            with drawing(target, (8, 5), style={}) as (axes,):
+                _draw(axes, axis, mine)
+                axes.set_xscale("log", base=base)
+                axes.set_xlabel(label)
+                axes.set_ylabel("accuracy, %")
+                axes.set_title(f"{data}, {network}")
+                axes.legend(fontsize=7, loc="lower right")
             written.append(target)
     return written
+
+
+def _draw(axes: Any, axis: str, found: Mapping[tuple[str, ...], Mapping[int, list[Row]]]) -> None:
+    """A line for each method; a level for the float network."""
+    for index, (key, answers) in enumerate(found.items()):
+        if key[2] == "ann":
+            axes.axhline(mean_of(next(iter(answers.values())), "accuracy"), color="black", ls=":", label="ann")
+            continue
+        places = [(latency if axis == "latency" else mean_of(at, axis), at) for latency, at in sorted(answers.items())]
+        drawn = [(x, mean_of(at, "accuracy")) for x, at in places if x]
+        if drawn:
+            axes.plot(*zip(*drawn, strict=True), marker=MARKS[index % len(MARKS)], label=name_of(key), lw=1)
 
 
 def _accuracy(rows: Sequence[Row], seeds: int) -> str:
@@ -151,7 +150,3 @@ def _accuracy(rows: Sequence[Row], seeds: int) -> str:
     spread = f"+-{(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
     fewer = f" ({len(values)})" if len(values) < seeds else ""
     return f"{statistics.fmean(values):.2f}{spread}{fewer}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -9,6 +9,7 @@ from typing import Any
 from polarspike.report.numbers import entropy_of
 from polarspike.report.plotting import COLORS, drawing
 from polarspike.report.record import STAGES, Record
+from polarspike.report.run_page import spikes_of
 
 _COLORS = {**COLORS, "through_time_control": COLORS["control"]}
 _COLUMNS, _MOST_SITES = 4, 24
@@ -75,11 +76,9 @@ def _accuracy(results: Mapping[str, Any], target: Path) -> Path:
             panel.axhline(ann, color=COLORS["ann"], ls="--", lw=1, label="ANN")
             panel.axhline(qann, color=COLORS["qann"], ls=":", lw=1.4, label="QANN")
             for name, color, mark, rows in lines:
-                spikes = [row["spikes"] / row["pairs"] if row["pairs"] else 0.0 for row in rows]
-                places = [row["timesteps"] for row in rows] if panel is left else spikes
-                panel.plot(
-                    places, [100 * row["accuracy"] for row in rows], color=color, marker=mark, lw=1.4, label=name
-                )
+                places = [row["timesteps"] for row in rows] if panel is left else spikes_of(rows)
+                accuracy = [100 * row["accuracy"] for row in rows]
+                panel.plot(places, accuracy, color=color, marker=mark, lw=1.4, label=name)
             panel.set_xlabel(label)
             panel.ticklabel_format(axis="y", useOffset=False)
             low, high = panel.get_ylim()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from polarspike.proof import SiteComparison
+from polarspike.evaluation import Firing
+from polarspike.proof import Proof
+from polarspike.readings import SAID
 from polarspike.report.numbers import decimals, entropy_of, short
 from polarspike.report.pages import Section
 from polarspike.report.record import STAGES, Record
@@ -38,10 +41,6 @@ _THROUGH_TIME = (
     "From the SNN above; its weights moved, so its codes are not those of the QANN any more. Compared are its own, of every "
     "frame, streamed one by one, with those of the whole sequence at once."
 )
-_READINGS = {
-    "integrate": "ANN and QANN see the mean of all frames, the SNN equals the refined QANN on the mean of T",
-    "frames": "ANN and QANN see every frame by itself, as the SNN does, and answers are averaged",
-}
 
 
 def run_page(record: Record, figures: Sequence[Path] = ()) -> list[Section]:
@@ -70,10 +69,14 @@ def headline(record: Record) -> int:
     return 0 if what_of(record) == "image" else -1
 
 
-def firing_of(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """Events, spikes and negative spikes per neuron and sample of one row of an evaluation; None where nothing fired."""
-    pairs = row.get("pairs")
-    return {key: row[key] / pairs if pairs else None for key in ("events", "spikes", "negative_spikes")}
+def firing_of(row: Mapping[str, Any]) -> Firing | None:
+    """What was fired, of one row of an evaluation; None of a network that does not fire."""
+    return Firing(**{field.name: row[field.name] for field in fields(Firing)}) if "pairs" in row else None
+
+
+def spikes_of(rows: Iterable[Mapping[str, Any]]) -> list[float]:
+    """Spikes per neuron and sample of the rows of an evaluation."""
+    return [fired.spikes_per_neuron for row in rows if (fired := firing_of(row)) is not None]
 
 
 def _unfinished(record: Record) -> Section:
@@ -100,97 +103,73 @@ def _found(record: Record, drawn: Mapping[str, tuple[Path, ...]]) -> Iterator[Se
 def _accuracy(record: Record, results: Mapping[str, Any], figures: tuple[Path, ...]) -> Section:
     what, reading = what_of(record), record.recipe.get("reading", "channels")
     ann, qann = results["ann"]["rows"][0], results["qann"]["rows"][0]
-    snn, proofs = results["snn"]["rows"], {proof["timesteps"]: proof for proof in results["proofs"]}
+    snn, proofs = results["snn"]["rows"], {proof["timesteps"]: Proof.from_dict(proof) for proof in results["proofs"]}
     first, shown = proofs[1], snn[headline(record)]
-    compared, different = _codes(first)
-    verdict = "equal in every bit" if first["exact"] else "NOT EQUAL"
-    if not first["exact"] and not different:
-        verdict += f", outputs differ by up to {first['output_difference']:.3g}"
+    verdict = "equal in every bit" if first.exact else "NOT EQUAL"
+    if not first.exact and not first.different:
+        verdict += f", outputs differ by up to {first.output_difference:.3g}"
     at = "T = 1" if what == "image" else f"all {shown['timesteps']} frames"
     facts = (
         (_percent(shown["accuracy"]), f"SNN at {at}"),
         (_percent(ann["accuracy"]), "ANN, trained as long"),
         (_points(ann["accuracy"] - qann["accuracy"]), "points from ANN to QANN: learning"),
-        (f"{different:,}", f"of {compared:,} codes differ between QANN and SNN at T = 1: {verdict}"),
+        (f"{first.different:,}", f"of {first.compared:,} codes differ between QANN and SNN at T = 1: {verdict}"),
     )
     heading = ["network", "T", "accuracy, %", "points below the ANN", "codes compared", "different", "freely", "furthest",
                "events", "spikes", "negative"]  # fmt: skip
     rows = [heading, _row("ANN", ann, ann), _row("QANN", qann, ann)]
     rows += [_row("SNN", row, ann, proofs.get(row["timesteps"])) for row in snn]
-    frames = _READINGS["frames" if reading == "through-time" else reading] if what == "sequence" else ""
+    frames = SAID["frames" if reading == "through-time" else reading] if what == "sequence" else ""
     text = (
         f"{results['snn']['total']:,} test {what}s. {_SPIKES.format(what=what)}",
         *([f"T: the first T frames, streamed; {frames}."] if frames else []),
         "Different: codes of the QANN that the SNN does not repeat when both are given the same codes at every other site; "
         "freely: when both run by themselves. Furthest: how far, in steps, a differing sum lies from its boundary. At T > 1 "
         "float32 decides such sums by the order of its additions.",
-        *(_void(proof, f"T = {t}: ") for t, proof in proofs.items() if not proof["conclusive"]),
+        *(_void(proof, f"T = {t}: ") for t, proof in proofs.items() if proof.void),
         *_scope(first),
     )
     return Section("Accuracy and equality", text, rows, figures, facts)
 
 
-def _void(proof: Mapping[str, Any], where: str = "") -> str:
+def _void(proof: Proof, where: str = "") -> str:
     """Which sites a proof says nothing about."""
-    void = [name for name, site in proof["sites"].items() if not SiteComparison(**site).counts]
-    return f"{where}VOID at {', '.join(void)}: too few different codes, or events, for equality to mean something."
+    sites = ", ".join(proof.void)
+    return f"{where}VOID at {sites}: too few different codes, or events, for equality to mean something."
 
 
-def _row(
-    name: str, row: Mapping[str, Any], ann: Mapping[str, Any], proof: Mapping[str, Any] | None = None
-) -> list[str]:
+def _row(name: str, row: Mapping[str, Any], ann: Mapping[str, Any], proof: Proof | None = None) -> list[str]:
     below = "" if row is ann else _points(ann["accuracy"] - row["accuracy"])
-    shown = ["", "", "", ""]
+    timesteps = str(row["timesteps"]) if name == "SNN" else ""
+    shown, fired = [""] * 4, [""] * 3
     if proof is not None:
-        sites = proof["sites"].values()
-        compared, different = _codes(proof)
-        worst = max((site["worst_margin"] for site in sites), default=0.0)
-        diverged = sum(site["diverged"] for site in sites)
-        shown = [f"{compared:,}", f"{different:,}", f"{diverged:,}", f"{worst:.1e}" if different else ""]
-    fired = (
-        ["" if value is None else decimals(value, 3) for value in firing_of(row).values()]
-        if "pairs" in row
-        else [""] * 3
-    )
-    return [
-        name,
-        str(row["timesteps"]) if name == "SNN" else "",
-        decimals(100 * row["accuracy"]),
-        below,
-        *shown,
-        *fired,
-    ]
+        furthest = f"{proof.worst_margin:.1e}" if proof.different else ""
+        shown = [*(f"{count:,}" for count in (proof.compared, proof.different, proof.diverged)), furthest]
+    if (fires := firing_of(row)) is not None:
+        each = (fires.events_per_neuron, fires.spikes_per_neuron, fires.negative_spikes_per_neuron)
+        fired = [decimals(value, 3) for value in each]
+    return [name, timesteps, decimals(100 * row["accuracy"]), below, *shown, *fired]
 
 
-def _codes(proof: Mapping[str, Any]) -> tuple[int, int]:
-    sites = proof["sites"].values()
-    return sum(site["compared"] for site in sites), sum(site["different"] for site in sites)
-
-
-def _scope(proof: Mapping[str, Any]) -> Iterator[str]:
+def _scope(proof: Proof) -> Iterator[str]:
     """The same network under other conditions, one sentence."""
-    seen = [
-        f"{name}: {found}" if isinstance(found, str) else f"{name}: {found[0]:,} of {found[1]:,}"
-        for name, found in proof["scope"].items()
-    ]
-    if seen:
-        yield f"Codes of one network that differ under other conditions, T = 1: {'; '.join(seen)}."
+    if proof.scope:
+        yield f"One network under other conditions, T = 1: {'; '.join(proof.scope_lines())}."
 
 
 def _trained_through_time(found: Mapping[str, Any], what: str) -> Section:
-    ann, proof = found["ann"]["rows"][0], found["proof"]
+    ann, proof = found["ann"]["rows"][0], Proof.from_dict(found["proof"])
     heading = ["network", "T", "accuracy, %", "points below the ANN", "events", "spikes", "negative"]
     rows = [heading]
     for name, row in [("ANN", ann), *(("SNN", row) for row in found["snn"]["rows"])]:
         cells = _row(name, row, ann)
         rows.append([*cells[:4], *cells[8:]])
     leaks = [f"{name} {leak:.3f}" for name, leak in found["leaks"].items()]
-    verdict = "equal" if proof["exact"] else "NOT EQUAL"
-    compared, different = _codes(proof)
+    verdict = "equal" if proof.exact else "NOT EQUAL"
     text = (
         _THROUGH_TIME,
-        f"{different:,} of {compared:,} codes differ: {verdict}. ANN: continued for the same epochs, once more.",
-        *([] if proof["conclusive"] else [_void(proof)]),
+        f"{proof.different:,} of {proof.compared:,} codes differ: {verdict}. ANN: continued for the same epochs, once more.",
+        *([_void(proof)] if proof.void else []),
         f"What stays of a membrane from frame to frame: {', '.join(leaks)}.",
         _SPIKES.format(what=what),
     )
@@ -204,9 +183,8 @@ def _sites(results: Mapping[str, Any], what: str, before: str, figures: tuple[Pa
     for site in counts["sites"]:
         name, pairs, (negative, positive) = site["site"], site["neurons"] * site["images"], site["levels"]
         different = [proof["sites"][name]["different"] for proof in proofs if name in proof["sites"]]
-        most = (
-            math.log2(negative + positive + 1) if site["span"] == 1 else None
-        )  # else a membrane adds to what is fired
+        # Codes that do not start from rest may be beyond the levels: a membrane adds to them.
+        most = math.log2(negative + positive + 1) if site["span"] == 1 else None
         rows.append([
             name, f"({negative}, {positive})", f"{site['gain']:g}", f"{site['neurons']:,}",
             *(decimals(site[key] / pairs, 3) for key in ("events", "spikes", "negative_spikes")),

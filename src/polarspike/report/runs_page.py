@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from polarspike.errors import RunError
+from polarspike.proof import Proof
 from polarspike.report.numbers import decimals, interval
 from polarspike.report.pages import Section
 from polarspike.report.plotting import MARKS, drawing
 from polarspike.report.record import Record
-from polarspike.report.run_page import firing_of, headline
+from polarspike.report.run_page import firing_of, headline, spikes_of
 
 _EACH = (
     "Percent right on the test set at the last epoch. ANN: after as many epochs as the SNN's weights have had. Gap: points "
@@ -50,16 +51,16 @@ def runs_page(records: Sequence[Record], figures: Sequence[Path] = ()) -> list[S
     Raises:
         RunError: a run is not finished, or its files hold something else.
     """
-    found = {id(record): _found(record, label) for record, label in zip(records, _labels(records), strict=True)}
+    found = {record.path: _found(record, label) for record, label in zip(records, _labels(records), strict=True)}
     times = sorted({row["timesteps"] for each in found.values() for one in each for row in one.rows})
-    every = [one for record in records for one in found[id(record)]]
+    every = [one for record in records for one in found[record.path]]
     sections = [Section("Runs", _EACH, _each(every, times), tuple(figures))]
     repeated = [group for group in grouped(records) if len(group) > 1]
     if repeated:
         rows = [["what", "seeds", "ANN", *(f"T = {t}" for t in times), "gap, interval", "events", "spikes", "energy"]]
         for group in repeated:
             seeds = ", ".join(str(record.seeds[0]) for record in group)
-            rows += [_mean(seeds, part, times) for part in zip(*(found[id(record)] for record in group), strict=True)]
+            rows += [_mean(seeds, part, times) for part in zip(*(found[record.path] for record in group), strict=True)]
         sections.append(Section("Means over seeds", _MEANS, rows))
     return sections
 
@@ -91,7 +92,7 @@ def plot_runs(records: Sequence[Record], place: Path) -> list[Path]:
             accuracy = [100 * row["accuracy"] for row in one.rows]
             style = {"marker": MARKS[index % len(MARKS)], "lw": 1, "ms": 4, "label": one.label}
             left.plot([row["timesteps"] for row in one.rows], accuracy, **style)
-            right.plot([firing_of(row)["spikes"] or 0.0 for row in one.rows], accuracy, **style)
+            right.plot(spikes_of(one.rows), accuracy, **style)
         left.set_xscale("log", base=2)
         left.set_xlabel("T")
         left.set_ylabel("test accuracy, %")
@@ -118,22 +119,23 @@ def _found(record: Record, label: str) -> list[_Found]:
         numbers = {"qann": qann, **_numbers(results, first, at)}
         made = [_Found(label, record.name, results["snn"]["rows"], numbers)]
         if (later := results.get("through_time")) is not None:
-            rest = {**_numbers(later, later["proof"], at)}
-            made.append(_Found(f"{label}, through time", record.name, later["snn"]["rows"], rest))
+            numbers = _numbers(later, later["proof"], at)
+            made.append(_Found(f"{label}, through time", record.name, later["snn"]["rows"], numbers))
         return made
 
 
 def _numbers(found: Mapping[str, Any], proof: Mapping[str, Any], at: int) -> dict[str, float]:
     ann, rows = 100 * found["ann"]["rows"][0]["accuracy"], found["snn"]["rows"]
     fired = firing_of(rows[at])
+    assert fired is not None
     energy = next(row for row in found["energy"]["rows"] if row["system"] == "b" and row["precision"] == "int8")
     return {
         "ann": ann,
         **{f"T={row['timesteps']}": 100 * row["accuracy"] for row in rows},
         "gap": ann - 100 * rows[at]["accuracy"],
-        "different": sum(site["different"] for site in proof["sites"].values()),
-        "events": fired["events"] or 0.0,
-        "spikes": fired["spikes"] or 0.0,
+        "different": Proof.from_dict(proof).different,
+        "events": fired.events_per_neuron,
+        "spikes": fired.spikes_per_neuron,
         "energy": energy["ratio"],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from polarspike.checks import is_integer
 from polarspike.data import Normalization
 from polarspike.errors import SpecError
 
@@ -25,8 +26,8 @@ class Preprocessing:
     crop: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.shape is not None and (len(self.shape) != 3 or min(self.shape) < 1):
-            raise SpecError(f"shape: expected three positive integers C,H,W such as 3,224,224, got {self.shape}")
+        if self.shape is not None and (len(self.shape) != 3 or not all(is_integer(size, 1) for size in self.shape)):
+            raise SpecError(f"shape: expected three positive integers C,H,W such as 3,224,224, got {list(self.shape)}")
         if not 0 < self.crop <= 1:
             raise SpecError(f"crop: expected a number above 0 and at most 1, got {self.crop}")
 
