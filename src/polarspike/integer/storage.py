@@ -30,7 +30,7 @@ _CONSTANT = "constant."
 
 
 def save(network: IntegerNetwork, path: str | os.PathLike[str]) -> None:
-    """Write a network, whole or not at all.
+    """Write a network, whole or not at all; the same network makes the same bytes.
 
     Raises:
         CheckpointError: the place cannot be written.
@@ -53,6 +53,7 @@ def save(network: IntegerNetwork, path: str | os.PathLike[str]) -> None:
     try:
         with replacing(path) as partial:
             save_file(tensors, partial, metadata={**texts, seals.KEY: seals.arrays_digest(texts, tensors)})
+            _sort_metadata(partial)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot be written: {error}; choose a folder that exists and is writable"
@@ -100,6 +101,21 @@ def is_integer_network(path: Path) -> bool:
             return KEY in (file.metadata() or {})
     except (OSError, SafetensorError):
         return False
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the entries of a file's metadata into the order of their names; safetensors writes them in any.
+
+    file = length of the header (8 bytes, little-endian) | header (JSON) | bytes of the tensors
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # else characters were written in another way; what is there is whole, too
+            file.seek(8)
+            file.write(text.ljust(length))  # spaces, as safetensors pads it
 
 
 def _assembled(header: Mapping[str, Any], tensors: Mapping[str, Array], description: str) -> IntegerNetwork:
