@@ -11,7 +11,7 @@ import pytest
 from polarspike.errors import MissingExtraError
 from polarspike.report.claims import Kind, verdict_table, verdicts
 from polarspike.report.pages import as_html, as_markdown
-from polarspike.report.rivals import grouped, mean_of, name_of, plot_rivals, rivals_table
+from polarspike.report.rivals import cost_table, grouped, mean_of, name_of, plot_rivals, rivals_table
 from polarspike.report.rivals_page import rivals_page
 
 BASE = {"data": "digits", "network": "cnn", "trained_steps": "", "budget": "epochs", "own_epochs": "5", "epochs": "15",
@@ -38,6 +38,14 @@ def test_means_and_spread_over_seeds() -> None:
     late = next(line for line in lines if line.startswith("lif T=4 equal time"))
     assert " - " in late and "92.00" in late
     assert rivals_table([]) == "nothing has been measured yet"
+
+
+def test_costs_have_their_spread_where_there_is_one() -> None:
+    rows = [ROWS[1] | {"spikes": "0.5", "events": "0.25"}, ROWS[2] | {"spikes": "0.7", "events": "0.25"}, ROWS[3]]
+    heading, first, late = cost_table(rows, ("digits", "cnn"), every=True)
+    found = dict(zip(heading, first, strict=True))
+    assert (found["accuracy"], found["spikes"], found["events"]) == ("93.50+-0.50", "0.600+-0.100", "0.250")
+    assert "+-" not in "".join(late) + "".join(cost_table(rows, ("digits", "cnn"), spread=False)[1])
 
 
 def test_groups_and_names() -> None:
@@ -93,7 +101,7 @@ def test_verdicts_are_held_against_the_best_rival_of_their_kind() -> None:
         row("lsq", 1, 89.5, spikes="0.4"), row("group", 1, 88), row("group", 1, 95, levels="16"), row("group", 4, 99),
         row("qcfs", 8, 90.2), row("qcfs", 16, 93),
         row("lif", 1, 80, trained_steps="1"), row("lif", 4, 91.0, trained_steps="4"), row("lif", 2, 99, trained_steps="4"),
-        row("integer-lif", 1, 81), row("integer-lif", 4, 82),
+        row("lif", 4, 90.0, trained_steps="4", budget="time"), row("integer-lif", 1, 81), row("integer-lif", 4, 82),
         row("ann", 1, 99), row("st-bif", 4, 99.5), row("st-bif", 16, 99.9),
     ]  # fmt: skip
     found = {one.claim: one for one in verdicts(rows, KINDS)}
@@ -154,6 +162,35 @@ def test_direct_training_of_several_spikes_counts_at_equal_levels_alone() -> Non
     assert of(lif, fewer, equal) == [("integer-lif 8 levels at 1", "no", "")]
     cells = verdict_table(verdicts([row("polarspike", 1, 90, levels="8"), lif, fewer], KINDS))
     assert cells[-1][-1] == "open: several spikes at these levels not run"
+
+
+def test_direct_training_must_have_been_run_at_this_t_under_both_budgets() -> None:
+    def of(steps: int, *rivals: dict[str, str]) -> tuple[str, str]:
+        mine = [row("polarspike", 1, 90), row("polarspike", steps, 92)]
+        claim = f"above direct training at T = {steps}"
+        (one,) = (one for one in verdicts([*mine, *rivals], KINDS) if one.claim == claim)
+        return one.outcome, one.why
+
+    read_later = [row("integer-lif", 1, 85, trained_steps="1"), row("integer-lif", 4, 86, trained_steps="1")]
+    short = row("lif", 4, 87, trained_steps="4", budget="time")
+    long = row("lif", 4, 88, trained_steps="4")
+    assert of(1, *read_later) == ("yes", "")
+    assert of(4, *read_later) == ("open", "training at T = 4 not run")
+    assert of(4, *read_later, short) == ("open", "training at T = 4 with all epochs not run")
+    assert of(4, *read_later, long) == ("open", "training at T = 4 in the same time not run")
+    assert of(4, *read_later, short, long) == ("yes", "")
+    assert of(4, *read_later, {**short, "accuracy": "93"}) == ("no", "")
+
+
+def test_a_further_rival_never_makes_a_verdict_better() -> None:
+    """Within noise of ours at fewer spikes: it still counts beside one that is ahead at many."""
+    mine, near = row("polarspike", 1, 88.09, spikes="1.650"), row("lsq", 1, 88.22, spikes="1.631")
+    ahead = row("group", 1, 88.32, spikes="5.84")
+    for rivals in ([near], [near, ahead], [ahead, near]):
+        (one,) = verdicts([mine, *rivals], KINDS)
+        assert (one.best, one.outcome, one.spikes) == ("lsq 4 levels at 1", "no", (1.650, 1.631))
+    (alone,) = verdicts([mine, ahead], KINDS)
+    assert (alone.best, alone.outcome) == ("group 4 levels at 1", "level")
 
 
 @pytest.mark.parametrize(

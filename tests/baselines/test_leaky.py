@@ -25,11 +25,20 @@ def test_lif_leaks_and_forgets_where_it_fires() -> None:
 
 def test_plif_learns_its_leak() -> None:
     neuron = LeakyNeuron(SiteSpec(0, 1), learned=True)
-    assert neuron.raw_leak is not None and math.isclose(torch.sigmoid(neuron.raw_leak).item(), 0.5)
+    assert neuron.raw_decay is not None and math.isclose(torch.sigmoid(neuron.raw_decay).item(), 0.5)
+    # u: .75, .75 + (1.5 - .75) / 2 = 1.125 -> fires and starts at 0
+    assert fired(neuron, 1.5, 1.5, 1.9) == [0.0, 1.0, 0.0]
     neuron.train_of(torch.tensor([0.8, 0.3]).view(2, 1, 1)).spikes.sum().backward()
-    # u[2] = b .8 + .3 = .7, and dk/du there is 1 / (1 + (pi .3)^2)
-    expected = 0.8 * 0.25 / (1 + (math.pi * 0.3) ** 2)
-    assert neuron.raw_leak.grad is not None and math.isclose(float(neuron.raw_leak.grad), expected, rel_tol=1e-5)
+    # u[1] = a .8 = .4; u[2] = .4 + a (.3 - .4) = .35; dk/du is 1 / (1 + (pi (u - 1))^2), da/dw = a (1 - a)
+    first, second = 1 / (1 + (math.pi * 0.6) ** 2), 1 / (1 + (math.pi * 0.65) ** 2)
+    expected = 0.25 * (first * 0.8 + second * (0.8 * 0.5 + 0.3 - 0.4))
+    assert neuron.raw_decay.grad is not None and math.isclose(float(neuron.raw_decay.grad), expected, rel_tol=1e-5)
+
+
+def test_plif_learns_at_one_timestep() -> None:
+    neuron = LeakyNeuron(SiteSpec(0, 1), learned=True)
+    neuron.train_of(torch.full((1, 1, 1), 0.8)).spikes.sum().backward()
+    assert neuron.raw_decay is not None and neuron.raw_decay.grad is not None and float(neuron.raw_decay.grad) > 0.0
 
 
 def test_ternary_spikes_have_both_signs_and_a_learned_value() -> None:

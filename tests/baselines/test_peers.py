@@ -156,12 +156,14 @@ def test_sinabs_converts_a_chain_and_enlarged_networks() -> None:
         convert_with("sinabs", nn.Linear(4, 4), [torch.rand(2, 4)])
 
 
-def hard_reset(node: Any, **leak: float) -> Any:
-    """A node of SpikingJelly's that charges v + x without the factor 1 / tau and resets to 0, with our surrogate."""
+def hard_reset(node: Any, decay_input: bool = False, **leak: float) -> Any:
+    """A node of SpikingJelly's that charges v + x, without 1 / tau unless asked, with our reset and surrogate."""
     from spikingjelly.activation_based import surrogate
 
     usual = surrogate.ATan(2.0)
-    return node(decay_input=False, v_reset=0.0, surrogate_function=usual, detach_reset=True, step_mode="m", **leak)
+    return node(
+        decay_input=decay_input, v_reset=0.0, surrogate_function=usual, detach_reset=True, step_mode="m", **leak
+    )
 
 
 @needs["spikingjelly"]
@@ -183,16 +185,16 @@ def test_lif_fires_like_spikingjellys() -> None:
 def test_plif_fires_and_learns_its_leak_like_spikingjellys() -> None:
     from spikingjelly.activation_based import neuron
 
-    theirs = hard_reset(neuron.ParametricLIFNode, init_tau=4.0)
-    ours = LeakyNeuron(SiteSpec(0, 1), leak=0.75, learned=True)  # theirs learns 1 / tau, of which ours is the rest
-    currents = torch.randn(9, 4, 50)
+    theirs = hard_reset(neuron.ParametricLIFNode, init_tau=4.0, decay_input=True)  # as its authors have it
+    ours = LeakyNeuron(SiteSpec(0, 1), leak=0.75, learned=True)
+    currents = 3 * torch.randn(9, 4, 50)
     mine, other = ours.train_of(currents).spikes, theirs(currents)
-    assert torch.equal(mine, other)
+    assert torch.equal(mine, other) and 0.0 < mine.mean() < 1.0
     weights = torch.randn_like(mine)
-    assert ours.raw_leak is not None
-    (grad,) = torch.autograd.grad((mine * weights).sum(), ours.raw_leak)
+    assert ours.raw_decay is not None
+    (grad,) = torch.autograd.grad((mine * weights).sum(), ours.raw_decay)
     (expected,) = torch.autograd.grad((other * weights).sum(), theirs.w)
-    assert torch.allclose(grad, -expected, rtol=1e-4)
+    assert torch.allclose(grad, expected, rtol=1e-4)
 
 
 @needs["spikingjelly"]

@@ -122,16 +122,16 @@ def test_direct_training_learns_through_time() -> None:
     labels = (x[:, 0] * x[:, 1] > 0).long()
     rival = prepare("plif", model, RivalSpec(timesteps=4), example=x)
     rival.calibrate([x])
-    rival.fit([(x, labels)] * 20, ps.TrainSpec(epochs=4, learning_rate=0.1, step_rate=0.0))
+    rival.fit([(x, labels)] * 20, ps.TrainSpec(epochs=8, learning_rate=0.1, step_rate=0.0))
     assert ps.evaluate(rival.network(), [(x, labels)], timesteps=4).accuracy[4] > 0.9
     (site,) = rival.network().sites().values()
-    assert isinstance(site, LeakyNeuron) and site.raw_leak is not None and site.raw_leak.item() != 0.0
+    assert isinstance(site, LeakyNeuron) and site.raw_decay is not None and site.raw_decay.item() != 0.0
 
 
 def test_the_step_optimizer_leaves_a_learned_leak_to_the_other() -> None:
     rival, x = made("plif", timesteps=2)
     rival.fit([(x, torch.randint(0, 5, (len(x),)))] * 3, ps.TrainSpec(epochs=1, learning_rate=0.05, step_rate=0.2))
-    assert all(site.raw_leak.item() != 0.0 for site in rival.network().sites().values())
+    assert all(site.raw_decay.item() != 0.0 for site in rival.network().sites().values())
 
 
 def test_thresholds_by_hand() -> None:

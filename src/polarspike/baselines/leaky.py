@@ -1,7 +1,8 @@
 """The neurons of direct training: they leak, reset, and learn through a surrogate gradient.
 
     LIF          u[t] = b u[t-1] + I[t];  k = 1 if u >= 1;  u <- 0 where it fired                    b = 1/2
-    PLIF         the same with a learned leak for each site, b = sigmoid(w)                           (Fang et al. 2021)
+    PLIF         u[t] = u[t-1] + a (I[t] - u[t-1]);  k, reset as LIF;  a = sigmoid(w), learned for each site, from 1/2: what
+                 leaks is what the input counts, so that a is learned at T = 1, too                   (Fang et al. 2021)
     ternary      u[t] = b u[t-1] + I[t];  k = sign(u) where |u| >= 1/2;  u <- 0 there;  b = 1/4; the value of a spike is
                  learned for each site                                                                (Guo et al., AAAI 2024)
     integer      u[t] = b u[t-1] + I[t];  k = clip(floor(u + 1/2), 0, D);  u <- u - k;  b = 1/4; a spike is worth 1 / D; the
@@ -32,22 +33,23 @@ class LeakyNeuron(SequenceNeuron):
     Args:
         spec, name: as for any site; levels (0, 1).
         leak: b, what remains of the potential after a step.
-        learned: the leak is a parameter (PLIF).
+        learned: 1 - b is a parameter, and the factor of the input as well (PLIF).
     """
 
     def __init__(self, spec: SiteSpec, name: str = "", leak: float = 0.5, learned: bool = False) -> None:
         super().__init__(spec, name)
         self.leak = leak
-        self.raw_leak = nn.Parameter(torch.tensor(math.log(leak / (1.0 - leak)))) if learned else None
+        self.raw_decay = nn.Parameter(torch.tensor(math.log((1.0 - leak) / leak))) if learned else None
         self.set_step(1.0)
         self.offset.requires_grad_(False)
 
     def train_of(self, currents: Tensor) -> SpikeTrain:
-        leak: Tensor | float = self.leak if self.raw_leak is None else torch.sigmoid(self.raw_leak)
+        decay = None if self.raw_decay is None else torch.sigmoid(self.raw_decay)
         potential = torch.zeros_like(currents[0])
         spikes = []
         for current in ops.widen(currents):
-            potential = leak * potential + current
+            charge = current if decay is None else decay * (current - potential)
+            potential = (self.leak * potential if decay is None else potential) + charge
             k = self.fire(potential)
             potential = self.reset(potential, k.detach())
             spikes.append(k)

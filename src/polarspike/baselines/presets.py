@@ -40,8 +40,9 @@ _NAMED = (
 
 #: What is asked again at more levels: ours, the closest binary rival, and a quantized network.
 _LEVELED = ("polarspike", "polarspike+t", "qcfs", "lsq")
+_UNTRAINED = ("polarspike-free", "scale-and-fire-free")
 #: And at so many that no binary rival keeps up: against other tools' neurons, whose spikes in a step nothing bounds.
-_CLOSEST = ("polarspike", "polarspike-free", "lsq")
+_CLOSEST = ("polarspike", *_UNTRAINED, "lsq")
 
 _SMALL = Comparison(
     data="fashion-mnist-14", methods=_EVERY, trained_steps=(1, 4), budgets=("time",), float_epochs=5, epochs=3
@@ -94,11 +95,11 @@ PRESETS: dict[str, tuple[Part, ...]] = {
         ),
         Part(
             "residual network, 64 levels without training",
-            dataclasses.replace(_RESNET, methods=("polarspike-free",), levels=(64,)),
+            dataclasses.replace(_RESNET, methods=_UNTRAINED, levels=(64,)),
         ),
         Part(
             "plain network, 64 levels without training",
-            dataclasses.replace(_PLAIN, methods=("polarspike-free",), levels=(64,)),
+            dataclasses.replace(_PLAIN, methods=_UNTRAINED, levels=(64,)),
         ),
     ),
     "full": (

@@ -5,7 +5,8 @@ first at T = 1     ours at one timestep, against every method with several spike
 single spikes      ours at one timestep, against every method with one spike a step at most, of either sign, at true
                    latencies up to 8
 direct training    ours at T = 1, 2 and 4, against the answer after as many steps of every network that was trained through
-                   time: one that was trained at fewer of them had more epochs in the same time, and may answer better
+                   time: one that was trained at fewer of them had more epochs in the same time, and may answer better;
+                   open while none was trained at that T, with as many epochs and for as long
 
 Rivals of several spikes count at our levels, or where they have none (other tools); those of single spikes pay in timesteps,
 and count at whatever levels they were trained. Ours without training is held against rivals without training.
@@ -30,6 +31,10 @@ NOISE = 0.4
 Outcome = Literal["yes", "level", "no", "open"]
 _SINGLE_REACH = 8
 _NOT_RUN = "several spikes at these levels not run"
+#: Of direct training at more than one timestep, by column ``budget``.
+_BUDGETS = {"epochs": "with all epochs", "time": "in the same time"}
+#: From the worst.
+_OUTCOMES: tuple[Outcome, ...] = ("no", "level", "yes")
 _Found = dict[int, list[Row]]
 _Key = tuple[str, ...]
 
@@ -54,11 +59,12 @@ class Verdict:
     Attributes:
         network: data, network, levels, and which of ours where it is not the usual one.
         claim: in words.
-        ours, rival: accuracy in % (means over the seeds that both have), with the name and the latency of the best rival.
-        best: that rival.
+        ours, rival: accuracy in % (means over the seeds that both have), with the name and the latency of that rival.
+        best: the rival that the claim holds least against.
         outcome: ``"yes"`` if ours is more accurate, and where spikes belong to the claim, fires no more; ``"level"`` where
             the difference is within :func:`noise_of` its seeds; ``"no"``; ``"open"`` where ours is not behind, but what
-            could be ahead has not been run.
+            could be ahead has not been run. Every rival that is ahead or within noise is judged, and the worst stands: a
+            further rival can never make it better.
         seeds: that both have.
         spikes: of ours and of the rival, per neuron and image, where they belong to the claim.
         why: what is open.
@@ -99,6 +105,17 @@ class _Answer:
     def spikes(self) -> tuple[float, float]:
         """Of ours and of theirs."""
         return _mean(self.mine, "spikes"), _mean(self.theirs, "spikes")
+
+    @property
+    def noise(self) -> float:
+        """Below what its gap says nothing."""
+        return noise_of(self.gaps)
+
+    def outcome(self, with_spikes: bool) -> Outcome:
+        """Of the claim against this rival alone."""
+        if self.gap <= -self.noise or (with_spikes and self.spikes[0] > self.spikes[1]):
+            return "no"
+        return "yes" if self.gap >= self.noise else "level"
 
     @property
     def at_the_edge(self) -> bool:
@@ -156,14 +173,24 @@ def _of_one(
     direct = {key: found for key, found in {**several, **single}.items() if kinds[key[2]].family == "direct"}
     for steps in (1, 2, 4):
         if steps in mine:
-            run = any(key in several and steps in found for key, found in direct.items())
             yield from _against(
                 network,
                 f"above direct training at T = {steps}",
                 mine[steps],
                 _answers(direct, (steps,)),
-                lacking="" if run else _NOT_RUN,
+                lacking=_lacking(steps, [key for key, found in direct.items() if steps in found], list(several)),
             )
+
+
+def _lacking(steps: int, direct: Sequence[_Key], several: Sequence[_Key]) -> str:
+    """What of direct training has not been run that could be ahead after so many steps; nothing if all has."""
+    if not any(key in several for key in direct):
+        return _NOT_RUN
+    budgets = {key[5] for key in direct if key[4] == str(steps)}
+    if not budgets:
+        return f"training at T = {steps} not run"
+    missing = [said for budget, said in _BUDGETS.items() if steps > 1 and budget not in budgets]
+    return f"training at T = {steps} {missing[0]} not run" if missing else ""
 
 
 def _untrained(found: _Found) -> bool:
@@ -191,21 +218,23 @@ def _against(
     paired = [answer for name, theirs in answers for answer in _paired(name, mine, theirs)]
     if not paired:
         return
-    best = min(paired, key=lambda answer: (answer.gap, answer.spikes[1]))  # of those that tie, the one of fewest spikes
-    ours, rival = _mean(best.mine, "accuracy"), _mean(best.theirs, "accuracy")
-    spikes = best.spikes if with_spikes else None
-    noise = noise_of(best.gaps)
-    near = (answer.name for answer in paired if answer.at_the_edge and answer.gap <= best.gap + noise)
-    open_for = lacking or next((f"{name} is {AT_THE_EDGE}" for name in near), "")
-    outcome: Outcome = "yes" if best.gap >= noise else "level"
-    if best.gap <= -noise:
-        outcome = "no"
-    elif open_for:
-        outcome = "open"
-    elif spikes is not None and spikes[0] > spikes[1]:
-        outcome = "no"
-    why = open_for if outcome == "open" else ""
-    yield Verdict(network, claim, ours, rival, best.name, outcome, len(best.gaps), spikes, why)
+    first = min(paired, key=_rank)
+    contenders = [answer for answer in paired if answer.gap < answer.noise] or [first]
+    outcome, shown = min(
+        ((answer.outcome(with_spikes), answer) for answer in contenders),
+        key=lambda judged: (_OUTCOMES.index(judged[0]), *_rank(judged[1])),
+    )
+    near = (answer.name for answer in paired if answer.at_the_edge and answer.gap <= first.gap + first.noise)
+    why = "" if outcome == "no" else lacking or next((f"{name} is {AT_THE_EDGE}" for name in near), "")
+    ours, rival = _mean(shown.mine, "accuracy"), _mean(shown.theirs, "accuracy")
+    spikes = shown.spikes if with_spikes else None
+    seeds = len(shown.gaps)
+    yield Verdict(network, claim, ours, rival, shown.name, "open" if why else outcome, seeds, spikes, why)
+
+
+def _rank(answer: _Answer) -> tuple[float, float]:
+    """Who is ahead; of those that tie, the one of fewest spikes."""
+    return answer.gap, answer.spikes[1]
 
 
 def _paired(name: str, mine: Sequence[Row], theirs: Sequence[Row]) -> Iterator[_Answer]:

@@ -6,7 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from polarspike.report.numbers import decimals
 from polarspike.report.plotting import MARKS, drawing
@@ -73,20 +73,24 @@ def accuracy_table(rows: Iterable[Row], place: tuple[str, str]) -> list[list[str
     return table
 
 
-def cost_table(rows: Iterable[Row], place: tuple[str, str], *, every: bool = False) -> list[list[str]]:
+def cost_table(
+    rows: Iterable[Row], place: tuple[str, str], *, every: bool = False, spread: bool = True
+) -> list[list[str]]:
     """What answers cost on one network, as cells, a heading first: the first answer of each method, or every one.
 
     Spikes are per neuron and image; ``bits`` are those of a weight times those of a spike times the true latency; energy is
     of int8 arithmetic in nJ per image under the conventions a to d, of the dense quantized network and of the dense float
-    network; time is that of the float network times so much.
+    network; time is that of the float network times so much. with ``spread``, ``+-`` as in
+    :func:`accuracy_table`, where it is not 0.
     """
     groups = {key: found for key, found in grouped(rows).items() if key[:2] == place}
     table = [["method", "at", "accuracy", *(heading for heading, _, _ in _COSTS)]]
     for key, found in groups.items():
         for latency in sorted(found) if every else [min(found)]:
             at = found[latency]
-            costs = [decimals(mean_of(at, column), digits) for _, column, digits in _COSTS]
-            table.append([name_of(key), str(latency), decimals(mean_of(at, "accuracy"), 2), *costs])
+            asked = (("accuracy", 2), *((column, digits) for _, column, digits in _COSTS))
+            cells = [_cell(at, column, digits, "some" if spread else "none") for column, digits in asked]
+            table.append([name_of(key), str(latency), *cells])
     return table
 
 
@@ -101,7 +105,7 @@ def rivals_table(rows: Sequence[Row]) -> str:
         return "nothing has been measured yet"
     lines: list[str] = []
     for place in networks_of(rows):
-        right = [[cost[1], *cost[3:]] for cost in cost_table(rows, place)]
+        right = [[cost[1], *cost[3:]] for cost in cost_table(rows, place, spread=False)]
         table = [[*left, *cost] for left, cost in zip(accuracy_table(rows, place), right, strict=True)]
         lines += [f"{', '.join(place)}: accuracy in % at true latency; the cost of the first answer"]
         lines += [*aligned(table, _WIDTH), ""]
@@ -144,9 +148,15 @@ def _draw(axes: Any, axis: str, found: Mapping[tuple[str, ...], Mapping[int, lis
 
 
 def _accuracy(rows: Sequence[Row], seeds: int) -> str:
-    values = [float(row["accuracy"]) for row in rows]
+    fewer = f" ({len(rows)})" if 0 < len(rows) < seeds else ""
+    return f"{_cell(rows, 'accuracy', 2, 'always')}{fewer}"
+
+
+def _cell(rows: Sequence[Row], column: str, digits: int, spread: Literal["none", "some", "always"]) -> str:
+    """The mean over seeds, with half of what lies between the least and the largest: never, where it is not 0, or always."""
+    values = [float(row[column]) for row in rows if row[column]]
     if not values:
-        return "-"
-    spread = f"+-{(max(values) - min(values)) / 2:.2f}" if len(values) > 1 else ""
-    fewer = f" ({len(values)})" if len(values) < seeds else ""
-    return f"{statistics.fmean(values):.2f}{spread}{fewer}"
+        return decimals(None)
+    half = decimals((max(values) - min(values)) / 2, digits)
+    told = len(values) > 1 and (spread == "always" or (spread == "some" and float(half) > 0))
+    return decimals(statistics.fmean(values), digits) + (f"+-{half}" if told else "")

@@ -22,10 +22,13 @@ _CLAIMS = (
     "of ours is a no.",
     f"level: a tie, or a difference that is noise: below {NOISE} with one seed; with several, below two standard errors of "
     f"the differences seed by seed, or below {NOISE} over the root of their number. open: ours is not behind, but what "
-    "could be ahead has not been run: several spikes at these levels, or a tool beyond the last of the settings searched.",
+    "could be ahead has not been run: several spikes at these levels, direct training at this T with as many epochs and for "
+    "as long, or a tool beyond the last of the settings searched. Every rival ahead or within noise is judged, and "
+    "the worst outcome stands, with its rival.",
 )
 _COST = (
-    "Events and spikes per neuron and image; bits: 32 of a float weight x those of a spike x true latency; nJ per image of "
+    "Means over seeds, +- half of what lies between the least and the largest. Events and spikes per neuron and image; "
+    "bits: 32 of a float weight x those of a spike x true latency; nJ per image of "
     "int8 arithmetic (45 nm) under the four conventions, of the dense quantized network and of the dense float network; "
     "x time, ms: CPU time over that of the float network, and of an image, of implementations, not of methods (ours runs as "
     "a SpikingNetwork, rivals through an interpreter). {which}; the CSV file has every column."
