@@ -59,10 +59,10 @@ def _fashion(name: str) -> Split:
     count = TRAINING_IMAGES["fashion"] if name == "train" else len(images)
     camera = CameraSpec()
 
-    def make() -> Iterator[tuple[Any, int]]:
+    def make() -> Iterator[tuple[int, Any, int]]:
         for index in range(count):
             seen = simulate(images.images[index, 0].numpy(), camera, seed=2 * index + (name == "test"))
-            yield to_frames(seen, FRAMES), int(images.labels[index])
+            yield index, to_frames(seen, FRAMES), int(images.labels[index])
 
     settings = {"part": name, "count": count, "frames": FRAMES.to_dict(), "camera": camera.to_dict()}
     return cached(_FOLDER, settings, count, FRAMES.shape((34, 34)), make, what=f"events of {name}")

@@ -87,6 +87,14 @@ PRESETS: dict[str, tuple[Part, ...]] = {
             "plain network, direct training at T = 4 with as many epochs, which is four times as long",
             dataclasses.replace(_PLAIN, methods=("lif", "integer-lif"), trained_steps=(4,), budgets=("epochs",)),
         ),
+        Part(
+            "residual network, direct training at T = 2 and 4 with as many epochs",
+            dataclasses.replace(_RESNET, methods=("lif", "integer-lif"), trained_steps=(2, 4), budgets=("epochs",)),
+        ),
+        Part(
+            "plain network, direct training at T = 2",
+            dataclasses.replace(_PLAIN, methods=("lif", "integer-lif"), trained_steps=(2,), budgets=("time", "epochs")),
+        ),
         Part("residual network, 16 and 32 levels", dataclasses.replace(_RESNET, methods=_CLOSEST, levels=(16, 32))),
         Part("plain network, 16 and 32 levels", dataclasses.replace(_PLAIN, methods=_CLOSEST, levels=(16, 32))),
         Part(
