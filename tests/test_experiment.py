@@ -8,6 +8,8 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +113,34 @@ def test_what_cannot_apply_is_refused_before_any_work(monkeypatch: pytest.Monkey
     for start in (prepare, rehearse):
         with pytest.raises(MissingExtraError, match=r"polarspike\[vision\]"):
             start(SMALL)
+
+
+@pytest.mark.parametrize("start", [prepare, rehearse])
+def test_levels_that_reach_no_site_are_refused_before_any_training(
+    start: Callable[[Recipe], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polarspike.rehearsal._learn", lambda *_: pytest.fail("it has trained"))
+    recipe = dataclasses.replace(SMALL, quant=QuantSpec(3, 4, gain="learned"), augmentation=Augmentation())
+    with pytest.raises(SpecError, match="gain='learned' reaches no site"):
+        start(recipe)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "frames", "batch"),
+    [
+        (1, (8, 8), 1, 256),
+        (3, (224, 224), 1, 256),
+        (20, (180, 240), 1, 44),
+        (2, (34, 34), 10, 25),
+        (2, (999, 999), 9, 2),
+    ],
+)
+def test_large_samples_are_evaluated_in_smaller_batches(
+    channels: int, size: tuple[int, int], frames: int, batch: int
+) -> None:
+    found: Any = SimpleNamespace(in_channels=channels, image_size=size)
+    recipe: Any = SimpleNamespace(in_time=frames > 1, frames=FrameSpec(bins=frames))
+    assert experiment.evaluation_batch(found, recipe) == batch
 
 
 def test_the_shape_of_events_follows_their_frames() -> None:

@@ -14,6 +14,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +45,14 @@ from polarspike.through_time import TemporalNetwork, unroll
 from polarspike.training import fit
 
 _TEST_BATCH = 256
+# A colour picture of 224x224 pixels: of larger samples, a batch where nothing is trained takes fewer.
+_USUAL_SAMPLE = 3 * 224 * 224
 _FINGERPRINT_IMAGES = 32
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment whose data are loaded and whose network is built: what could not work was refused by now.
+    """An experiment whose data are loaded and whose network is built: what could not work, or convert, was refused by now.
 
     ``digest`` is the SHA-256 of its file of weights, if it has one.
     """
@@ -74,7 +77,7 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
         SpecError: an unknown model, option or device, a batch that is larger than the dataset, or frames of images.
         DataError: the dataset is unknown, missing or damaged.
         InputError: random changes that images of this shape cannot have.
-        OperatorError: the network cannot be trained through time, as the recipe asks.
+        OperatorError: the network cannot be quantized, or not be trained through time, as the recipe asks.
         MissingExtraError: they need torchvision, which is not installed.
     """
     with distributed.together():
@@ -97,8 +100,7 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
         torch.manual_seed(recipe.seed)
         digest = None if weights is None else weights.sha256
         ann = build_model(dataset, recipe, weights)
-        if recipe.learns_order:
-            require_unrolls(recipe, ann, next(iter(dataset.evaluation(2, images=2)))[0])
+        require_converts(recipe, ann, next(iter(dataset.evaluation(2, images=2)))[0])
         return Prepared(recipe, dataset, ann, device, digest)
 
 
@@ -257,22 +259,27 @@ def unroll_for(recipe: Recipe, snn: SpikingNetwork) -> TemporalNetwork:
     return net
 
 
-def require_unrolls(recipe: Recipe, ann: nn.Module, frames: torch.Tensor) -> None:
-    """Refuse a network that cannot be trained through time, by a trial on a copy, before hours go into its parents.
+def require_converts(recipe: Recipe, ann: nn.Module, batch: torch.Tensor) -> None:
+    """Refuse a network or levels that will not convert, by a trial on a copy, before hours go into the float network.
 
     Args:
         recipe: how it would be quantized.
         ann: the float network, trained or not.
-        frames: one sequence or more, (batch, T, C, H, W).
+        batch: images (batch, C, H, W), or where the recipe reads sequences, (batch, T, C, H, W).
 
     Raises:
-        OperatorError: an operator that cannot be quantized, or that does not keep the batch in front.
+        SpecError: levels or a gain that reach no site.
+        OperatorError: an operator that cannot be quantized, or where the network learns through time, one that does not
+            keep the batch in front.
     """
-    qann = quantize(copy.deepcopy(ann).cpu(), recipe.quant, example=frames[:, 0])
+    frame = batch[:, 0] if recipe.in_time else batch
+    qann = quantize(copy.deepcopy(ann).cpu(), recipe.quant, example=frame)
     for site in qann.sites().values():
         site.set_step(1.0)
-    with torch.no_grad():
-        unroll_for(recipe, convert(qann))(frames)
+    snn = convert(qann)
+    if recipe.learns_order:
+        with torch.no_grad():
+            unroll_for(recipe, snn)(batch)
 
 
 def build_model(dataset: AnyDataset, recipe: Recipe, weights: Weights | None = None) -> nn.Module:
@@ -314,7 +321,7 @@ def _loaders(dataset: AnyDataset, recipe: Recipe, device: str) -> tuple[Any, Any
     # Images in memory have nothing to decode: workers would only copy them.
     there = None if torch.device(device).type == "cpu" else device  # a GPU changes images faster than it is fed
     ahead: dict[str, Any] = {"workers": recipe.workers} if isinstance(dataset, StreamedDataset) else {}
-    size = evaluation_batch(recipe)
+    size = evaluation_batch(dataset, recipe)
     return (
         dataset.training(recipe.batch_size, workers=recipe.workers, device=there),
         dataset.evaluation(size, **ahead),
@@ -324,9 +331,11 @@ def _loaders(dataset: AnyDataset, recipe: Recipe, device: str) -> tuple[Any, Any
 
 def _proof_batches(dataset: AnyDataset, recipe: Recipe) -> list[Any]:
     """The first ``proof_images`` images of the test part."""
-    return list(dataset.evaluation(evaluation_batch(recipe), images=recipe.proof_images))
+    return list(dataset.evaluation(evaluation_batch(dataset, recipe), images=recipe.proof_images))
 
 
-def evaluation_batch(recipe: Recipe) -> int:
-    """Samples per batch where nothing is trained: sequences take the memory of their frames."""
-    return max(1, _TEST_BATCH // recipe.frames.bins) if recipe.in_time else _TEST_BATCH
+def evaluation_batch(dataset: AnyDataset, recipe: Recipe) -> int:
+    """Samples per batch where nothing is trained: sequences take the memory of their frames, large samples theirs."""
+    frames = recipe.frames.bins if recipe.in_time else 1
+    sample = dataset.in_channels * math.prod(dataset.image_size)
+    return max(1, _TEST_BATCH * _USUAL_SAMPLE // max(sample, _USUAL_SAMPLE) // frames)

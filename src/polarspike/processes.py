@@ -1,6 +1,9 @@
 """Start to work together: join the processes of a launcher, and prepare a network for them, by the package accelerate.
 
-    accelerate launch --num_processes 8 -m polarspike train imagenet_vit_s        (or torchrun --nproc_per_node 8 -m ...)
+    accelerate launch --num_processes 8 -m polarspike train imagenet_vit_s
+    torchrun --nproc_per_node 8 -m -- polarspike train imagenet_vit_s
+
+Torchrun needs the two dashes: else it takes ``--run`` for the beginning of one of its own options.
 
 ``polarspike demo``, ``train`` and ``evaluate`` share their work; other commands do not.
 

@@ -34,7 +34,7 @@ from polarspike.data.events import SequenceDataset
 from polarspike.equivalence import verify
 from polarspike.errors import RunError
 from polarspike.evaluation import evaluate
-from polarspike.experiment import build_model, quantize_for, require_unrolls, unroll_for
+from polarspike.experiment import build_model, quantize_for, require_converts, unroll_for
 from polarspike.exporters import export
 from polarspike.quantized import refine
 from polarspike.readings import OverFrames, conversion_for, verify_sequences
@@ -77,8 +77,7 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     recipe.augmentation.require(shape.channels, shape.height, shape.width)
     ann = build_model(dataset, recipe)
     batches = list(dataset.evaluation(IMAGES, "train"))
-    if recipe.learns_order:
-        require_unrolls(recipe, ann, batches[0][0][:2])
+    require_converts(recipe, ann, batches[0][0][:2])
     reader = recipe.read_by(ann)
     _step("the float network", reader, dataset, recipe, recipe.ann, say)
     _learn("the float network", reader, dataset, recipe, recipe.ann, say)

@@ -41,6 +41,12 @@ def test_evaluate_finds_what_training_found(call: Call, trained: Path) -> None:
     assert code == 0 and f"{results['qann']['rows'][0]['correct']}/359" in out and "energy" not in out
 
 
+def test_evaluate_takes_workers(call: Call, trained: Path) -> None:
+    code, _, err = call("evaluate", trained / "snn.safetensors", "--workers", -1)
+    assert code == 2 and "--workers: expected at least 0, got -1" in err
+    assert call("evaluate", trained / "snn.safetensors", "--workers", 1, "--timesteps", 1)[0] == 0
+
+
 def test_a_quantized_network_is_evaluated_at_one_timestep_only(call: Call, trained: Path) -> None:
     code, _, err = call("evaluate", trained / "qann.safetensors", "--timesteps", 1, 2)
     assert code == 2 and "has no time" in err

@@ -160,6 +160,37 @@ def test_copies_that_are_not_whole(tmp_path: Path) -> None:
         data.load("tiny-imagenet-200", tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ILSVRC2012_img_train.tar", r"got ILSVRC2012_img_train\.tar as image-net\.org has it; unpack it"),
+        ("train/n00000000.tar", r"got 1 archives such as n00000000\.tar; unpack each"),
+        ("val/ILSVRC2012_val_00000001.JPEG", r"got 1 pictures such as .*; sort them into folders"),
+    ],
+)
+def test_imagenet_as_it_is_handed_out_is_told_apart_from_a_broken_copy(name: str, said: str, tmp_path: Path) -> None:
+    root = folders(tmp_path)
+    (root / name).write_bytes(b"")
+    with pytest.raises(DataError, match=said):
+        data.load("imagenet-1k", root)
+
+
+def test_what_a_mac_leaves_beside_pictures_is_no_picture(tmp_path: Path) -> None:
+    root = folders(tmp_path / "a")
+    (root / "train" / "n00000000" / "._n00000000_0.JPEG").write_bytes(b"\0")
+    (root / "train" / ".AppleDouble").mkdir()
+    assert data.load("imagenet-1k", root).count("train") == CLASSES * EACH
+    root = shards(tmp_path / "b")
+    (root / "._imagenet-train-000000.tar").write_bytes(b"\0")
+    assert data.load("imagenet-1k", root).count("train") == CLASSES * EACH
+
+
+def test_a_validation_picture_that_is_missing_is_noticed_before_training(tmp_path: Path) -> None:
+    (tiny(tmp_path) / "val" / "images" / "val_3.JPEG").unlink()
+    with pytest.raises(DataError, match=r"val_3\.JPEG: expected this picture, .* \(1 of 6 are not there\)"):
+        data.load("tiny-imagenet-200", tmp_path)
+
+
 def test_damaged_pictures_and_shards_are_named(tmp_path: Path) -> None:
     root = folders(tmp_path / "a")
     path = root / "val" / "n00000000" / "n00000000_0.JPEG"

@@ -33,3 +33,17 @@ def test_the_command_line_under_a_launcher(tmp_path: Path, capsys: pytest.Captur
     assert f"{right}/359" in outputs[0][0] and "energy" in outputs[0][0] and outputs[1] == ("", "")
     assert cli.main(["train", "--run", str(place), "--resume"]) == 2
     assert "processes was 2 and is 1 now" in capsys.readouterr().err
+
+
+def test_launchers_leave_our_options_to_us() -> None:
+    """As docs/networks.md has them: torchrun would take ``--run`` for one of its own without the two dashes."""
+    from torch.distributed.run import get_args_parser
+
+    ours = ["polarspike", "train", "demo", "--run", "place", "--resume"]
+    given = get_args_parser().parse_args(["--nproc_per_node", "2", "-m", "--", *ours])
+    assert [given.training_script, *given.training_script_args] == ours
+    with pytest.raises(SystemExit):
+        get_args_parser().parse_args(["--nproc_per_node", "2", "-m", *ours])
+    launch = pytest.importorskip("accelerate.commands.launch")
+    given = launch.launch_command_parser().parse_args(["--num_processes", "2", "-m", *ours])
+    assert [given.training_script, *given.training_script_args] == ours

@@ -35,7 +35,8 @@ class Evaluate(Command):
             frames as the last. A quantized network has no time.
         root: the folder of the dataset's files, where it is not the usual one.
         download: allow Fashion-MNIST, or what is made from it, to be downloaded; nothing is fetched otherwise.
-        device: where to evaluate; of several processes each takes its own.
+        device: where to evaluate, a GPU if there is one; of several processes each takes its own.
+        workers: processes that decode pictures in files; 0 for none.
     """
 
     file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
@@ -43,7 +44,8 @@ class Evaluate(Command):
     timesteps: tuple[int, ...] = ()
     root: Path | None = None
     download: bool = False
-    device: str = "cpu"
+    device: str = "auto"
+    workers: int = 0
 
     def execute(self) -> int:
         device = join(self.device)
@@ -54,6 +56,8 @@ class Evaluate(Command):
         with distributed.together():
             source = Source(self.data, self.root, self.download, device)
             source.check()
+            if self.workers < 0:
+                raise SpecError(f"--workers: expected at least 0, got {self.workers}")
             network = load(self.file)
             spiking = not isinstance(network, QuantizedNetwork)
             timesteps = self.timesteps or (_TIMESTEPS if spiking else (1,))
@@ -71,7 +75,7 @@ class Evaluate(Command):
                         f"got {max(timesteps)}"
                     )
         network.to(device)
-        batches = images.batches()
+        batches = images.batches(workers=self.workers)
         table = evaluate(images.read_by(network), batches, timesteps, progress=True)
         if not distributed.is_main():
             return 0

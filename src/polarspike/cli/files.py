@@ -154,8 +154,8 @@ class Images:
         batches = self.batches(count)
         return batches if self.frames is None else Seen(batches, "frames")
 
-    def batches(self, count: int | None = None) -> Any:
-        """Batches of the first ``count`` test images (sequences), of all if None.
+    def batches(self, count: int | None = None, *, workers: int = 0) -> Any:
+        """Batches of the first ``count`` test images (sequences), of all if None; workers decode those in files.
 
         Raises:
             SpecError: there are not so many.
@@ -164,7 +164,8 @@ class Images:
         if count is not None and not 1 <= count <= there:
             raise SpecError(f"--images: expected 1..{there} ({self.dataset.name}), got {count}")
         size = max(1, _BATCH // (self.frames or 1))
-        return self.dataset.evaluation(size, images=count, normalization=self.normalization)
+        ahead: dict[str, Any] = {"workers": workers} if isinstance(self.dataset, StreamedDataset) else {}
+        return self.dataset.evaluation(size, images=count, normalization=self.normalization, **ahead)
 
 
 def images_for(path: Path, network: Saved, source: Source) -> Images:

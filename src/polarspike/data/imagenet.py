@@ -17,7 +17,7 @@ from polarspike.data.augment import Augmentation
 from polarspike.data.local import cache
 from polarspike.data.normalization import Normalization
 from polarspike.data.pictures import Files, Pictures, Shards
-from polarspike.data.reading import lines_of
+from polarspike.data.reading import lines_of, visible
 from polarspike.data.registry import FOLDER_VARIABLE, Shape, Source, register
 from polarspike.data.streamed import StreamedDataset
 from polarspike.decoding import SUFFIXES
@@ -40,11 +40,12 @@ def imagenet_1k(source: Source) -> StreamedDataset:
     name = "imagenet-1k"
     places = source.folders(name, cache(name))
     for place in places:
+        _require_unpacked(name, place)
         if (place / "train").is_dir() and (place / "val").is_dir():
             classes = _folders(place / "train")
             parts: list[Pictures] = [_by_folder(place / part, classes) for part in ("train", "val")]
             return _imagenet(name, place, parts, classes)
-        shards = [sorted(place.glob(f"*{part}*.tar")) for part in ("train", "val")]
+        shards = [visible(place.glob(f"*{part}*.tar")) for part in ("train", "val")]
         if all(shards):
             classes = tuple(f"class {index}" for index in range(CLASSES[name]))
             return _imagenet(name, place, [Shards(paths) for paths in shards], classes)
@@ -86,6 +87,26 @@ def tiny_imagenet_200(source: Source) -> StreamedDataset:
     )
 
 
+def _require_unpacked(name: str, place: Path) -> None:
+    """Refuse what image-net.org hands out before it is unpacked and sorted, which is easily taken for something else."""
+    if packed := visible(place.glob("ILSVRC*_img_*.tar")):
+        raise DataError(
+            f"{name}: expected folders of pictures or WebDataset shards in {place}, got {packed[0].name} as image-net.org "
+            "has it; unpack it: the training archive into train/, where every inner nXXXXXXXX.tar goes into a folder of its "
+            "name, and the validation archive into val/, its pictures sorted into folders of the same names"
+        )
+    if inner := visible((place / "train").glob("n*.tar")):
+        raise DataError(
+            f"{name}: expected folders of classes in {place / 'train'}, got {len(inner)} archives such as {inner[0].name}; "
+            "unpack each into a folder of its name"
+        )
+    if flat := visible((place / "val").glob("ILSVRC*.JPEG")):
+        raise DataError(
+            f"{name}: expected folders of classes in {place / 'val'}, got {len(flat)} pictures such as {flat[0].name}; sort "
+            "them into folders of the names in train/, by the ground truth of the development kit"
+        )
+
+
 def _imagenet(name: str, place: Path, parts: list[Pictures], classes: tuple[str, ...]) -> StreamedDataset:
     _require(name, place, parts, classes)
     train, test = parts
@@ -115,7 +136,7 @@ def _require(name: str, place: Path, parts: list[Pictures], classes: tuple[str, 
 
 
 def _folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+    return tuple(path.name for path in visible(folder.iterdir()) if path.is_dir())
 
 
 def _by_folder(folder: Path, classes: tuple[str, ...], inner: str = "") -> Files:
@@ -126,7 +147,7 @@ def _by_folder(folder: Path, classes: tuple[str, ...], inner: str = "") -> Files
             raise DataError(
                 f"{folder}: expected a folder {name}/{inner} of pictures, found none; the copy is not whole"
             )
-        for path in sorted(path for path in found.iterdir() if path.suffix.lower() in SUFFIXES):
+        for path in (path for path in visible(found.iterdir()) if path.suffix.lower() in SUFFIXES):
             paths.append(path)
             labels.append(label)
     return Files(paths, labels)
@@ -145,4 +166,10 @@ def _annotated(folder: Path, classes: tuple[str, ...]) -> Files:
     if len(set(paths)) < len(paths):
         twice = next(path.name for path, count in Counter(paths).items() if count > 1)
         raise DataError(f"{folder / 'val_annotations.txt'}: expected one line for a picture, got more for {twice}")
+    there = {path.name for path in visible((folder / "images").glob("*"))}
+    if missing := [path for path in paths if path.name not in there]:
+        raise DataError(
+            f"{missing[0]}: expected this picture, which val_annotations.txt names ({len(missing)} of {len(paths)} are not "
+            "there); unpack the archive again"
+        )
     return Files(paths, labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from polarspike.errors import DataError
@@ -30,3 +31,8 @@ def lines_of(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected a text file, got: {error}") from error
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """In order, without those whose name begins with a dot: a Mac leaves ``._NAME`` beside each file that it copies."""
+    return sorted(path for path in paths if not path.name.startswith("."))

@@ -30,7 +30,7 @@ from polarspike.data.events.dataset import (
 from polarspike.data.events.formats import read_aedat, read_bin, read_npy
 from polarspike.data.events.streams import EventStream
 from polarspike.data.local import cache
-from polarspike.data.reading import lines_of
+from polarspike.data.reading import lines_of, visible
 from polarspike.data.registry import FOLDER_VARIABLE, Source
 from polarspike.data.splits import stratified
 from polarspike.errors import DataError
@@ -61,14 +61,14 @@ CLASSES = {"n-caltech101": 101}
 
 
 def _n_mnist(source: Source) -> Recordings:
-    folder = _first(source, "n-mnist", ("Train", "Test"), _HOW["n-mnist"])
+    folder = _first(source, "n-mnist", ("Train", "Test"), _HOW["n-mnist"], "NMNIST")
     train, test = (_by_class(folder / part, _DIGITS, "*.bin") for part in ("Train", "Test"))
     _require_parts("n-mnist", folder, train, test)
     return Recordings(fair_order(train), fair_order(test), (34, 34), _DIGITS, lambda r: read_bin(r.path, (34, 34)))
 
 
 def _n_caltech101(source: Source) -> Recordings:
-    folder = _first(source, "n-caltech101", ("Caltech101",), _HOW["n-caltech101"]) / "Caltech101"
+    folder = _first(source, "n-caltech101", ("Caltech101",), _HOW["n-caltech101"], "NCALTECH101") / "Caltech101"
     classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))))
     if len(classes) != (expected := CLASSES["n-caltech101"]):
         raise DataError(
@@ -80,7 +80,7 @@ def _n_caltech101(source: Source) -> Recordings:
 
 
 def _cifar10_dvs(source: Source) -> Recordings:
-    folder = _first(source, "cifar10-dvs", CLASSES_10, _HOW["cifar10-dvs"])
+    folder = _first(source, "cifar10-dvs", CLASSES_10, _HOW["cifar10-dvs"], "CIFAR10DVS")
     pattern = "*.aedat" if next(folder.glob("airplane/*.aedat"), None) else "*.aedat4"
     found = _by_class(folder, CLASSES_10, pattern)
     return _cut("cifar10-dvs", folder, found, _SIZE, CLASSES_10, lambda r: read_aedat(r.path, _SIZE))
@@ -88,12 +88,13 @@ def _cifar10_dvs(source: Source) -> Recordings:
 
 def _dvs128_gesture(source: Source) -> Recordings:
     packed = ("ibmGestureTrain", "ibmGestureTest")
-    for folder in _places(source, "dvs128-gesture"):
+    for folder in _places(source, "dvs128-gesture", "DvsGesture", "DVSGesture"):
         if all((folder / part).is_dir() for part in packed):
             train, test = (_packed_gestures(folder / part) for part in packed)
             _require_parts("dvs128-gesture, packed", folder, train, test)
             return Recordings(train, test, _SIZE, _GESTURES, lambda r: read_npy(r.path, _SIZE))
-    folder = _first(source, "dvs128-gesture", ("trials_to_train.txt", "trials_to_test.txt"), _HOW["dvs128-gesture"])
+    lists = ("trials_to_train.txt", "trials_to_test.txt")
+    folder = _first(source, "dvs128-gesture", lists, _HOW["dvs128-gesture"], "DvsGesture", "DVSGesture")
     trained, tested = (_trials(folder / f"trials_to_{part}.txt") for part in ("train", "test"))
     if both := sorted(set(trained) & set(tested)):
         raise DataError(
@@ -153,7 +154,7 @@ def _gestures(path: Path) -> list[Recording]:
 
 def _packed_gestures(folder: Path) -> list[Recording]:
     found = []
-    for path in sorted(folder.glob("*/*.npy")):
+    for path in visible(folder.glob("*/*.npy")):
         if not path.stem.isdigit() or int(path.stem) >= len(_GESTURES):
             raise DataError(f"{path}: expected a name of 0 to {len(_GESTURES) - 1}, the label")
         found.append(Recording(path, int(path.stem)))
@@ -168,7 +169,7 @@ def _lines(path: Path) -> list[str]:
 
 def _by_class(folder: Path, classes: tuple[str, ...], pattern: str) -> list[Recording]:
     found = [
-        Recording(path, label) for label, name in enumerate(classes) for path in sorted((folder / name).glob(pattern))
+        Recording(path, label) for label, name in enumerate(classes) for path in visible((folder / name).glob(pattern))
     ]
     if missing := set(range(len(classes))) - {recording.label for recording in found}:
         place = folder / classes[min(missing)]
@@ -203,18 +204,20 @@ def _require(name: str, folder: Path, found: list[Recording], expected: int) -> 
         )
 
 
-def _places(source: Source, name: str) -> list[Path]:
-    return source.folders(name, cache(name))
+def _places(source: Source, name: str, *inner: str) -> list[Path]:
+    """Where to look: the folders of a data set, and in each what its archive or another library unpacks to."""
+    folders = source.folders(name, cache(name))
+    return [place for folder in folders for place in (folder, *(folder / part for part in inner))]
 
 
-def _first(source: Source, name: str, parts: tuple[str, ...], how: str) -> Path:
+def _first(source: Source, name: str, parts: tuple[str, ...], how: str, *inner: str) -> Path:
     """The first place that holds these folders or files.
 
     Raises:
         DataError: none does.
     """
-    places = _places(source, name)
-    for place in places:
+    places = source.folders(name, cache(name))
+    for place in _places(source, name, *inner):
         if all((place / part).exists() for part in parts):
             return place
     wanted = ", ".join(parts[:3]) + (", ..." if len(parts) > 3 else "")
