@@ -1,7 +1,7 @@
 """Rehearse an experiment: every stage of a recipe on 64 random images, before hours are spent on it.
 
     overfit the float network -> quantize, calibrate -> overfit the quantized network -> convert -> verify at every T of the
-    recipe -> evaluate -> save and load -> export -> overfit through time -> verify -> evaluate -> save and load
+    recipe -> evaluate -> count and price -> save and load -> export -> overfit through time -> verify, evaluate, save, load
 
 Each of the three trainings begins with a step as the recipe has it, of a copy; what then learns by heart does so in float32,
 without what holds it back.
@@ -29,8 +29,10 @@ from torch.optim.swa_utils import update_bn
 from polarspike import data, models, parents
 from polarspike.checkpoint import load, save
 from polarspike.conversion import convert
+from polarspike.counting import count_operations
 from polarspike.data import Augmentation, ImageDataset, Normalization, Split
 from polarspike.data.events import SequenceDataset
+from polarspike.energy import CostTable, estimate_energy
 from polarspike.equivalence import verify
 from polarspike.errors import RunError
 from polarspike.evaluation import evaluate
@@ -45,6 +47,7 @@ from polarspike.training import fit
 from polarspike.training_spec import TrainSpec
 
 IMAGES = 64
+_COUNTED = 2  # of them, whose operations are counted
 _FEW = 16  # of them, for a step as the recipe has it: on a CPU bfloat16 may be slow
 _FOREIGN_SIDE = 64  # pixels of images for networks of other packages
 _FRAMES = 3  # of a sequence through which a network is trained: gradients go through all of them
@@ -104,6 +107,8 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
         wanted = evaluate(recipe.read_by(refine(qann, last)), batches).correct[1]
     if right < wanted:
         raise RunError(f"rehearsal, spiking network: expected {wanted} of {IMAGES} right at T = {last}, got {right}")
+    counts = count_operations(snn, inputs[:_COUNTED], time_dim=1 if recipe.in_time else None)
+    say(f"counted and priced: {estimate_energy(counts, CostTable.cmos45()).images} images")
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "snn.safetensors"
         save(snn, path)

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import runpy
 import shlex
 import time
@@ -19,6 +20,7 @@ import tyro
 
 from polarspike import data, distributed, recipes
 from polarspike.cli.command import Command, ending_together, show, tell
+from polarspike.cli.deterministic import deterministic
 from polarspike.cli.memory import keep_memory
 from polarspike.cli.report_pages import PAGE, write_report
 from polarspike.errors import RunError, SpecError, closest
@@ -73,6 +75,8 @@ class Train(Command):
         download: allow Fashion-MNIST, or what is made from it, to be downloaded; nothing is fetched otherwise.
         device: where to train and evaluate; a GPU where there is one.
         tensorboard: show the curves in TensorBoard, too (tensorboard --logdir of the run).
+        deterministic: take torch's deterministic algorithms alone, so that a run on a GPU that was killed and resumed ends
+            with the same weights; slower. Runs on a CPU do so without.
     """
 
     name: Annotated[str, tyro.conf.Positional] = ""
@@ -84,6 +88,7 @@ class Train(Command):
     download: bool = False
     device: str = "auto"
     tensorboard: bool = False
+    deterministic: bool = False
     values: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
     @classmethod
@@ -118,15 +123,19 @@ class Train(Command):
 
     def execute(self) -> int:
         if self.rehearse:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise SpecError("train --rehearse: expected one process, on the CPU; start it without a launcher")
             start = time.monotonic()
             rehearse(self.values, say=lambda message: tell(f"[{time.monotonic() - start:5.0f} s] {message}"))
             show(f"rehearsed: {self.values.model} on {self.values.data}")
             return 0
         root = None if self.root is None else str(self.root)
-        device = join(self.device)
-        with ending_together():
-            prepared = prepare(self.values, root=root, download=self.download, device=device)
-            return _work(prepared, RunDirectory(self.place, resume=self.resume, tensorboard=self.tensorboard))
+        with deterministic(self.deterministic):
+            device = join(self.device)
+            with ending_together():
+                prepared = prepare(self.values, root=root, download=self.download, device=device)
+                run = RunDirectory(self.place, resume=self.resume, tensorboard=self.tensorboard)
+                return _work(prepared, run)
 
     def after_interrupt(self, arguments: Sequence[str]) -> str:
         return _advice(self.place, arguments)
