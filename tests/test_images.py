@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from polarspike import data, sources
 from polarspike.data import Normalization
-from polarspike.errors import DataError, MissingExtraError, SpecError
+from polarspike.errors import DataError, MissingExtraError, PolarspikeWarning, SpecError
 from polarspike.sources import Preprocessing
 from polarspike.sources.preprocessing import IMAGENET, for_channels, parse_normalization, parse_shape
 from tests.foreign import Touch, hide
@@ -70,6 +70,11 @@ def test_a_file_of_tensors(tmp_path: Path, ending: str) -> None:
             sources.images(write(x), Preprocessing(shape), floats=floats)
     held, _ = sources.images(write(torch.full((3, 2, 4, 4), 255, dtype=torch.uint8)), Preprocessing((2, 8, 8), half))
     assert held.shape == (3, 2, 8, 8) and (held == 1).all()
+    with pytest.warns(
+        PolarspikeWarning, match=r"as if normalized .* none is below 0; of values in 0\.\.1 give --normalize"
+    ):
+        held, _ = sources.images(write(x.sigmoid()), Preprocessing((2, 4, 4), half))
+    assert torch.equal(held, x.sigmoid())
     with pytest.raises(DataError, match="NaN"):
         sources.images(write(x / 0), Preprocessing())
     with pytest.raises(DataError, match=r"expected images \(N, C, H, W\), floats or uint8, got torch.float32 of shape"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -235,3 +236,43 @@ def test_folding_copies_and_is_refused_after_calibration() -> None:
         ps.fold_batch_norm(FOLDED["two"])  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"refine: expected what polarspike.quantize returns, got Sequential"):
         ps.refine(FOLDED["two"], 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("copied", [lambda h: h.clone(), lambda h: h.detach().clone(), lambda h: h.repeat(1, 1, 1, 1)])
+@pytest.mark.parametrize("route", ["fx", "export"])
+def test_a_copy_is_no_view_of_what_is_altered_later(copied: Callable[[Tensor], Tensor], route: Any) -> None:
+    def body(model: Body, x: Tensor) -> Tensor:
+        h = model.conv(x)
+        kept = copied(h)
+        h.relu_()
+        return h + kept
+
+    model = Body(body).eval()
+    network = capture(model, X, route)
+    torch.testing.assert_close(network(X.clone()), model(X.clone()))
+
+
+class FrozenNorm(nn.Module):
+    """As detectors have it: statistics, weight and bias are constants."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        for name, value in (("weight", 0.5), ("bias", 0.1), ("running_mean", 0.2), ("running_var", 2.0)):
+            self.register_buffer(name, torch.full((channels,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("route", ["fx", "export"])
+def test_a_norm_of_constants_stays_one(route: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), FrozenNorm(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).train()
+    qann = ps.quantize(model, SPEC, example=X, route=route)
+    ps.calibrate(qann, [X])
+    before = {name: value.clone() for name, value in qann.state_dict().items()}
+    trained = qann.train()(X)
+    assert torch.equal(trained, qann.eval()(X))
+    after = qann.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    norms = [module for module in qann.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())

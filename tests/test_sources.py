@@ -280,3 +280,11 @@ def test_what_packages_say_about_images() -> None:
     pytest.importorskip("timm")
     known = sources.preprocessing("timm:vit_small_patch16_224")
     assert known == Preprocessing((3, 224, 224), Normalization((0.5,) * 3, (0.5,) * 3), 0.9)
+
+
+def test_a_torchscript_archive_is_said_without_the_advice_to_trust_it(tmp_path: Path) -> None:
+    with pytest.warns(FutureWarning, match="deprecated"):
+        torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "net.pt"))
+    with pytest.raises(CheckpointError, match="TorchScript archive") as caught:
+        sources.read_weights(tmp_path / "net.pt")
+    assert "arbitrary code" not in str(caught.value) and "weights_only" not in str(caught.value)

@@ -18,7 +18,7 @@ from polarspike import seals
 from polarspike.capture import capture
 from polarspike.errors import CheckpointError, PolarspikeError, SpecError
 from polarspike.files import replacing
-from polarspike.graph import attribute
+from polarspike.graph import INTEGERS, attribute
 from polarspike.inputs import Signature
 from polarspike.quantized import QuantizedNetwork, parameters_of
 from polarspike.serialization import KNOWN_SITES, Sites, build_graph, describe_graph
@@ -112,7 +112,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Saved:
 
     Args:
         path: the file.
-        model: optionally the float model that the network should have come from; a file of another model is refused.
+        model: optionally the float model that the network should have come from; a file whose weights have other names or
+            shapes is refused.
 
     Raises:
         CheckpointError: not a checkpoint, truncated, of another format version, damaged, or of another model.
@@ -128,6 +129,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Saved:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if model is not None:
+        if not isinstance(model, nn.Module):
+            raise CheckpointError(f"load: expected the float model as an nn.Module, got {type(model).__name__}")
         _require_model(path, network, model)
     return network
 
@@ -258,12 +261,13 @@ def _require_model(path: str | os.PathLike[str], network: Saved, model: nn.Modul
     sites = tuple(f"{name}." for name in network.sites())
     held = _shapes(network.network, skip=sites)
     first = next(model.parameters(), torch.zeros(0))
-    ones = {name: torch.ones(2, *shape).to(first) for name, shape in network.signature.shapes}
-    by_position = list(ones) == [str(index) for index in range(len(ones))]
-    names = network.signature.named(parameters_of(network.network)).shapes
-    example = tuple(ones.values()) if by_position else {
-        name: value for (name, _), value in zip(names, ones.values(), strict=True)
-    }  # fmt: skip
+    integers = network.network.meta.get(INTEGERS, ())
+    ones = {
+        name: torch.ones(2, *shape, dtype=torch.int64 if name in integers else first.dtype, device=first.device)
+        for name, shape in network.signature.named(parameters_of(network.network)).shapes
+    }
+    by_position = [name for name, _ in network.signature.shapes] == [str(index) for index in range(len(ones))]
+    example = tuple(ones.values()) if by_position else ones
     try:
         wanted = _shapes(capture(model, example))
     except PolarspikeError as error:

@@ -88,11 +88,7 @@ def verify(
             f"verify: a network with reading={snn.spec.reading!r} takes every frame as a first timestep; "
             "give the frames as a batch, with timesteps=1 and no time_dim"
         )
-    if snn.spec.window is not None and timesteps > snn.spec.window:
-        raise SpecError(
-            f"verify: the network starts again after {snn.spec.window} steps (ConvertSpec.window), got "
-            f"timesteps={timesteps}; verify at most one window"
-        )
+    _require_window(snn, timesteps, f"timesteps={timesteps}")
     tallies: dict[str, Tally] = {}
 
     def fired(name: str, codes: Tensor) -> None:
@@ -109,6 +105,7 @@ def verify(
             frames = _frames(inputs, timesteps, time_dim)
             if fine is None:
                 total = len(frames)
+                _require_window(snn, total, f"sequences of {total} frames")
                 factor = 1 if snn.spec.neuron == "holding" else total
                 fine = refine(qann, factor).eval() if factor > 1 else qann
                 # Over T steps a code C runs through the refined levels, and one k[t] may take back all of them.
@@ -158,6 +155,14 @@ def verify(
         margin=margin,
         note=note,
     )
+
+
+def _require_window(snn: SpikingNetwork, timesteps: int, asked: str) -> None:
+    if snn.spec.window is not None and timesteps > snn.spec.window:
+        raise SpecError(
+            f"verify: the network starts again after {snn.spec.window} steps (ConvertSpec.window), got {asked}; "
+            "verify at most one window"
+        )
 
 
 def _frames(inputs: Inputs, timesteps: int, time_dim: int | None) -> list[Inputs]:

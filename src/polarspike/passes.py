@@ -150,15 +150,21 @@ def remove_in_place(graph_module: fx.GraphModule) -> fx.GraphModule:
     return graph_module
 
 
+#: Operators of a reshape's meaning whose answer has memory of its own, always.
+_COPYING = frozenset(
+    {"clone", "repeat", "tile", "roll", "flip", "rot90", "gather", "index_select", "repeat_interleave"}
+)
+
+
 def _require_no_alias(graph_module: fx.GraphModule, node: fx.Node, altered: fx.Node, order: dict[fx.Node, int]) -> None:
     """Refuse an in-place change that a view of the same memory would show later."""
     root = altered
-    while meaning_of(graph_module, root) is Meaning.RESHAPE and root.all_input_nodes:
+    while _may_be_view(graph_module, root) and root.all_input_nodes:
         root = root.all_input_nodes[0]
     group, known = [root], {root, node}
     for member in group:
         for user in member.users:
-            if user not in known and user.op != "call_module" and meaning_of(graph_module, user) is Meaning.RESHAPE:
+            if user not in known and user.op != "call_module" and _may_be_view(graph_module, user):
                 group.append(user)
                 known.add(user)
     for member in group:
@@ -168,6 +174,12 @@ def _require_no_alias(graph_module: fx.GraphModule, node: fx.Node, altered: fx.N
                 f"{place_of(node)}: {describe_target(graph_module, node)} alters memory in place that "
                 f"{place_of(late[0])} reads afterwards through another view ({member.name!r}); write y = f(x) and use y"
             )
+
+
+def _may_be_view(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node may answer with memory of what it reads, and not with a copy."""
+    name = describe_target(graph_module, node).rpartition(".")[2]
+    return meaning_of(graph_module, node) is Meaning.RESHAPE and name not in _COPYING
 
 
 def _is_in_place(graph_module: fx.GraphModule, node: fx.Node) -> bool:

@@ -137,7 +137,11 @@ def tell_of_pruned(model: nn.Module) -> None:
 
 
 def frozen_in(model: nn.Module, network: nn.Module) -> tuple[str, ...]:
-    """Modules of a graph that the model's own ``train()`` leaves in evaluation mode."""
+    """Modules of a graph that the model's own ``train()`` leaves in evaluation mode.
+
+    Also norms whose weight is a buffer of the model: a function of constants (``F.batch_norm`` of a frozen norm, as
+    detectors have it) that became a module, which would else begin to count.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         model.train()
@@ -146,4 +150,7 @@ def frozen_in(model: nn.Module, network: nn.Module) -> tuple[str, ...]:
         for module, mode in modes.items():
             module.training = mode
     there = dict(network.named_modules())
+    constants = dict(model.named_buffers())
+    norms = (name for name, module in there.items() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    kept += [name for name in norms if f"{name}.weight" in constants and name not in kept]
     return tuple(name for name in kept if name in there)

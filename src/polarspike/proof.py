@@ -80,21 +80,31 @@ class Proof:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Proof:
-        """What :meth:`to_dict` wrote; it is of a comparison with the network, or of a stream."""
+        """What :meth:`to_dict` wrote; without ``against`` (of an earlier release) it is of a comparison with the network."""
         sites = {name: SiteComparison(**site) for name, site in data["sites"].items()}
         scope = {name: found if isinstance(found, str) else tuple(found) for name, found in data["scope"].items()}
-        return cls(data["timesteps"], "network", sites, data["output_difference"], data["exact"], scope)
+        against, margin, note = data.get("against", "network"), data.get("margin", 0.0), data.get("note", "")
+        equal = data.get("output_equal", data["exact"])
+        return cls(data["timesteps"], against, sites, data["output_difference"], equal, scope, margin, note)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
         return {
             "timesteps": self.timesteps,
+            "against": self.against,
+            "margin": self.margin,
+            "note": self.note,
             "exact": self.exact,
+            "output_equal": self.output_equal,
             "conclusive": self.conclusive,
             "output_difference": self.output_difference,
             "scope": dict(self.scope),
             "sites": {name: asdict(site) for name, site in self.sites.items()},
         }
+
+    def __bool__(self) -> bool:
+        """As :attr:`exact`: ``assert polarspike.verify(...)`` says what it seems to say."""
+        return self.exact
 
     @property
     def exact(self) -> bool:

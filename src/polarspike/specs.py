@@ -132,10 +132,10 @@ class QuantSpec(Spec):
         granularity: one step per site (``"tensor"``) or per channel (``"channel"``): dimension 1 in front of a
             convolution, the last one in front of a linear layer; operands of products of two signals keep one step.
         init: how :func:`polarspike.calibrate` chooses the steps; ``"mse"`` did best (docs/results.md).
-        inputs: place sites at the network's inputs, too (8-bit pixels are codes already); without, its first layer
-            multiplies.
         overrides: site patterns (shell style, e.g. ``"layer1.*"``) to the spec that replaces this one there; the first
             pattern that matches wins.
+        inputs: place sites at the network's inputs, too (8-bit pixels are codes already); without, its first layer
+            multiplies.
 
     Raises:
         SpecError: a value is out of range, or two values contradict each other.
@@ -150,8 +150,8 @@ class QuantSpec(Spec):
     signed: Signed = "by-nature"
     granularity: Granularity = "tensor"
     init: Init = "mse"
-    inputs: bool = False
     overrides: Mapping[str, QuantSpec] = field(default_factory=dict)
+    inputs: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from torch import nn
 
 import polarspike as ps
 from polarspike import checkpoint
-from polarspike.errors import SpecError
+from polarspike.errors import CheckpointError, SpecError
 from tests.checkpoint.saved import SPECS, Net, X, made, same
 
 
@@ -108,3 +108,15 @@ def test_the_model_that_it_came_from_is_accepted(tmp_path: Path) -> None:
     nn.utils.parametrizations.weight_norm(wrapped.conv)
     ps.save(made(wrapped), tmp_path / "net.safetensors")
     ps.load(tmp_path / "net.safetensors", wrapped)
+
+
+def test_a_model_of_integers_that_it_came_from_is_accepted(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    tokens = torch.randint(7, (4, 5))
+    qann = ps.quantize(model, ps.QuantSpec(0, 3), example=tokens)
+    ps.calibrate(qann, [tokens])
+    ps.save(qann, tmp_path / "net.safetensors")
+    loaded = ps.load(tmp_path / "net.safetensors", model)
+    assert torch.equal(loaded(tokens), qann.eval()(tokens))
+    with pytest.raises(CheckpointError, match=r"expected the float model as an nn\.Module, got str"):
+        ps.load(tmp_path / "net.safetensors", "net")  # type: ignore[arg-type]

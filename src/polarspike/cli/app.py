@@ -1,6 +1,7 @@
 """Parse the command line, run one command, and turn errors into one line and an exit code.
 
-Exit codes: 0 done; 1 done, and the answer is no (a proof failed); 2 an error; 3 a defect of polarspike; 130 Ctrl-C.
+Exit codes: 0 done; 1 done, and the answer is no (a proof failed, a picture was not read); 2 an error; 3 a defect of
+polarspike; 4 a proof of too few codes to mean anything; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from polarspike.errors import PolarspikeError
 _ABOUT = (
     "Turn PyTorch networks into spiking networks that are exact at their first timestep. "
     "`polarspike COMMAND --help` lists the options of a command, `polarspike --version` prints the version. "
-    "Exit codes: 0 done, 1 a proof failed, 2 an error, 130 interrupted."
+    "Exit codes: 0 done, 1 a proof failed, 2 an error, 3 a defect of polarspike, 4 a void proof, 130 interrupted."
 )
 
 

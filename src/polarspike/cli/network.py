@@ -110,7 +110,9 @@ class NetworkCommand(Command):
         assert self.images is not None
         images, known = sources.images(self.images, known, self.images_count, floats=scaling, root=self.root)
         if self.normalize is None and known.normalization is not None:
-            tell(f"images: normalized by {known.normalization.mean}, {known.normalization.std}")
+            tell(
+                f"images: normalized by {known.normalization.mean}, {known.normalization.std} (floats: taken as they are)"
+            )
         return torch.split(images.to(self.device), self.batch_size), known
 
     def _notes(self, known: Preprocessing) -> dict[str, Any]:

@@ -133,6 +133,11 @@ def open_file(path: Path, threads: int = 0) -> Reader:
         session = open_session(path, threads)
     except ExportError as error:
         reason = str(error).partition("\n")[0]
+        if path.suffix == ".safetensors":
+            raise ExportError(
+                f"{path}: expected an ONNX model or an integer network, got another safetensors file; a network that was "
+                f"converted is exported first: polarspike export {path} --to onnx"
+            ) from error
         raise ExportError(
             f"{path}: expected an ONNX model or an integer network, cannot be opened: {reason}; export it again"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from polarspike import data
 from polarspike.data import Normalization
 from polarspike.data.pictures import Pictures, Shards
 from polarspike.decoding import SUFFIXES, decoded, pictures_in
-from polarspike.errors import DataError, closest
+from polarspike.errors import DataError, PolarspikeWarning, closest
 from polarspike.sources.preprocessing import Preprocessing, for_channels
 
 _TENSORS = (".npy", ".safetensors")
@@ -104,6 +105,13 @@ def _floats(
         normalization = for_channels(normalization, values.shape[1])
         mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (normalization.mean, normalization.std))
         values = (values - mean) / std
+    elif preprocessing.normalization is not None and float(values.min()) >= 0:
+        warnings.warn(
+            f"{path}: floats are taken as they are, as if normalized for this network, but in {float(values.min()):.3g}.."
+            f"{float(values.max()):.3g} none is below 0; of values in 0..1 give --normalize, of 0..255 write bytes (uint8)",
+            PolarspikeWarning,
+            stacklevel=2,
+        )
     return values, _made(values, normalization or preprocessing.normalization, preprocessing.crop)
 
 

@@ -192,5 +192,7 @@ def _unwrapped(path: Path, content: object, say: Say) -> dict[str, Tensor]:
 def _first_line(error: Exception) -> str:
     """What torch says, without its advice to trust the file."""
     text = str(error)
+    if "TorchScript" in text:
+        return "it is a TorchScript archive"
     named = re.search(r"(Unsupported (?:global|class|operand)[^\n]*?)(?: was not an allowed global|\n|$)", text)
     return named.group(1) if named else text.strip().partition("\n")[0]
