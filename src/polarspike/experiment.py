@@ -276,7 +276,7 @@ def require_converts(recipe: Recipe, ann: nn.Module, batch: torch.Tensor) -> Non
     qann = quantize(copy.deepcopy(ann).cpu(), recipe.quant, example=frame)
     for site in qann.sites().values():
         site.set_step(1.0)
-    snn = convert(qann)
+    snn = convert(qann, conversion_for(recipe.converted_reading))
     if recipe.learns_order:
         with torch.no_grad():
             unroll_for(recipe, snn)(batch)
