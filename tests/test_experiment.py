@@ -139,8 +139,7 @@ def test_large_samples_are_evaluated_in_smaller_batches(
     channels: int, size: tuple[int, int], frames: int, batch: int
 ) -> None:
     found: Any = SimpleNamespace(in_channels=channels, image_size=size)
-    recipe: Any = SimpleNamespace(in_time=frames > 1, frames=FrameSpec(bins=frames))
-    assert experiment.evaluation_batch(found, recipe) == batch
+    assert experiment.evaluation_batch(found, frames) == batch
 
 
 def test_the_shape_of_events_follows_their_frames() -> None:

@@ -18,9 +18,9 @@ from polarspike import seals
 from polarspike.capture import capture
 from polarspike.errors import CheckpointError, PolarspikeError, SpecError
 from polarspike.files import replacing
-from polarspike.graph import INTEGERS, attribute
-from polarspike.inputs import Signature
-from polarspike.quantized import QuantizedNetwork, parameters_of
+from polarspike.graph import attribute
+from polarspike.inputs import Signature, to_device
+from polarspike.quantized import QuantizedNetwork, inputs_like
 from polarspike.serialization import KNOWN_SITES, Sites, build_graph, describe_graph
 from polarspike.specs import ConvertSpec, QuantSpec
 from polarspike.spiking import SpikingNetwork
@@ -261,13 +261,8 @@ def _require_model(path: str | os.PathLike[str], network: Saved, model: nn.Modul
     sites = tuple(f"{name}." for name in network.sites())
     held = _shapes(network.network, skip=sites)
     first = next(model.parameters(), torch.zeros(0))
-    integers = network.network.meta.get(INTEGERS, ())
-    ones = {
-        name: torch.ones(2, *shape, dtype=torch.int64 if name in integers else first.dtype, device=first.device)
-        for name, shape in network.signature.named(parameters_of(network.network)).shapes
-    }
-    by_position = [name for name, _ in network.signature.shapes] == [str(index) for index in range(len(ones))]
-    example = tuple(ones.values()) if by_position else ones
+    example = inputs_like(network.network, network.signature, 2, lambda shape: torch.ones(shape, dtype=first.dtype))
+    example = to_device(example, first.device)
     try:
         wanted = _shapes(capture(model, example))
     except PolarspikeError as error:

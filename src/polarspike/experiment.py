@@ -260,11 +260,11 @@ def unroll_for(recipe: Recipe, snn: SpikingNetwork) -> TemporalNetwork:
 
 
 def require_converts(recipe: Recipe, ann: nn.Module, batch: torch.Tensor) -> None:
-    """Refuse a network or levels that will not convert, by a trial on a copy, before hours go into the float network.
+    """Refuse a network or levels that will not convert, by a trial, before hours go into the float network.
 
     Args:
         recipe: how it would be quantized.
-        ann: the float network, trained or not.
+        ann: the float network, trained or not, on the CPU; it stays as it is.
         batch: images (batch, C, H, W), or where the recipe reads sequences, (batch, T, C, H, W).
 
     Raises:
@@ -273,7 +273,7 @@ def require_converts(recipe: Recipe, ann: nn.Module, batch: torch.Tensor) -> Non
             keep the batch in front.
     """
     frame = batch[:, 0] if recipe.in_time else batch
-    qann = quantize(copy.deepcopy(ann).cpu(), recipe.quant, example=frame)
+    qann = quantize(ann, recipe.quant, example=frame)
     for site in qann.sites().values():
         site.set_step(1.0)
     snn = convert(qann, conversion_for(recipe.converted_reading))
@@ -320,22 +320,26 @@ def _loaders(dataset: AnyDataset, recipe: Recipe, device: str) -> tuple[Any, Any
     """Training (shuffled, augmented), test and calibration batches."""
     # Images in memory have nothing to decode: workers would only copy them.
     there = None if torch.device(device).type == "cpu" else device  # a GPU changes images faster than it is fed
-    ahead: dict[str, Any] = {"workers": recipe.workers} if isinstance(dataset, StreamedDataset) else {}
-    size = evaluation_batch(dataset, recipe)
+    size, workers = evaluation_batch(dataset, _frames_of(recipe)), recipe.workers
     return (
-        dataset.training(recipe.batch_size, workers=recipe.workers, device=there),
-        dataset.evaluation(size, **ahead),
-        dataset.evaluation(size, "train", images=recipe.calibration_images, seed=recipe.seed, **ahead),
+        dataset.training(recipe.batch_size, workers=workers, device=there),
+        dataset.evaluation(size, workers=workers),
+        dataset.evaluation(size, "train", images=recipe.calibration_images, seed=recipe.seed, workers=workers),
     )
 
 
 def _proof_batches(dataset: AnyDataset, recipe: Recipe) -> list[Any]:
     """The first ``proof_images`` images of the test part."""
-    return list(dataset.evaluation(evaluation_batch(dataset, recipe), images=recipe.proof_images))
+    size = evaluation_batch(dataset, _frames_of(recipe))
+    return list(dataset.evaluation(size, images=recipe.proof_images))
 
 
-def evaluation_batch(dataset: AnyDataset, recipe: Recipe) -> int:
+def _frames_of(recipe: Recipe) -> int:
+    """How many frames a sample has; 1 of images."""
+    return recipe.frames.bins if recipe.in_time else 1
+
+
+def evaluation_batch(dataset: AnyDataset, frames: int = 1) -> int:
     """Samples per batch where nothing is trained: sequences take the memory of their frames, large samples theirs."""
-    frames = recipe.frames.bins if recipe.in_time else 1
     sample = dataset.in_channels * math.prod(dataset.image_size)
     return max(1, _TEST_BATCH * _USUAL_SAMPLE // max(sample, _USUAL_SAMPLE) // frames)

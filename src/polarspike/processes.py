@@ -39,6 +39,11 @@ _SAID_HERE = {
 }
 
 
+def launched() -> int:
+    """How many processes the launcher of this one has started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join(device: str = "cpu") -> str:
     """Join the group that a launcher has prepared, if there is one; the device of this process.
 
@@ -52,7 +57,7 @@ def join(device: str = "cpu") -> str:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if launched() < 2:
         return device
     if ":" in device:
         raise SpecError(f"device: expected 'cuda' or 'cpu' for several processes, got {device!r}; each takes its own")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from inspect import Parameter
 from typing import Any
 
@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from polarspike import passes
 from polarspike.checks import is_integer
 from polarspike.errors import CalibrationError, InputError, SpecError
-from polarspike.graph import finish, modules_of
-from polarspike.inputs import Signature, bind, tensors_of
+from polarspike.graph import INTEGERS, finish, modules_of
+from polarspike.inputs import Inputs, Signature, bind, tensors_of
 from polarspike.modules import evaluating, hooked
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import QuantSpec, SiteSpec
@@ -83,6 +83,28 @@ def parameters_of(network: fx.GraphModule) -> dict[str, Any]:
         for node in network.graph.nodes
         if node.op == "placeholder"
     }
+
+
+def inputs_like(
+    network: fx.GraphModule, signature: Signature, samples: int, make: Callable[[tuple[int, ...]], Tensor]
+) -> Inputs:
+    """Inputs in the shapes of the captured example: ones where integers belong, elsewhere what ``make`` gives of a shape.
+
+    Args:
+        network: the graph.
+        signature: of its example.
+        samples: how many.
+        make: takes (samples, ...).
+
+    Returns:
+        A tuple where the example was passed by position, else a dict.
+    """
+    integers = network.meta.get(INTEGERS, ())
+    made = {
+        name: torch.ones((samples, *shape), dtype=torch.int64) if name in integers else make((samples, *shape))
+        for name, shape in signature.named(parameters_of(network)).shapes
+    }
+    return tuple(made.values()) if all(name.isdecimal() for name, _ in signature.shapes) else made
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 
 import polarspike as ps
 from polarspike import checkpoint
+from polarspike.cli.export import random_inputs
 from polarspike.errors import CheckpointError, SpecError
 from tests.checkpoint.saved import SPECS, Net, X, made, same
 
@@ -118,5 +119,7 @@ def test_a_model_of_integers_that_it_came_from_is_accepted(tmp_path: Path) -> No
     ps.save(qann, tmp_path / "net.safetensors")
     loaded = ps.load(tmp_path / "net.safetensors", model)
     assert torch.equal(loaded(tokens), qann.eval()(tokens))
+    (made,) = random_inputs(ps.convert(qann))  # what an export without images is made with
+    assert made.dtype == torch.int64 and made.shape[1:] == tokens.shape[1:]
     with pytest.raises(CheckpointError, match=r"expected the float model as an nn\.Module, got str"):
         ps.load(tmp_path / "net.safetensors", "net")  # type: ignore[arg-type]

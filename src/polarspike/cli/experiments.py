@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 import runpy
 import shlex
 import time
@@ -25,7 +24,7 @@ from polarspike.cli.memory import keep_memory
 from polarspike.cli.report_pages import PAGE, write_report
 from polarspike.errors import RunError, SpecError, closest
 from polarspike.experiment import Prepared, carry_out, prepare
-from polarspike.processes import join
+from polarspike.processes import join, launched
 from polarspike.recipe import Recipe
 from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
@@ -123,7 +122,7 @@ class Train(Command):
 
     def execute(self) -> int:
         if self.rehearse:
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if launched() > 1:
                 raise SpecError("train --rehearse: expected one process, on the CPU; start it without a launcher")
             start = time.monotonic()
             rehearse(self.values, say=lambda message: tell(f"[{time.monotonic() - start:5.0f} s] {message}"))

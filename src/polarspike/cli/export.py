@@ -15,8 +15,8 @@ from polarspike.cli.files import Source, images_for, load_spiking, pictures_for
 from polarspike.errors import SpecError
 from polarspike.exporters import export
 from polarspike.exporters.writing import Format
-from polarspike.graph import INTEGERS
 from polarspike.inputs import Inputs
+from polarspike.quantized import inputs_like
 from polarspike.spiking import SpikingNetwork
 
 _RANDOM_SAMPLES = 8
@@ -80,11 +80,9 @@ def random_inputs(snn: SpikingNetwork) -> Inputs:
     """Normal numbers (ones where integers belong) in the shape of the captured example, the same every time."""
     generator = torch.Generator().manual_seed(0)
     dtype = next(iter(snn.sites().values())).start.dtype
-    integers = snn.network.meta.get(INTEGERS, ())
-    made = {
-        name: torch.ones((_RANDOM_SAMPLES, *shape), dtype=torch.int64)
-        if name in integers
-        else torch.randn((_RANDOM_SAMPLES, *shape), generator=generator, dtype=dtype)
-        for name, shape in snn.signature.shapes
-    }
-    return tuple(made.values()) if all(name.isdecimal() for name in made) else made
+    return inputs_like(
+        snn.network,
+        snn.signature,
+        _RANDOM_SAMPLES,
+        lambda shape: torch.randn(shape, generator=generator, dtype=dtype),
+    )

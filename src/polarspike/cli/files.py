@@ -17,7 +17,7 @@ from polarspike.cli.command import tell
 from polarspike.data import AnyDataset, Normalization, StreamedDataset
 from polarspike.data.events import FrameSpec, SequenceDataset
 from polarspike.errors import CheckpointError, DataError, SpecError
-from polarspike.experiment import require_device
+from polarspike.experiment import evaluation_batch, require_device
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import AtOnce, OverFrames, Seen
 from polarspike.recipe import RecipeReading
@@ -163,9 +163,8 @@ class Images:
         there = self.dataset.count("test")
         if count is not None and not 1 <= count <= there:
             raise SpecError(f"--images: expected 1..{there} ({self.dataset.name}), got {count}")
-        size = max(1, _BATCH // (self.frames or 1))
-        ahead: dict[str, Any] = {"workers": workers} if isinstance(self.dataset, StreamedDataset) else {}
-        return self.dataset.evaluation(size, images=count, normalization=self.normalization, **ahead)
+        size = evaluation_batch(self.dataset, self.frames or 1)
+        return self.dataset.evaluation(size, images=count, normalization=self.normalization, workers=workers)
 
 
 def images_for(path: Path, network: Saved, source: Source) -> Images:

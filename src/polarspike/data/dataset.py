@@ -115,6 +115,7 @@ class ImageDataset(Parted[Split]):
         images: int | None = None,
         seed: int | None = None,
         normalization: Normalization | None = None,
+        workers: int = 0,
     ) -> DataLoader[Batch]:
         """Batches of a part as it is.
 
@@ -124,11 +125,13 @@ class ImageDataset(Parted[Split]):
             images: only so many, 1 or more, or all where there are fewer; None for all.
             seed: which of them, at random; None for the first ones.
             normalization: another one than the data set's.
+            workers: of pictures in files; here nothing is decoded, and workers would only copy.
 
         Raises:
             DataError: there is no such part.
             SpecError: ``images`` or ``batch_size`` is not an integer of at least 1.
         """
+        del workers
         split = self.part(part)
         if images is not None:
             split = split.subset(selected(len(split), images, seed))

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from polarspike.data.augment import Augmentation
-from polarspike.data.local import cache
+from polarspike.data.local import cache, nested
 from polarspike.data.normalization import Normalization
 from polarspike.data.pictures import Files, Pictures, Shards
 from polarspike.data.reading import lines_of, visible
@@ -65,7 +65,7 @@ def tiny_imagenet_200(source: Source) -> StreamedDataset:
     """
     name = "tiny-imagenet-200"
     places = source.folders(name, cache(name))
-    for place in (inner for outer in places for inner in (outer, outer / name)):
+    for place in nested(places, name):
         if all((place / part).exists() for part in ("wnids.txt", "train", "val/val_annotations.txt")):
             classes = tuple(line for line in lines_of(place / "wnids.txt") if line)
             train = _by_folder(place / "train", classes, inner="images")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,11 @@ def cache(name: str) -> Path:
     """The user's own folder for a data set, where a download goes."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "polarspike" / name
+
+
+def nested(places: Iterable[Path], *inner: str) -> list[Path]:
+    """Each place, and behind it the folders of these names in it: what an archive unpacks to, or another library makes."""
+    return [folder for place in places for folder in (place, *(place / name for name in inner))]
 
 
 def locate(name: str, source: Source, layouts: Mapping[str, Layout], how: str) -> tuple[str, Path]:

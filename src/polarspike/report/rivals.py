@@ -80,8 +80,8 @@ def cost_table(
 
     Spikes are per neuron and image; ``bits`` are those of a weight times those of a spike times the true latency; energy is
     of int8 arithmetic in nJ per image under the conventions a to d, of the dense quantized network and of the dense float
-    network; time is that of the float network times so much. with ``spread``, ``+-`` as in
-    :func:`accuracy_table`, where it is not 0.
+    network; time is that of the float network times so much. With ``spread``, ``+-`` as in :func:`accuracy_table`, where it
+    is not 0.
     """
     groups = {key: found for key, found in grouped(rows).items() if key[:2] == place}
     table = [["method", "at", "accuracy", *(heading for heading, _, _ in _COSTS)]]

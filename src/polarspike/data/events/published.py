@@ -29,7 +29,7 @@ from polarspike.data.events.dataset import (
 )
 from polarspike.data.events.formats import read_aedat, read_bin, read_npy
 from polarspike.data.events.streams import EventStream
-from polarspike.data.local import cache
+from polarspike.data.local import cache, nested
 from polarspike.data.reading import lines_of, visible
 from polarspike.data.registry import FOLDER_VARIABLE, Source
 from polarspike.data.splits import stratified
@@ -48,6 +48,13 @@ _HOW = {
     "dvs128-gesture": "Unpack DvsGesture.tar.gz of https://research.ibm.com/interactive/dvsgesture there (or "
     "ibmGestureTrain and ibmGestureTest, as tonic has them)",
 }
+#: Folders that the archives, or tonic, make around the files.
+_INNER = {
+    "n-mnist": ("NMNIST",),
+    "n-caltech101": ("NCALTECH101",),
+    "cifar10-dvs": ("CIFAR10DVS",),
+    "dvs128-gesture": ("DvsGesture", "DVSGesture"),
+}
 #: How many recordings each part must have: fewer are an unfinished unpacking.
 COUNTS = {
     "n-mnist": (60_000, 10_000),
@@ -61,15 +68,15 @@ CLASSES = {"n-caltech101": 101}
 
 
 def _n_mnist(source: Source) -> Recordings:
-    folder = _first(source, "n-mnist", ("Train", "Test"), _HOW["n-mnist"], "NMNIST")
+    folder = _first(source, "n-mnist", ("Train", "Test"))
     train, test = (_by_class(folder / part, _DIGITS, "*.bin") for part in ("Train", "Test"))
     _require_parts("n-mnist", folder, train, test)
     return Recordings(fair_order(train), fair_order(test), (34, 34), _DIGITS, lambda r: read_bin(r.path, (34, 34)))
 
 
 def _n_caltech101(source: Source) -> Recordings:
-    folder = _first(source, "n-caltech101", ("Caltech101",), _HOW["n-caltech101"], "NCALTECH101") / "Caltech101"
-    classes = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))))
+    folder = _first(source, "n-caltech101", ("Caltech101",)) / "Caltech101"
+    classes = tuple(p.name for p in visible(folder.iterdir()) if p.is_dir() and not p.name.startswith("__"))
     if len(classes) != (expected := CLASSES["n-caltech101"]):
         raise DataError(
             f"n-caltech101: expected folders of {expected} classes in {folder}, got {len(classes)}; "
@@ -80,7 +87,7 @@ def _n_caltech101(source: Source) -> Recordings:
 
 
 def _cifar10_dvs(source: Source) -> Recordings:
-    folder = _first(source, "cifar10-dvs", CLASSES_10, _HOW["cifar10-dvs"], "CIFAR10DVS")
+    folder = _first(source, "cifar10-dvs", CLASSES_10)
     pattern = "*.aedat" if next(folder.glob("airplane/*.aedat"), None) else "*.aedat4"
     found = _by_class(folder, CLASSES_10, pattern)
     return _cut("cifar10-dvs", folder, found, _SIZE, CLASSES_10, lambda r: read_aedat(r.path, _SIZE))
@@ -88,13 +95,12 @@ def _cifar10_dvs(source: Source) -> Recordings:
 
 def _dvs128_gesture(source: Source) -> Recordings:
     packed = ("ibmGestureTrain", "ibmGestureTest")
-    for folder in _places(source, "dvs128-gesture", "DvsGesture", "DVSGesture"):
+    for folder in _places(source, "dvs128-gesture"):
         if all((folder / part).is_dir() for part in packed):
             train, test = (_packed_gestures(folder / part) for part in packed)
             _require_parts("dvs128-gesture, packed", folder, train, test)
             return Recordings(train, test, _SIZE, _GESTURES, lambda r: read_npy(r.path, _SIZE))
-    lists = ("trials_to_train.txt", "trials_to_test.txt")
-    folder = _first(source, "dvs128-gesture", lists, _HOW["dvs128-gesture"], "DvsGesture", "DVSGesture")
+    folder = _first(source, "dvs128-gesture", ("trials_to_train.txt", "trials_to_test.txt"))
     trained, tested = (_trials(folder / f"trials_to_{part}.txt") for part in ("train", "test"))
     if both := sorted(set(trained) & set(tested)):
         raise DataError(
@@ -204,26 +210,24 @@ def _require(name: str, folder: Path, found: list[Recording], expected: int) -> 
         )
 
 
-def _places(source: Source, name: str, *inner: str) -> list[Path]:
-    """Where to look: the folders of a data set, and in each what its archive or another library unpacks to."""
-    folders = source.folders(name, cache(name))
-    return [place for folder in folders for place in (folder, *(folder / part for part in inner))]
+def _places(source: Source, name: str) -> list[Path]:
+    return nested(source.folders(name, cache(name)), *_INNER[name])
 
 
-def _first(source: Source, name: str, parts: tuple[str, ...], how: str, *inner: str) -> Path:
+def _first(source: Source, name: str, parts: tuple[str, ...]) -> Path:
     """The first place that holds these folders or files.
 
     Raises:
         DataError: none does.
     """
-    places = source.folders(name, cache(name))
-    for place in _places(source, name, *inner):
+    for place in _places(source, name):
         if all((place / part).exists() for part in parts):
             return place
     wanted = ", ".join(parts[:3]) + (", ..." if len(parts) > 3 else "")
+    places = ", ".join(map(str, source.folders(name, cache(name))))
     raise DataError(
-        f"{name}: expected {wanted} in one of: {', '.join(map(str, places))}. "
-        f"{how}, or name the folder by root or as ${FOLDER_VARIABLE}/{name}"
+        f"{name}: expected {wanted} in one of: {places}. {_HOW[name]}, or name the folder by root or as "
+        f"${FOLDER_VARIABLE}/{name}"
     )
 
 
