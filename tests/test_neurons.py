@@ -142,6 +142,20 @@ def test_a_holding_neuron_keeps_the_grid() -> None:
     assert all(torch.equal(y, still[0]) for y in still) and torch.equal(state.codes, 5 * site.encode(inputs[0]))
 
 
+@pytest.mark.parametrize("gain", [1.0, 0.3])
+def test_equal_inputs_give_a_holding_neuron_the_same_answer_at_every_step(gain: float) -> None:
+    # Half of them on boundaries, with a step that is no binary fraction: 3 x / 3 in float32 is not always x.
+    site = build_neuron(SiteSpec(2, 3, gain=gain), "act", ConvertSpec(neuron="holding"))
+    site.set_step(0.3)
+    boundaries = (torch.arange(-3, 5) - 0.5) * site.step.detach()
+    x = torch.cat([torch.linspace(-1.5, 1.5, 4096), boundaries, boundaries.nextafter(torch.tensor(-9.0))])
+    with torch.no_grad():
+        outputs, state = run(site, [x] * 24)
+        assert all(torch.equal(y, site(x)) for y in outputs)
+        assert torch.equal(state.codes, 24 * site.encode(x)) and state.codes.dtype == torch.float32
+        assert torch.equal(site.average(state, 24), site(x))
+
+
 @pytest.mark.parametrize("cap", [1, 2, 5])
 def test_a_capped_neuron_fires_no_more_than_its_cap_and_catches_up(cap: int) -> None:
     site, plain = variant(ConvertSpec(max_spikes_per_step=cap)), variant(ConvertSpec())

@@ -285,7 +285,11 @@ def fire(
 
 
 def emit(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> Tensor:
-    """What a neuron hands on when its code moves: ``D(C') - D(C)``; for g = 1 that is ``s (C' - C)``.
+    """What a neuron hands on when its code moves: ``D(C') - D(C) = s (dP + g dN)``, with dP and dN of the parts of the codes
+    above and below zero.
+
+    Differences of whole numbers are exact, so that a code that moves by c from rest and by c at any later step hands on
+    the same number, ``decode(c)``.
 
     Args:
         before: C.
@@ -295,7 +299,7 @@ def emit(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> T
     """
     polar = not (isinstance(gain, float) and gain == 1.0)
     if _is_watched(step, *((gain,) if isinstance(gain, Tensor) else ())):
-        return decode(after, step, gain) - decode(before, step, gain) if polar else (after - before) * step
+        return _polar_change(before, after, step, gain) if polar else (after - before) * step
     y = torch.empty_like(after)
     for piece, at in _pieces(after, step):
         _emit_into(y[piece], before[piece], after[piece], step[at], gain)
@@ -306,7 +310,15 @@ def _emit_into(y: Tensor, before: Tensor, after: Tensor, step: Tensor, gain: Ten
     if isinstance(gain, float) and gain == 1.0:
         torch.sub(after, before, out=y).mul_(step.to(y.dtype))
     else:
-        torch.sub(decode(after, step, gain), decode(before, step, gain), out=y)
+        y.copy_(_polar_change(before, after, step, gain))
+
+
+def _polar_change(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> Tensor:
+    below = after.clamp(max=0.0) - before.clamp(max=0.0)
+    values = below * step.to(after.dtype)
+    if isinstance(gain, Tensor):
+        gain = gain.to(after.dtype)
+    return (after - before - below) * step.to(after.dtype) + values * gain
 
 
 def _is_watched(*values: Tensor) -> bool:
