@@ -285,9 +285,9 @@ def fire(
 
 
 def emit(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> Tensor:
-    """What a neuron hands on when its code moves: ``D(C') - D(C) = s (dP + g dN)``, with dP and dN of the parts of the codes
-    above and below zero.
+    """What a neuron hands on when its code moves: ``D(C') - D(C) = s (dP + g dN)``.
 
+    dP and dN are the differences of the parts of the codes above and below zero; for g = 1 that is ``s (C' - C)``.
     Differences of whole numbers are exact, so that a code that moves by c from rest and by c at any later step hands on
     the same number, ``decode(c)``.
 
