@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polarspike.data import Augmentation
-from polarspike.data.augment import random_cutout, random_flip, random_shift
+from polarspike.data.augment import Rows, random_cutout, random_flip, random_shift
 from polarspike.errors import InputError, SpecError
 
 
@@ -22,9 +22,13 @@ def images(count: int = 64, channels: int = 2, height: int = 6, width: int = 5) 
     return torch.randint(1, 256, (count, channels, height, width), dtype=torch.uint8)  # never black
 
 
+def every(images: Tensor) -> Rows:
+    return Rows(torch.arange(len(images)), len(images))
+
+
 def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
     before = images(400)
-    after = random_flip(before, generator())
+    after = random_flip(before, generator(), every(before))
     same = (after == before).flatten(1).all(1)
     mirrored = (after == before.flip(-1)).flatten(1).all(1)
     assert (same ^ mirrored).all()
@@ -33,7 +37,7 @@ def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
 
 def test_shift_moves_each_image_as_a_whole_by_its_own_step_and_fills_with_black() -> None:
     before = images(300)
-    after = random_shift(before, 2, generator())
+    after = random_shift(before, 2, generator(), every(before))
     seen = set()
     for one, moved in zip(before, after, strict=True):
         padded = functional.pad(one, (2, 2, 2, 2))
@@ -45,7 +49,7 @@ def test_shift_moves_each_image_as_a_whole_by_its_own_step_and_fills_with_black(
 
 def test_cutout_blackens_one_square_clipped_at_the_border() -> None:
     before = images(300, height=7, width=9)
-    after = random_cutout(before, 3, generator())
+    after = random_cutout(before, 3, generator(), every(before))
     areas = set()
     for one, cut in zip(before, after, strict=True):
         black = cut[0] == 0
@@ -58,7 +62,8 @@ def test_cutout_blackens_one_square_clipped_at_the_border() -> None:
 
 
 def test_a_square_of_even_side_has_that_side_inside() -> None:
-    black = random_cutout(images(200, channels=1, height=20, width=20), 4, generator()) == 0
+    before = images(200, channels=1, height=20, width=20)
+    black = random_cutout(before, 4, generator(), every(before)) == 0
     assert int(black.flatten(1).sum(1).max()) == 16
 
 
@@ -126,6 +131,21 @@ def test_mixtures_of_labels_without_a_class_are_refused() -> None:
 def test_it_survives_a_dictionary() -> None:
     change = Augmentation(True, 2, 3)
     assert Augmentation.from_dict(change.to_dict()) == change
+
+
+@pytest.mark.parametrize(
+    "change", [Augmentation(True, 2, 3), Augmentation(True, 1, 0, randaugment=9, erasing=0.5)], ids=str
+)
+def test_some_images_of_a_batch_change_as_they_do_among_all(change: Augmentation) -> None:
+    if change.one_by_one:
+        pytest.importorskip("torchvision")
+    before = images(40, channels=3, height=16, width=16)
+    whole = change(before, generator(3))
+    some = torch.tensor([39, 4, 5, 17])
+    one, two = generator(3), generator(3)
+    assert torch.equal(change(before[some], one, Rows(some, 40)), whole[some])
+    change(before, two)
+    assert torch.equal(one.get_state(), two.get_state())  # what follows is the same, too
 
 
 # --- by torchvision -----------------------------------------------------------------------------------------------------

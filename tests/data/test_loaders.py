@@ -194,23 +194,57 @@ def test_a_workers_error_is_the_one_that_it_met(monkeypatch: pytest.MonkeyPatch)
         list(loader)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_processes_have_the_rows_of_the_batches_that_one_has(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
-    change = Augmentation(True, 2, 2)
-    loader = batches(noisy(9), 4, normalization=PLAIN, shuffle=True, augment=change, workers=workers)
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        Augmentation(True, 2, 2),
+        Augmentation(True, 2, erasing=0.5),
+        Augmentation(flip=True, mixup=0.8, cutmix=1.0),
+        Augmentation(flip=True, erasing=0.5, cutmix=1.0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("workers", "world"), [(0, 2), (0, 3), (1, 3)])
+def test_processes_have_the_rows_of_the_batches_that_one_has(
+    monkeypatch: pytest.MonkeyPatch, workers: int, world: int, change: Augmentation | None, device: str | None
+) -> None:
+    if change is not None and (change.mixes or change.one_by_one):
+        pytest.importorskip("torchvision")
+    loader = batches(
+        noisy(9), 4, normalization=PLAIN, shuffle=True, augment=change, classes=9, workers=workers, device=device
+    )
     torch.manual_seed(3)
     wholes = list(loader)
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
     parts = []
-    for rank in range(3):
+    for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         torch.manual_seed(3)
         parts.append(list(distributed.own_portions(loader)))
-    for number, (images, numbers) in enumerate(wholes):
-        for rank in range(3):
-            (own, labels), whole = parts[rank][number]
-            rows = slice(rank, None, 3) if rank < len(numbers) else slice(0, 1)  # one stands in where none is left
-            assert whole == len(numbers) and torch.equal(labels, numbers[rows]) and torch.equal(own, images[rows])
+    for number, (images, targets) in enumerate(wholes):
+        for rank in range(world):
+            (own, own_targets), whole = parts[rank][number]
+            rows = slice(rank, None, world) if rank < len(targets) else slice(0, 1)  # one stands in where none is left
+            assert whole == len(targets) and torch.equal(own, images[rows]) and torch.equal(own_targets, targets[rows])
+
+
+@pytest.mark.parametrize(("change", "changed"), [(Augmentation(flip=True), 2), (Augmentation(flip=True, mixup=1.0), 4)])
+def test_a_process_changes_no_images_of_others_in_vain(
+    monkeypatch: pytest.MonkeyPatch, change: Augmentation, changed: int
+) -> None:
+    if change.mixes:
+        pytest.importorskip("torchvision")
+    seen: list[int] = []
+    flip = augmenting.random_flip
+    monkeypatch.setattr(
+        augmenting, "random_flip", lambda images, *others: (seen.append(len(images)), flip(images, *others))[1]
+    )
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    list(distributed.own_portions(batches(noisy(16), 8, normalization=PLAIN, augment=change, classes=16)))
+    assert seen == [changed, changed]
 
 
 def test_every_process_has_as_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

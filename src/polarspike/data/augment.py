@@ -1,6 +1,7 @@
 """Random changes of a batch of byte images that keep their labels, on any device: what is drawn is drawn on the CPU.
 
-So the same seed gives the same bytes everywhere.
+So the same seed gives the same bytes everywhere; also to a process that changes a few images of a batch alone
+(:class:`Rows`), because numbers are drawn for all of them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,24 @@ from torch.nn import functional
 from polarspike.checks import is_integer, is_not_negative, is_within
 from polarspike.errors import InputError, MissingExtraError
 from polarspike.specs import Spec
+
+
+class Rows(NamedTuple):
+    """Which images of a batch are at hand.
+
+    Args:
+        positions: of each, (N,) int64.
+        batch: how many images the batch has.
+        paired: in front of each image that is wanted stands the one that a mixture takes in.
+    """
+
+    positions: Tensor
+    batch: int
+    paired: bool = False
+
+    def of(self, drawn: Tensor) -> Tensor:
+        """What was drawn for these images, of what was drawn for all, (batch, ...)."""
+        return drawn[self.positions]
 
 
 @dataclass(frozen=True)
@@ -105,8 +124,13 @@ class Augmentation(Spec):
         """Whether images and labels of a batch are mixed."""
         return self.mixup > 0 or self.cutmix > 0
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, rows: Rows | None = None) -> Tensor:
         """Changed copies of images (N, C, H, W), of the same shape and type; the input is left as it is.
+
+        Args:
+            images: a batch, or some of its images.
+            generator: what all changes of the batch are drawn from.
+            rows: which images of the batch these are, where they are not all.
 
         Raises:
             InputError: the images are not (N, C, H, W), or not larger than the shift, or have neither 1 nor 3 channels
@@ -116,14 +140,15 @@ class Augmentation(Spec):
         if images.dim() != 4:
             raise InputError(f"Augmentation: expected images (N, C, H, W), got the shape {tuple(images.shape)}")
         self.require(*images.shape[1:])
+        rows = rows or Rows(torch.arange(len(images)), len(images))
         if self.flip:
-            images = random_flip(images, generator)
+            images = random_flip(images, generator, rows)
         if self.shift:
-            images = random_shift(images, self.shift, generator)
+            images = random_shift(images, self.shift, generator, rows)
         if self.cutout:
-            images = random_cutout(images, self.cutout, generator)
+            images = random_cutout(images, self.cutout, generator, rows)
         if self.randaugment or self.erasing:
-            images = self._by_torchvision(images, generator)
+            images = self._by_torchvision(images, generator, rows)
         return images
 
     def mixed(self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -146,16 +171,18 @@ class Augmentation(Spec):
             result: tuple[Tensor, Tensor] = chosen(images, labels)
         return result
 
-    def _by_torchvision(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _by_torchvision(self, images: Tensor, generator: torch.Generator, rows: Rows) -> Tensor:
         transforms = _torchvision()
         steps = []
         if self.randaugment:
             steps.append(transforms.RandAugment(num_ops=2, magnitude=self.randaugment))
         if self.erasing:
             steps.append(transforms.RandomErasing(p=self.erasing, value=0))
-        with _seeded(generator):
-            changed = []
-            for image in images:  # each its own operations
+        seeds = rows.of(torch.randint(1 << 62, (rows.batch,), generator=generator))
+        changed = []
+        with torch.random.fork_rng(devices=[]):
+            for image, seed in zip(images, seeds, strict=True):  # each its own operations
+                torch.default_generator.manual_seed(int(seed))
                 for step in steps:
                     image = step(image)
                 changed.append(image)
@@ -179,28 +206,30 @@ def _seeded(generator: torch.Generator) -> Iterator[None]:
         yield
 
 
-def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+def random_flip(images: Tensor, generator: torch.Generator, rows: Rows) -> Tensor:
     """Each image (N, C, H, W) mirrored left and right with probability 1/2."""
-    chosen = torch.randint(2, (len(images), 1, 1, 1), generator=generator, dtype=torch.bool)
+    chosen = rows.of(torch.randint(2, (rows.batch, 1, 1, 1), generator=generator, dtype=torch.bool))
     return torch.where(chosen.to(images.device), images.flip(-1), images)
 
 
-def random_shift(images: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+def random_shift(images: Tensor, pixels: int, generator: torch.Generator, rows: Rows) -> Tensor:
     """Each image (N, C, H, W) moved by its own uniform (dy, dx) in {-pixels..pixels}^2; zeros enter."""
     count, _, height, width = images.shape
     padded = functional.pad(images, (pixels,) * 4)  # (N, C, H+2p, W+2p)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 2p+1, 2p+1, H, W), a view
-    corner = torch.randint(2 * pixels + 1, (2, count), generator=generator).to(images.device)
+    drawn = torch.randint(2 * pixels + 1, (2, rows.batch), generator=generator)
+    corner = rows.of(drawn.T).T.to(images.device)
     return windows[torch.arange(count, device=images.device), :, corner[0], corner[1]]  # (N, C, H, W)
 
 
-def random_cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def random_cutout(images: Tensor, side: int, generator: torch.Generator, rows: Rows) -> Tensor:
     """Each image (N, C, H, W) with a square of zeros around its own uniform pixel, clipped at the border."""
-    count, _, height, width = images.shape
-    rows = _covered(height, side, torch.randint(height, (count, 1), generator=generator))  # (N, H)
-    columns = _covered(width, side, torch.randint(width, (count, 1), generator=generator))  # (N, W)
-    square = rows[:, None, :, None] & columns[:, None, None, :]  # (N, 1, H, W)
-    return images.masked_fill(square.to(images.device), 0)
+    _, _, height, width = images.shape
+    down, right = (torch.randint(length, (rows.batch, 1), generator=generator) for length in (height, width))
+    square = (
+        _covered(height, side, rows.of(down))[:, None, :, None] & _covered(width, side, rows.of(right))[:, None, None]
+    )
+    return images.masked_fill(square.to(images.device), 0)  # where (N, 1, H, W) is
 
 
 def _covered(length: int, side: int, middle: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from polarspike import distributed
 from polarspike.checks import is_integer
-from polarspike.data.augment import Augmentation
+from polarspike.data.augment import Augmentation, Rows
 from polarspike.data.normalization import Normalization
 from polarspike.data.splits import Split
 from polarspike.errors import DataError, PolarspikeError, SpecError
@@ -208,30 +208,30 @@ class Key(NamedTuple):
 
 
 class Unfinished(NamedTuple):
-    """A batch as bytes, on its way to a device.
+    """A batch as bytes, or a process's part of it, on its way to a device.
 
     Args:
         images: (B, C, H, W) uint8.
         labels: (B,) int64.
         state: of the generator from which the rest is drawn.
-        rows: which of them this process wants.
+        rows: which images of the batch these are.
         changed: the changes are done, up to the mixing.
     """
 
     images: Tensor
     labels: Tensor
     state: Tensor
-    rows: slice
+    rows: Rows
     changed: bool
 
     @classmethod
     def of(
-        cls, images: Tensor, labels: Tensor, augment: Augmentation | None, generator: torch.Generator, rows: slice
+        cls, images: Tensor, labels: Tensor, augment: Augmentation | None, generator: torch.Generator, rows: Rows
     ) -> Unfinished:
         """Bytes and labels, with those changes made that are no work for a device."""
         one_by_one = augment is not None and augment.one_by_one
         if augment is not None and one_by_one:
-            images = augment(images, generator)
+            images = augment(images, generator, rows)
         return cls(images, labels, generator.get_state(), rows, one_by_one)
 
 
@@ -255,10 +255,16 @@ class Finish:
         generator = torch.Generator()
         generator.set_state(batch.state)
         images, labels = (value.to(self.device, non_blocking=True) for value in (batch.images, batch.labels))
-        images, labels = changed(
-            images, labels, self.augment, self.normalization, self.classes, generator, augmented=batch.changed
+        return changed(
+            images,
+            labels,
+            self.augment,
+            self.normalization,
+            self.classes,
+            generator,
+            rows=batch.rows,
+            augmented=batch.changed,
         )
-        return images[batch.rows].contiguous(), labels[batch.rows].contiguous()
 
 
 class _Keys(Sampler[Key]):
@@ -315,15 +321,25 @@ class _WholeBatches(Dataset[Batch]):
         self.finish = finish
 
     def __getitem__(self, key: Key) -> Any:
-        # Changes are drawn for the whole batch: then they do not depend on how many processes share it.
-        indices, rows = (key.indices, slice(None)) if self.augment is None else (key.batch, key.rows)
+        # What changes is drawn for the whole batch: then it does not depend on how many processes share it.
+        rows = _needed(key, self.augment)
+        indices = key.batch[rows.positions]
         images, labels = self.split.images[indices], self.split.labels[indices]  # (B, C, H, W) uint8
         # Each batch has its own seed, so no batch depends on which process made the one before.
         generator = torch.Generator().manual_seed(key.common)
         if self.finish is not None:
             return Unfinished.of(images, labels, self.augment, generator, rows)
-        images, labels = changed(images, labels, self.augment, self.normalization, self.classes, generator)
-        return images[rows].contiguous(), labels[rows].contiguous()
+        return changed(images, labels, self.augment, self.normalization, self.classes, generator, rows=rows)
+
+
+def _needed(key: Key, augment: Augmentation | None) -> Rows:
+    """The rows that a process needs for its own."""
+    count = len(key.batch)
+    own = torch.arange(count)[key.rows]
+    if augment is None or not augment.mixes or len(own) == count:
+        return Rows(own, count)
+    before = (own - 1) % count  # torchvision mixes each image with the one in front of it
+    return Rows(torch.stack([before, own], dim=1).flatten(), count, paired=True)
 
 
 def changed(
@@ -334,16 +350,21 @@ def changed(
     classes: int,
     generator: torch.Generator,
     *,
+    rows: Rows | None = None,
     augmented: bool = False,
 ) -> Batch:
     """Bytes (B, C, H, W) and labels as a batch: augmented if at all, normalized, and mixed where the augmentation mixes.
 
-    With ``augmented`` the first of these is done already.
+    With ``rows`` these may be some images of it alone (:class:`~polarspike.data.augment.Rows`); of pairs the second comes
+    back. With ``augmented`` the first of the three is done already.
     """
     if augment is None or augment.is_identity:
         return normalization(images), labels
-    images = normalization(images if augmented else augment(images, generator))
-    return augment.mixed(images, labels, classes, generator) if augment.mixes else (images, labels)
+    images = normalization(images if augmented else augment(images, generator, rows))
+    if not augment.mixes:
+        return images, labels
+    images, labels = augment.mixed(images, labels, classes, generator)
+    return (images[1::2].contiguous(), labels[1::2].contiguous()) if rows and rows.paired else (images, labels)
 
 
 def _parted(batch: Batch, frames: int) -> Batch:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from polarspike.data.augment import Augmentation
+from polarspike.data.augment import Augmentation, Rows
 from polarspike.data.loaders import Batch, Finish, Key, Unfinished, changed, over
 from polarspike.data.normalization import Normalization
 from polarspike.data.parts import Parted
@@ -142,7 +142,7 @@ class _Batches(Dataset[Batch]):
         labels = self.pictures.labels[chosen]
         augment = self.dataset.augmentation if self.augmented else None
         if self.finish is not None:
-            return Unfinished.of(images, labels, augment, generator, slice(None))
+            return Unfinished.of(images, labels, augment, generator, Rows(torch.arange(len(images)), len(images)))
         return changed(images, labels, augment, self.normalization, self.dataset.num_classes, generator)
 
     def _image(self, index: int, generator: torch.Generator) -> Tensor:
