@@ -107,6 +107,10 @@ def test_what_is_no_model_or_cannot_be_copied_is_refused() -> None:
         quantize(lambda x: x)  # type: ignore[arg-type]
     with pytest.raises(CaptureError, match=r"'0.weight' has no values yet .a lazy module.; call the model once"):
         quantize(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()))
+    with torch.device("meta"):
+        bodiless = Net()
+    with pytest.raises(CaptureError, match=r"'\w+.weight' has no values .device 'meta'.; load its weights first"):
+        quantize(bodiless)
     model = Net()
     model.body = (value for value in ())  # type: ignore[assignment]
     with pytest.raises(CaptureError, match="Net cannot be copied: cannot pickle 'generator' object"):

@@ -182,8 +182,12 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ps.export(capped, tmp_path / "net", "torch-export", x)
     with pytest.raises(ExportError, match=r"expected a float32 network, got torch.bfloat16"):
         ps.export(ps.convert(qann).bfloat16(), tmp_path / "net", "torch-export", x.bfloat16())
-    with pytest.raises(ExportError, match=r"got torch.bfloat16"):
-        ps.export(ps.convert(qann).bfloat16(), tmp_path / "net", "torch-export", x)
+    half = ps.convert(calibrated(network("plain").half(), SPEC, signal("plain", 16).half()))
+    for name in FORMATS:
+        with pytest.raises(
+            ExportError, match=rf"^{name}: expected a float32 network, got torch.float16 at 'conv1.weight'"
+        ):
+            ps.export(half, tmp_path / "net", name, x.half())
     with pytest.raises(ExportError, match=r"cannot be written \(there is no folder"):
         ps.export(snn, tmp_path / "nowhere" / "net", "torch-export", x)
     with pytest.raises(ExportError, match=r"cannot be written \(is a folder"):

@@ -60,7 +60,7 @@ def first_timestep(snn: SpikingNetwork, example: Inputs) -> fx.GraphModule:
         example: inputs of one call.
 
     Raises:
-        ExportError: neurons that hold spikes back at the first timestep, or weights in half precision.
+        ExportError: neurons that hold spikes back at the first timestep.
     """
     network = copy.deepcopy(snn.network)
     for name, neuron in snn.sites().items():
@@ -69,8 +69,6 @@ def first_timestep(snn: SpikingNetwork, example: Inputs) -> fx.GraphModule:
                 f"site {name!r}: a neuron of at most {neuron.cap} spikes a step has not answered after one step; convert "
                 "without max_spikes_per_step"
             )
-        if neuron.start.dtype not in (torch.float32, torch.float64):
-            raise ExportError(f"site {name!r}: expected a float32 network, got {neuron.start.dtype}; use snn.float()")
     dims = _dimensions(snn, example)
     for name, neuron in snn.sites().items():
         network.add_submodule(name, FixedSite(neuron, dims[name]))

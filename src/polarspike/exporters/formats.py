@@ -53,6 +53,7 @@ def prepare(format_name: str, snn: SpikingNetwork, example: Inputs, shown: Seque
         ExportError: the network cannot be written in this format.
         MissingExtraError: packages for the format are not installed.
     """
+    _require_type(format_name, snn)
     if format_name in ("integer", "onnx-int8"):
         return _whole_numbers(format_name, snn, example, shown)
     if format_name == "nir":
@@ -60,10 +61,19 @@ def prepare(format_name: str, snn: SpikingNetwork, example: Inputs, shown: Seque
     return _float(format_name, snn, example)
 
 
+def _require_type(format_name: str, snn: SpikingNetwork) -> None:
+    """Refuse weights in half precision, whose codes other kernels round otherwise, and types that a format does not know."""
+    known = (torch.float32, torch.float64) if format_name == "torch-export" else (torch.float32,)
+    for name, value in snn.network.state_dict().items():
+        if value.is_floating_point() and value.dtype not in known:
+            raise ExportError(
+                f"{format_name}: expected a float32 network, got {value.dtype} at {name!r}; use snn.float(), and inputs "
+                "of that type"
+            )
+
+
 def _float(format_name: str, snn: SpikingNetwork, example: Inputs) -> Prepared:
     plain = first_timestep(snn, example)
-    if format_name == "onnx-float":
-        onnx_float.require_float32(plain)
     arguments = bind(parameters_of(plain), *as_call(example))
     program = programs.program_of(plain, arguments)
     names = [name for name, value in arguments.items() if isinstance(value, Tensor)]

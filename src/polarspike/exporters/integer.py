@@ -40,9 +40,6 @@ def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inpu
     Raises:
         ExportError: an operator, a gain or a layout that whole numbers cannot hold, by name.
     """
-    for name, neuron in snn.sites().items():
-        if neuron.start.dtype != torch.float32:
-            raise ExportError(f"site {name!r}: expected a float32 network, got {neuron.start.dtype}; use snn.float()")
     program, _ = marked_program(snn, example)
 
     parameters = parameters_of(snn.network)

@@ -69,9 +69,6 @@ def graph_of(snn: SpikingNetwork, example: Inputs) -> Any:
         import nir
     except ImportError as error:
         raise MissingExtraError("nir", "deploy") from error
-    for name, neuron in snn.sites().items():
-        if neuron.start.dtype != torch.float32:
-            raise ExportError(f"site {name!r}: expected a float32 network, got {neuron.start.dtype}; use snn.float()")
     program, _ = marked_program(snn, example)
     walk = _Walk(program, snn.sites())
     walk.run()

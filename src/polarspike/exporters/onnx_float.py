@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from polarspike.errors import ExportError, MissingExtraError
@@ -47,17 +47,6 @@ def save(program: ExportedProgram, path: Path, description: str, names: list[str
     made.model.metadata_props[KEY] = description
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     made.save(str(path), external_data=size > runtime.MOST_BYTES)
-
-
-def require_float32(network: fx.GraphModule) -> None:
-    """Refuse weights that ONNX Runtime has no kernels for.
-
-    Raises:
-        ExportError: with the first of them.
-    """
-    for name, value in network.state_dict().items():
-        if value.is_floating_point() and value.dtype != torch.float32:
-            raise ExportError(f"onnx-float: expected a float32 network, got {value.dtype} at {name!r}; use snn.float()")
 
 
 def runner(path: Path) -> Runner:
