@@ -10,7 +10,7 @@ import torch
 
 import polarspike as ps
 from polarspike.errors import SpecError
-from polarspike.proof import Proof
+from polarspike.proof import Proof, SiteComparison
 from tests.networks import calibrated, network, signal
 
 
@@ -38,3 +38,17 @@ def test_sequences_beyond_a_window_are_refused_as_timesteps_are() -> None:
     with pytest.raises(SpecError, match="got timesteps=4"):
         ps.verify(qann, snn, [x], timesteps=4)
     assert ps.verify(qann, snn, [frames[:, :3]], time_dim=1).within_rounding
+
+
+def test_what_rounding_explains_is_told_from_what_it_does_not() -> None:
+    site = SiteComparison(1000, 1, 7, 0, 2e-7, 4, 0.4, binary=False)
+    near = Proof(4, "network", {"relu": site}, output_difference=0.2, output_equal=False)
+    assert near.within_rounding and "NOT EXACT in this precision, but within the rounding of its sums" in str(near)
+    far = dataclasses.replace(near, sites={"relu": dataclasses.replace(site, worst_margin=0.3)})
+    assert not far.within_rounding and str(far).endswith("NOT EXACT")
+    # A head of other weights: every code agrees, and nothing excuses the outputs.
+    head = dataclasses.replace(
+        near, sites={"relu": dataclasses.replace(site, different=0, diverged=0, worst_margin=0.0)}
+    )
+    assert not head.within_rounding and head.first_difference == "output" and str(head).endswith("NOT EXACT")
+    assert str(dataclasses.replace(near, timesteps=1)).endswith("NOT EXACT")

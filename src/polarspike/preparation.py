@@ -27,7 +27,8 @@ def check_model(model: nn.Module) -> None:
             raise CaptureError(f"{name!r} has no values yet (a lazy module); call the model once on an example first")
         if value.is_meta:
             raise CaptureError(
-                f"{name!r} has no values (device 'meta'); load its weights first: model.load_state_dict(weights, assign=True)"
+                f"{name!r} has no values (device 'meta'); load its weights first: "
+                "model.load_state_dict(weights, assign=True)"
             )
         if name in buffers and value.is_floating_point() and not bool(torch.isnan(value).any()):
             continue  # a mask of attention holds minus infinity
