@@ -12,10 +12,11 @@ import torch
 
 from polarspike.baselines import contest as contest_module
 from polarspike.baselines import peers
-from polarspike.baselines.contest import Contest
+from polarspike.baselines.contest import Contest, chosen
 from polarspike.baselines.cost import announcement
 from polarspike.baselines.peers import PEERS, PeerNetwork
 from polarspike.errors import MissingExtraError, SpecError
+from polarspike.evaluation import Evaluation, Firing
 from polarspike.report.claims import Kind, verdicts
 from tests.baselines.test_comparison import SMALL
 
@@ -106,3 +107,12 @@ def test_another_search_or_version_of_a_tool_is_another_run(tmp_path: Path, monk
     assert len(contest.missing()) == 1
     Tool(monkeypatch, settings=SEARCHED, tested="3")
     assert contest.missing() == []
+
+
+def test_of_settings_that_are_as_good_the_one_of_fewest_spikes_is_taken() -> None:
+    def of(right: int, spikes: int) -> tuple[Evaluation, int]:
+        return Evaluation({2: right}, 1000, {2: Firing(spikes, spikes, 0, 0, 1000)}), 2
+
+    assert chosen([of(900, 24_000), of(898, 6_000), of(897, 5_000), of(890, 1_000)]) == 2
+    assert chosen([of(900, 24_000), of(896, 10)]) == 0
+    assert chosen([of(890, 500), of(892, 500)]) == 1

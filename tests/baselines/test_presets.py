@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -23,7 +24,10 @@ def test_parts_of_a_network_share_their_settings_and_no_run(name: str) -> None:
     setups: dict[str, set[str]] = {}
     runs = []
     for part in parts:
-        setups.setdefault(f"{part.comparison.data} {part.comparison.network}", set()).add(part.comparison.setup)
+        # A rate of direct training is that of direct training alone, each of which has a run of its own.
+        assert part.comparison.direct_rates == (0.2,) or set(part.comparison.methods) <= {"lif", "integer-lif"}
+        same = dataclasses.replace(part.comparison, direct_rates=(0.2,))
+        setups.setdefault(f"{same.data} {same.network}", set()).add(same.setup)
         runs += [tuple(run.values()) for run in part.comparison.runs()]
     assert all(len(found) == 1 for found in setups.values())  # else a table would mix what was trained differently
     assert len(set(runs)) == len(runs)
@@ -46,6 +50,15 @@ def test_the_small_preset_has_every_method_network_and_latency() -> None:
     assert {part.seeds for part in parts} == {(0,), (1, 2)}
     with pytest.raises(SpecError, match="unknown preset 'larg'; known: small, full"):
         preset("larg")
+
+
+def test_the_full_preset_has_every_family_and_other_tools() -> None:
+    parts = [part.comparison for part in preset("full")]
+    few = {"plif", "ternary", "pact"}  # close relatives of what is there
+    for model in ("vgg16", "resnet9"):
+        here = [part for part in parts if part.model == model]
+        assert {method for part in here for method in part.methods} == {"ann", *METHODS, *PEERS} - few
+        assert {seed for part in here for seed in part.seeds} == {0, 1, 2}
 
 
 def contest_of(asked: Comparison) -> Contest:

@@ -23,6 +23,8 @@ _TRAINING = (
     "frames", "limit",
 )  # fmt: skip
 BUDGETS = ("epochs", "time")
+#: A setting whose share of right answers is this close to the best one's is as good; of those the fewest spikes decide.
+AS_GOOD = 0.003
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Comparison(Spec):
         distillation: weight of the float network as a teacher, for everything that trains.
         averaging: decay of a running average of the weights, for everything that trains; 0 for none.
         activity: weight of the spikes in the loss, for everything that trains as a quantized network.
-        rehearsal: steps of SRP and COS before those that count.
+        rehearsal: the most steps of SRP and COS before those that count; powers of two up to it are tried, and training
+            images choose at each latency.
         pooling: of rivals over time.
         frames: sequences of so many noisy frames in place of images; 0 for images.
         limit: the most images of each part, for a rehearsal.
@@ -128,8 +131,18 @@ class Comparison(Spec):
         return _digest({name: value for name, value in self.to_dict().items() if name not in _CHOOSING})
 
     def setup_of(self, method: str) -> str:
-        """:attr:`setup`, and of another tool also its version and what is searched."""
-        return _digest({"setup": self.setup, **PEERS[method].asked()}) if method in PEERS else self.setup
+        """:attr:`setup`, and where settings are searched also these, how they are chosen, and another tool's version."""
+        searched = {"setup": self.setup, "as_good": AS_GOOD}
+        if method in PEERS:
+            return _digest(searched | PEERS[method].asked())
+        if method in METHODS and METHODS[method].rehearses:
+            return _digest(searched | {"rehearsals": self.rehearsals})
+        return self.setup
+
+    @property
+    def rehearsals(self) -> list[int]:
+        """The lengths that are tried: powers of two up to :attr:`rehearsal`."""
+        return [2**power for power in range(self.rehearsal.bit_length())]
 
     @property
     def training(self) -> str:

@@ -13,14 +13,14 @@ import dataclasses
 import math
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from polarspike import data
-from polarspike.baselines.comparison import ASKED, Comparison
+from polarspike.baselines.comparison import AS_GOOD, ASKED, Comparison
 from polarspike.baselines.measurement import FLOAT_BITS, MEASURED, measured, with_bits
 from polarspike.baselines.methods import Method, describe
 from polarspike.baselines.peers import PEERS, convert_with, version
@@ -28,7 +28,7 @@ from polarspike.baselines.rival import Rival, RivalSpec, prepare
 from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import Stage, control_stage, float_stage, own_stage, steps_read
 from polarspike.errors import InputError, MissingExtraError, OperatorError, RunError, SpecError
-from polarspike.evaluation import evaluate
+from polarspike.evaluation import Evaluation, evaluate
 from polarspike.ledger import AT_THE_EDGE, Ledger, as_text
 from polarspike.locks import locked
 from polarspike.readings import AtOnce, OverFrames
@@ -140,7 +140,7 @@ class Contest:
             return "st-bif: the image enters once and then settles; it has no reading of a sequence"
         if method.rehearses and self.scene.frames:
             return f"{name}: a rehearsal sees the image that is then counted; in a sequence it would see frames twice"
-        if not steps_read(self.asked, method, spec.timesteps):
+        if not steps_read(self.asked, method, spec.timesteps, min(self.asked.rehearsals)):
             return f"{name}: no latency of {self.asked.latencies} leaves a step that counts"
         example, _ = self.scene.calibration(2)[0]
         try:
@@ -187,7 +187,11 @@ class Contest:
         _, rival, own = best
         if len(rates) > 1 and method.trains:
             own["setting"] += f"; right on validation images at {', '.join(tried)}"
-        return [{**cost, **own, **row} for row in self._measured(rival, ann)]
+        rows = self._measured(rival, ann)
+        return [
+            {**cost, **own, **row, "setting": "; ".join(filter(None, (own.get("setting"), row.get("setting"))))}
+            for row in rows
+        ]
 
     def model(self, seed: int) -> nn.Module:
         """A fresh float network."""
@@ -246,7 +250,7 @@ class Contest:
         return rival, {**own, "epochs": stage.epochs} if direct else own
 
     def _peer(self, name: str, ann: nn.Module) -> list[dict[str, Any]]:
-        """The best setting at each latency, chosen on training images."""
+        """The best setting at each latency, chosen on training images (:func:`chosen`)."""
         peer, calibration = PEERS[name], self.scene.calibration()
         tried = []
         refused: dict[str, list[str]] = {}
@@ -257,18 +261,15 @@ class Contest:
                 except SpecError as error:
                     refused.setdefault(textwrap.shorten(str(error), 160), []).append(str(setting))
                     continue
-                tried.append((setting, network, evaluate(network, calibration, self.asked.latencies).accuracy))
+                tried.append((setting, network, evaluate(network, calibration, self.asked.latencies)))
         refusals = [f"{', '.join(settings)} refused: {reason}" for reason, settings in refused.items()]
         if not tried:
             raise OperatorError(f"{name}: no setting converts this network: {'; '.join(refusals)}")
-        chosen = {}
-        for latency in self.asked.latencies:
-            scores = [accuracy[latency] for *_, accuracy in tried]
-            chosen[latency] = scores.index(max(scores))
+        best = {latency: chosen([(found, latency) for *_, found in tried]) for latency in self.asked.latencies}
         rows = []
-        for index in sorted(set(chosen.values())):
+        for index in sorted(set(best.values())):
             setting, network, _ = tried[index]
-            steps = {latency: latency for latency in self.asked.latencies if chosen[latency] == index}
+            steps = {latency: latency for latency in self.asked.latencies if best[latency] == index}
             edge = [AT_THE_EDGE] if setting in peer.edges else []
             said = "; ".join([f"{peer.package} {version(peer.package)}, {setting}", *edge, *refusals])
             with _told(name, setting):
@@ -276,7 +277,29 @@ class Contest:
             rows += [{**row, "own_epochs": 0, "setting": said} for row in found]
         return rows
 
+    def _rehearsed(self, rival: Rival, ann: nn.Module) -> list[dict[str, Any]]:
+        """The best length of a rehearsal at each latency, chosen on training images (:func:`chosen`)."""
+        calibration = self.scene.calibration()
+        tried = []
+        for length in self.asked.rehearsals:
+            network, steps = rival.rehearsing(length).network(), steps_read(self.asked, rival.method, rehearsal=length)
+            tried.append((length, network, steps, evaluate(network, calibration, tuple(steps.values()))))
+        best: dict[int, int] = {}
+        for latency in self.asked.latencies:
+            able = [index for index, (_, _, steps, _) in enumerate(tried) if latency in steps]
+            if able:
+                best[latency] = able[chosen([(tried[index][3], tried[index][2][latency]) for index in able])]
+        rows = []
+        for index in sorted(set(best.values())):
+            length, network, steps, _ = tried[index]
+            wanted = {latency: steps[latency] for latency, place in best.items() if place == index}
+            found = measured(network, ann, self.scene.test(), wanted)
+            rows += [{**row, "setting": f"rehearsal of {length} steps"} for row in found]
+        return rows
+
     def _measured(self, rival: Rival, ann: nn.Module) -> list[dict[str, Any]]:
+        if rival.method.rehearses:
+            return self._rehearsed(rival, ann)
         wanted = steps_read(self.asked, rival.method, rival.spec.timesteps)
         network: nn.Module = rival.network()
         return measured(OverFrames(network) if self.scene.frames else network, ann, self.scene.test(), wanted)
@@ -331,6 +354,17 @@ class Contest:
     def _scaled(self, rate: float) -> float:
         """A Transformer's usual rate under AdamW is 50 times below that of a network with batch norm under SGD."""
         return rate / 50 if self.asked.model == "vit" else rate
+
+
+def chosen(tried: Sequence[tuple[Evaluation, int]]) -> int:
+    """Which of several settings is the best at the T beside it: the fewest spikes of all that are as good as the best.
+
+    Accuracy alone would pay any number of spikes for an image more or less.
+    """
+    scores = [found.accuracy[timesteps] for found, timesteps in tried]
+    spikes = [found.firing[timesteps].spikes_per_neuron if found.firing else 0.0 for found, timesteps in tried]
+    as_good = [index for index, score in enumerate(scores) if score >= max(scores) - AS_GOOD]
+    return min(as_good, key=lambda index: (spikes[index], -scores[index]))
 
 
 def rows_of(contests: Iterable[Contest]) -> list[dict[str, str]]:

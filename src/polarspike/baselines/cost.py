@@ -29,7 +29,7 @@ from polarspike.ledger import as_text
 from polarspike.modules import apply
 
 _BATCH, _ROUNDS = 64, 2
-_CALIBRATION = 2000  # images on which the settings of other tools are tried
+_CALIBRATION = 2000  # images on which settings are tried
 _OVERHEAD = 5.0  # seconds of a run for timings and counts
 
 
@@ -123,7 +123,8 @@ def estimates(contest: Contest, pace: Pace, trained: set[tuple[str, str]]) -> It
             ms += stage.epochs * images["train"] * (step + teaching)
         if method is not None:
             steps = max(steps_read(asked, method, run["trained_steps"] or 1).values(), default=0)
-            ms += images["test"] * steps * pace.timestep
+            tried = min(_CALIBRATION, images["train"]) * len(asked.rehearsals) if method.rehearses else 0
+            ms += (images["test"] + tried) * steps * pace.timestep
         elif run["method"] in PEERS:
             tried = min(_CALIBRATION, images["train"]) * len(PEERS[run["method"]].settings)
             ms += (images["test"] + tried) * max(asked.latencies) * pace.timestep

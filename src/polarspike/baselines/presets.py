@@ -1,13 +1,15 @@
 """The lists of runs that make the tables of docs/rivals.md, written down before the first of them.
 
     small   Fashion-MNIST at 14x14 pixels on a residual network, a plain one, a Transformer and sequences of noisy frames:
-            every method once (two and a half hours of one slow core), then other tools, and the rows that matter with
-            two more seeds
-    full    Fashion-MNIST at 28x28 pixels on a residual network and a VGG: the rows that matter, for a longer stay
+            every method once on the residual network, most of them on the others (two and a half hours of one slow
+            core), then other tools, and the rows that matter with two more seeds
+    full    Fashion-MNIST at 28x28 pixels on a VGG and a residual network: the rows that matter, then whatever needs no
+            further training, for a longer stay
 
-Parts of one network share their settings, so that they share what is trained. Learning rates are those that the studies
-(fine-tuning) and trials on validation images (direct training) chose, one trial for everybody; distillation and averaging
-are off, because neither helped in the studies.
+Parts of one network share their settings, so that they share what is trained. Everybody has one learning rate: fine-tuning
+the one that the studies chose, direct training of ``small`` the float network's. Three trials for each method, on the plain
+network, stand in ``benchmarks/rates.py``: validation images chose twice that rate for direct training, which ``full``
+therefore has. Distillation and averaging are off, because neither helped in the studies.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ _NAMED = (
 #: What is asked again at more levels: ours, the closest binary rival, and a quantized network.
 _LEVELED = ("polarspike", "polarspike+t", "qcfs", "lsq")
 _UNTRAINED = ("polarspike-free", "scale-and-fire-free")
+_DIRECT = ("lif", "integer-lif")
+#: What needs no training beside that of the float network and of QCFS.
+_FURTHER = ("rate-max", "rate-percentile", "balanced", "snm", "srp", "cos", "group", *_UNTRAINED)
 #: And at so many that no binary rival keeps up: against other tools' neurons, whose spikes in a step nothing bounds.
 _CLOSEST = ("polarspike", *_UNTRAINED, "lsq")
 
@@ -54,7 +59,9 @@ _VIT = dataclasses.replace(
 )
 _FRAMES = dataclasses.replace(_PLAIN, frames=8, latencies=(1, 2, 4, 8))
 
-_FULL = Comparison(methods=_NAMED, trained_steps=(1, 4), budgets=("time",))
+_FULL = Comparison(
+    methods=tuple(name for name in _NAMED if name not in _DIRECT), trained_steps=(1, 4), budgets=("time",)
+)
 _FULL_RESNET = dataclasses.replace(_FULL, model="resnet9", width=16)
 _FULL_VGG = dataclasses.replace(_FULL, model="vgg16", width=8)
 
@@ -109,12 +116,29 @@ PRESETS: dict[str, tuple[Part, ...]] = {
             "plain network, 64 levels without training",
             dataclasses.replace(_PLAIN, methods=_UNTRAINED, levels=(64,)),
         ),
+        Part("Transformer, other tools", dataclasses.replace(_VIT, methods=tuple(PEERS))),
+        Part("eight noisy frames, other tools", dataclasses.replace(_FRAMES, methods=tuple(PEERS))),
+        Part(
+            "Transformer, direct training of ternary spikes",
+            dataclasses.replace(_VIT, methods=("ternary",)),
+        ),
+        Part(
+            "plain network, direct training of ternary spikes at T = 1",
+            dataclasses.replace(_PLAIN, methods=("ternary",), trained_steps=(1,)),
+        ),
     ),
     "full": (
-        Part("residual network", _FULL_RESNET),
-        Part("VGG", _FULL_VGG),
-        Part("residual network, two more seeds", dataclasses.replace(_FULL_RESNET, seeds=(1, 2))),
-        Part("VGG, two more seeds", dataclasses.replace(_FULL_VGG, seeds=(1, 2))),
+        *(
+            Part(f"{title}{what}", dataclasses.replace(network, **asked))
+            for title, network in (("VGG", _FULL_VGG), ("residual network", _FULL_RESNET))
+            for what, asked in (
+                ("", {}),
+                (", whatever needs no further training", {"methods": _FURTHER}),
+                (", other tools", {"methods": tuple(PEERS)}),
+                (", direct training", {"methods": _DIRECT, "direct_rates": (0.4,)}),
+                (", two more seeds", {"seeds": (1, 2)}),
+            )
+        ),
     ),
 }
 

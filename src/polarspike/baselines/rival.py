@@ -156,6 +156,12 @@ class Rival:
             return convert(self._plain(self.qann))
         return self._built(self.qann).eval()
 
+    def rehearsing(self, steps: int) -> Rival:
+        """The same rival behind a rehearsal of so many steps; it shares what was calibrated and trained."""
+        other = copy.copy(self)
+        other.spec = dataclasses.replace(self.spec, rehearsal=steps)
+        return other
+
     def latency(self, timesteps: int) -> int:
         """The true latency of an answer after T counted steps."""
         return timesteps + (self.spec.rehearsal if self.method.rehearses else 0)

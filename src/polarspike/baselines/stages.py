@@ -69,13 +69,13 @@ def stages_of(asked: Comparison, run: Mapping[str, Any], method: Method | None) 
     return [*shared, *(own_stage(asked, run, method, rate) for rate in rates)]
 
 
-def steps_read(asked: Comparison, method: Method, trained_steps: int = 1) -> dict[int, int]:
-    """True latency -> T of the answers that are read.
+def steps_read(asked: Comparison, method: Method, trained_steps: int = 1, rehearsal: int = 1) -> dict[int, int]:
+    """True latency -> T of the answers that are read, behind a rehearsal of so many steps where there is one.
 
     No further than a sequence goes; of direct training up to four times its T, beyond which nothing was trained for it.
     """
     reach = asked.frames or max(asked.latencies)
     if method.family == "direct":
         reach = min(reach, 4 * trained_steps)
-    steps = {latency: method.timesteps(latency, asked.rehearsal) for latency in asked.latencies}
+    steps = {latency: method.timesteps(latency, rehearsal) for latency in asked.latencies}
     return {latency: T for latency, T in steps.items() if T is not None and reach >= T}

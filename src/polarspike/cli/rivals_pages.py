@@ -20,8 +20,8 @@ TITLE = "Methods on the same network, images and counts, at true latency"
 
 def kinds() -> dict[str, Kind]:
     """What of each method, and of each other tool, decides which claim it is held against."""
-    methods = {name: Kind(method.family, method.spikes) for name, method in METHODS.items()}
-    return methods | {name: Kind("conversion", peer.spikes) for name, peer in PEERS.items()}
+    methods = {name: Kind(method.family, method.spikes, method.trains) for name, method in METHODS.items()}
+    return methods | {name: Kind("conversion", peer.spikes, trains=False, tool=True) for name, peer in PEERS.items()}
 
 
 def written_pages(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:

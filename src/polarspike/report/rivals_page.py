@@ -18,12 +18,13 @@ _ACCURACY = (
 _CLAIMS = (
     "Percent right, means over the seeds that ours and the rival both have. Rivals of several spikes a step are held "
     "against ours at equal levels; other tools have none, and always count. Rivals of single spikes, directly trained ones "
-    "(LIF, PLIF, ternary) among them, pay in timesteps and count at any number of levels. Spikes: ours, the rival's; more "
-    "of ours is a no.",
+    "(LIF, PLIF, ternary) among them, pay in timesteps and count at any number of levels; of sequences, both after as many "
+    "frames. Spikes: ours, the rival's; more of ours is a no.",
     f"level: a tie, or a difference that is noise: below {NOISE} with one seed; with several, below two standard errors of "
     f"the differences seed by seed, or below {NOISE} over the root of their number. open: ours is not behind, but what "
-    "could be ahead has not been run: several spikes at these levels, direct training at this T with as many epochs and for "
-    "as long, or a tool beyond the last of the settings searched. Every rival ahead or within noise is judged, and "
+    "could be ahead has not been run: a kind of rival, several spikes at these levels, direct training at this T with as "
+    "many epochs and for as long, or a tool beyond the last of the settings searched. Every rival ahead or within noise is "
+    "judged, and "
     "the worst outcome stands, with its rival.",
 )
 _COST = (
