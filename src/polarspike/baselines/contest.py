@@ -282,7 +282,10 @@ class Contest:
         calibration = self.scene.calibration()
         tried = []
         for length in self.asked.rehearsals:
-            network, steps = rival.rehearsing(length).network(), steps_read(self.asked, rival.method, rehearsal=length)
+            steps = steps_read(self.asked, rival.method, rehearsal=length)
+            if not steps:
+                continue
+            network = rival.rehearsing(length).network()
             tried.append((length, network, steps, evaluate(network, calibration, tuple(steps.values()))))
         best: dict[int, int] = {}
         for latency in self.asked.latencies:
@@ -294,7 +297,7 @@ class Contest:
             length, network, steps, _ = tried[index]
             wanted = {latency: steps[latency] for latency, place in best.items() if place == index}
             found = measured(network, ann, self.scene.test(), wanted)
-            rows += [{**row, "setting": f"rehearsal of {length} steps"} for row in found]
+            rows += [{**row, "setting": f"rehearsal: {length}"} for row in found]
         return rows
 
     def _measured(self, rival: Rival, ann: nn.Module) -> list[dict[str, Any]]:
