@@ -10,7 +10,7 @@ Weights:   of timm, where you have them; the first training is then left out: po
            --qann.weight-decay 0.05 --qann.distillation 0.9 --qann.temperature 2 --qann.timesteps 1 2 4 8
            --qann.precision bf16
 Hardware:  eight GPUs
-Cost:      300 + 30 epochs, and 30 of the control; its time is not measured
+Cost:      300 + 30 epochs, and 30 of the control; 6.6 hours on paper (benchmarks/estimate.py), not measured
 Expected:  unknown: it has not been run on its data
 Published: by others, not reproduced here:
            PMSM v1: 81.6 % at T = 1

@@ -28,7 +28,7 @@ def test_a_training_runs_so(call: Call, tmp_path: Path, monkeypatch: pytest.Monk
     work = "polarspike.cli.experiments._work"
     monkeypatch.setattr(work, lambda *_: seen.append(torch.are_deterministic_algorithms_enabled()) or 0)
     asked = ["train", "--data", "digits", "--model", "mlp", "--run"]
-    assert call(*asked, tmp_path / "a", "--deterministic", "True")[0] == call(*asked, tmp_path / "b")[0] == 0
+    assert call(*asked, tmp_path / "a", "--deterministic")[0] == call(*asked, tmp_path / "b")[0] == 0
     assert seen == [True, False]
 
 

@@ -105,3 +105,5 @@ def test_a_recipe_by_name_is_rehearsed_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
     code, _, err = call("train", "demos", "--rehearse")
     assert code == 2 and "unknown recipe 'demos'" in err and "did you mean 'demo'?" in err
+    code, _, err = call("train", "--seed", "1", "demo")
+    assert code == 2 and "a recipe's name in front of all options, got 'demo' behind one" in err

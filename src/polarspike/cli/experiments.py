@@ -89,6 +89,8 @@ class Train(Command):
     tensorboard: bool = False
     deterministic: bool = False
     values: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    # Not an option: whether the values are those of the recipe that is named.
+    named: tyro.conf.Suppress[bool] = False
 
     @classmethod
     def starting(cls, arguments: Sequence[str]) -> Self:
@@ -101,7 +103,7 @@ class Train(Command):
             SpecError: the name is unknown, or the file is none, fails, or sets no recipe.
         """
         if arguments[1:2] and not arguments[1].startswith("-"):
-            return cls(values=named_recipe(arguments[1]))
+            return cls(values=named_recipe(arguments[1]), named=True)
         peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in ("--recipe", "--run", "--data"):
             peek.add_argument(name, nargs="?")
@@ -121,6 +123,11 @@ class Train(Command):
         return self.run or Path("runs") / f"{self.values.data}-{self.values.model}{reading}"
 
     def execute(self) -> int:
+        if self.name and not self.named:
+            raise SpecError(
+                f"train: expected a recipe's name in front of all options, got {self.name!r} behind one, where it would "
+                f"change nothing; start with polarspike train {self.name}"
+            )
         if self.rehearse:
             if launched() > 1:
                 raise SpecError("train --rehearse: expected one process, on the CPU; start it without a launcher")

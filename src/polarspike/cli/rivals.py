@@ -32,7 +32,8 @@ class Rivals(Command):
     Args:
         preset: a list of comparisons that is written down: small or full; in place of all settings below.
         parts: of the preset, by number from 1; all if not given.
-        run: the directory for the table, the plots and what was trained; runs/rivals if not given.
+        run: the directory for the table, the plots and what was trained; runs/rivals, or
+            runs/rivals-PRESET, if not given.
         table: the CSV file of the rows; rivals.csv in the run directory if not given.
         list: say what is to do, and what it will cost, and do nothing.
         published: show the figures that others have published beside the table.
