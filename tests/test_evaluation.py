@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import polarspike as ps
 from polarspike.errors import InputError, SpecError
 from polarspike.evaluation import Firing, FiringCounter, Observer, Spiking, evaluate
 from polarspike.modules import evaluating
+from polarspike.readings import OverFrames
+from tests.networks import calibrated, network, signal
 
 
 class FakeSpiking(nn.Module):
@@ -69,6 +72,29 @@ def test_every_timestep_comes_from_one_run_of_the_longest() -> None:
     assert result.firing[1].spikes_per_neuron == 21 / 15
     assert result.firing[1].positive_spikes_per_neuron == 12 / 15
     assert result.firing[1].negative_spikes_per_neuron == 9 / 15
+
+
+@pytest.mark.parametrize("over_frames", [False, True])
+def test_capped_neurons_count_what_each_answer_waits_for_and_nothing_twice(over_frames: bool) -> None:
+    qann = calibrated(network("branched"), ps.QuantSpec(2, 4), signal("branched", 4))
+    snn = ps.convert(qann, ps.ConvertSpec(max_spikes_per_step=1))
+    x = signal("branched", 4, frames=3) if over_frames else signal("branched", 4)
+    found = evaluate(OverFrames(snn) if over_frames else snn, [(x, torch.zeros(4).long())], timesteps=(1, 3))
+    assert found.firing is not None
+    for T, fired in found.firing.items():
+        counter = FiringCounter()
+        with torch.no_grad(), snn.observe(counter):
+            state = None
+            for t in range(T):
+                frame = x[:, t] if over_frames else x
+                _, state = snn.step(frame, state)
+            assert state is not None
+            _, state = snn.drain(frame, state)
+        assert state.drained and fired == counter.up_to()
+        if not over_frames:
+            codes = [site.codes for site in state.neurons.values()]
+            assert fired.spikes >= sum(int(code.abs().sum()) for code in codes)
+            assert fired.pairs == sum(code.numel() for code in codes)
 
 
 def test_the_table_shows_what_was_counted() -> None:

@@ -1,6 +1,7 @@
-"""Accuracy at every timestep, and the firing that it costs, from one run over a loader.
+"""Accuracy at every timestep, and the firing that it costs, from one pass over a loader.
 
 A spiking network runs ``max(timesteps)`` steps once a batch; the running mean after step ``T`` is its answer at ``T``.
+One of capped neurons runs once for each T, because each answer waits for spikes that the next step does not start from.
 Everything is counted in integers: a fraction appears only where it is read.
 """
 
@@ -34,7 +35,7 @@ class Spiking(Protocol):
 
 @dataclass(frozen=True)
 class Firing:
-    """Spikes of all sites, summed over images and over the steps ``1..T``.
+    """Spikes of all sites, summed over images and over the steps ``1..T``, and what capped neurons fire after them.
 
     An event is a non-zero code; it carries ``|code|`` unit spikes. ``pairs`` counts (neuron, image) pairs, so that
     ``events / pairs`` is per neuron and image, for all ``T`` steps together (with ``T > 1`` it may exceed 1).
@@ -110,9 +111,10 @@ class FiringCounter:
         """The sites seen, in the order in which they fired first."""
         return list(self._pairs)
 
-    def up_to(self, timesteps: int, site: str | None = None) -> Firing:
-        """The firing of the steps ``1..timesteps``, of one site or of all."""
+    def up_to(self, timesteps: int | None = None, site: str | None = None) -> Firing:
+        """The firing of the steps ``1..timesteps``, or of every step, of one site or of all."""
         names = self.sites if site is None else [site]
+        timesteps = max((t for _, t in self._counts), default=0) if timesteps is None else timesteps
         seen = [counts.tolist() for (name, t), counts in self._counts.items() if name in names and t <= timesteps]
         events, spikes, *negative = (sum(column) for column in zip([0, 0, 0, 0], *seen, strict=True))
         return Firing(events, spikes, negative[0], negative[1], sum(self._pairs[name] for name in names))
@@ -179,8 +181,8 @@ def evaluate(
     if not isinstance(loader, Iterable):
         raise InputError(f"evaluate: expected a loader of batches (inputs, target), got {type(loader).__name__}")
     steps = _whole(timesteps)
-    counter = FiringCounter() if isinstance(network, Spiking) else None
-    if counter is None and steps != [1]:
+    counters = _counters(network, steps)
+    if not counters and steps != [1]:
         raise SpecError(
             f"evaluate: a {type(network).__name__} has no time, so it can be evaluated only at timesteps=(1,), "
             f"got {timesteps!r}; convert it to a spiking network first"
@@ -194,7 +196,7 @@ def evaluate(
         for index, batch in bar:
             where = f"evaluate, batch {index}"
             inputs, target = read_batch(batch, device, where)
-            answers = _answers(network, inputs, steps, counter)
+            answers = _answers(network, inputs, steps, counters)
             for T in steps:
                 check_answer(answers[T], target, where)
                 check_finite(answers[T], f"{where}, timestep {T}")
@@ -202,11 +204,29 @@ def evaluate(
             total += target.shape[0]
     total, *shared = (int(count) for count in distributed.summed([total, *correct.values()]))
     correct = dict(zip(correct, shared, strict=True))
-    if counter is not None:
+    for counter in counters.values():
         counter.merge(distributed.gathered(counter))
     if total == 0:
         raise InputError("evaluate: the loader gave no samples; check the data, its split and drop_last")
-    return Evaluation(correct, total, None if counter is None else {T: counter.up_to(T) for T in steps})
+    return Evaluation(correct, total, _firing(steps, counters))
+
+
+def _counters(network: nn.Module, steps: list[int]) -> dict[int, FiringCounter]:
+    """By the T at which a run ends, what counts its spikes: one run of the longest, or one for each T."""
+    if not isinstance(network, Spiking):
+        return {}
+    return {T: FiringCounter() for T in (steps if _fires_late(network) else steps[-1:])}
+
+
+def _fires_late(network: nn.Module) -> bool:
+    return bool(getattr(network, "fires_late", False))
+
+
+def _firing(steps: list[int], counters: Mapping[int, FiringCounter]) -> dict[int, Firing] | None:
+    if not counters:
+        return None
+    longest = counters[steps[-1]]
+    return {T: counters[T].up_to() if T in counters else longest.up_to(T) for T in steps}
 
 
 def _whole(timesteps: int | Sequence[int]) -> list[int]:
@@ -219,13 +239,19 @@ def _whole(timesteps: int | Sequence[int]) -> list[int]:
 
 
 def _answers(
-    network: nn.Module, inputs: Inputs, steps: list[int], counter: FiringCounter | None
+    network: nn.Module, inputs: Inputs, steps: list[int], counters: Mapping[int, FiringCounter]
 ) -> dict[int, Any]:  # T -> (batch, classes)
-    if counter is not None and isinstance(network, Spiking):
-        with network.observe(counter):
-            means = apply(network, inputs, timesteps=steps[-1], every_step=True)  # (max T, batch, classes)
-        return {T: means[T - 1] for T in steps}
-    return {1: apply(network, inputs)}
+    if not isinstance(network, Spiking):
+        return {1: apply(network, inputs)}
+    if _fires_late(network):
+        answers = {}
+        for T, counter in counters.items():
+            with network.observe(counter):
+                answers[T] = apply(network, inputs, timesteps=T)
+        return answers
+    with network.observe(counters[steps[-1]]):
+        means = apply(network, inputs, timesteps=steps[-1], every_step=True)  # (max T, batch, classes)
+    return {T: means[T - 1] for T in steps}
 
 
 def read_batch(batch: Any, device: torch.device, where: str, *, shares: bool = False) -> tuple[Inputs, Tensor]:

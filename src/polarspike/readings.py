@@ -83,6 +83,11 @@ class OverFrames(nn.Module):
         context: AbstractContextManager[Any] = self.network.observe(observer)  # type: ignore[operator]
         return context
 
+    @property
+    def fires_late(self) -> bool:
+        """As of the network."""
+        return bool(getattr(self.network, "fires_late", False))
+
     def forward(self, frames: Tensor, *, timesteps: int | None = None, every_step: bool = False) -> Any:
         """The running mean of the outputs over the first ``timesteps`` frames, all of them if not given.
 

@@ -95,7 +95,8 @@ class Observable(nn.Module):
         """Within this context ``observer(site, t, spikes)`` is called for every site and timestep (1, 2, ...).
 
         ``spikes`` are the signed spikes k[t] of the step, as floats with the shape of the site's signal. Observing always
-        walks the timesteps, also where the mean domain was asked for. A rehearsal of a rival ends at t = 0.
+        walks the timesteps, also where the mean domain was asked for. A rehearsal of a rival ends at t = 0. What capped
+        neurons fire after the last input follows at T + 1, T + 2, ...; on the way to an earlier answer nobody is told of it.
         """
         self._observers.append(observer)
         try:
@@ -166,13 +167,13 @@ class SpikingNetwork(Observable):
                 raise SpecError(f"timesteps: reading='channels' takes a sequence as one timestep, got {timesteps!r}")
             given, time_dim = cast(dict[str, Any], channels_of(given, time_dim)), None
         frames = cast(list[Mapping[str, Any]], frames_of(given, timesteps, time_dim))
-        if len(frames) == 1 and not every_step and not self._observers and self.spec.max_spikes_per_step is None:
+        if len(frames) == 1 and not every_step and not self._observers and not self.fires_late:
             return self._respond(frames[0])
         rest = self.spec.reading == "frames"
         if execution == "mean" and not rest and not self._observers:
             answers = self._by_mean(frames, every_step)
         else:
-            answers = self._by_steps(frames, rest)
+            answers = self._by_steps(frames, rest, every_step)
         return pytree.tree_map(_stack, *answers) if every_step else _last(answers)
 
     def step(self, inputs: Inputs, state: SpikingState | None = None) -> tuple[Any, SpikingState]:
@@ -208,6 +209,11 @@ class SpikingNetwork(Observable):
             frame = {name: _copied(value) for name, value in frame.items()}
         mean, state = self._advance(frame, state, self.spec.reading == "frames")
         return pytree.tree_map(_copied, mean), state
+
+    @property
+    def fires_late(self) -> bool:
+        """Whether an answer may wait for spikes after the last input, so that those of its T are not within steps 1..T."""
+        return self.spec.max_spikes_per_step is not None
 
     def sites(self) -> dict[str, PolarityNeuron]:
         """The neurons by site name, in the order in which a signal meets them."""
@@ -265,19 +271,20 @@ class SpikingNetwork(Observable):
         args, kwargs = as_call(inputs)
         yield from self._draining(bind(self._arguments, args, kwargs), state)
 
-    def _draining(self, frame: Mapping[str, Any], state: SpikingState) -> Iterator[SpikingState]:
+    def _draining(self, frame: Mapping[str, Any], state: SpikingState, observed: bool = True) -> Iterator[SpikingState]:
         sites = {name: site for name, site in self.sites().items() if isinstance(site, CappedNeuron)}
         rest: dict[str, Any] = {}
         while waiting_in(sites, state.neurons, state.timestep):
             walk = Drain(self.network, self._timing, state.walk, state.timestep, rest)
             with fitting(self._named_signature, frame):
                 mean = walk.run(*frame.values())
-            self._report(state.walk, walk.neurons, state.timestep + state.drained + 1)
+            if observed:
+                self._report(state.walk, walk.neurons, state.timestep + state.drained + 1)
             state = replace(state, walk=walk.state(), mean=mean, drained=state.drained + 1)
             yield state
 
-    def _drain(self, frame: Mapping[str, Any], state: SpikingState) -> tuple[Any, SpikingState]:
-        for after in self._draining(frame, state):
+    def _drain(self, frame: Mapping[str, Any], state: SpikingState, observed: bool = True) -> tuple[Any, SpikingState]:
+        for after in self._draining(frame, state, observed):
             state = after
         return state.mean, state
 
@@ -305,14 +312,16 @@ class SpikingNetwork(Observable):
         depth = depth_of(self.network, set(self.sites()))
         return Latency(len(frames), state.drained, depth)
 
-    def _by_steps(self, frames: list[Mapping[str, Any]], rest: bool) -> Iterator[Any]:
+    def _by_steps(self, frames: list[Mapping[str, Any]], rest: bool, every_step: bool) -> Iterator[Any]:
         state = SpikingState()
         reuse = not self._observers and not torch.is_grad_enabled()  # nobody else sees these states
-        for frame in frames:
+        for t, frame in enumerate(frames, start=1):
             mean, state = self._advance(frame, state, rest, reuse)
-            if self.spec.max_spikes_per_step is not None:
-                mean, _ = self._drain(frame, state)
-            yield mean
+            last = t == len(frames)
+            if self.fires_late and (every_step or last):
+                mean, _ = self._drain(frame, state, observed=last)  # steps go on from where nothing was let go
+            if every_step or last:
+                yield mean
 
     def _by_mean(self, frames: list[Mapping[str, Any]], every_step: bool) -> Iterator[Any]:
         for t, mean in enumerate(cast(Iterator[Mapping[str, Any]], running_means(frames)), start=1):

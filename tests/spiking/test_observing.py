@@ -54,6 +54,18 @@ class TestObserving:
         with snn.observe(lambda site, t, spikes: site == first and torch.testing.assert_close(spikes, seen[site, 2])):
             snn.step(frames[:, 1])
 
+    def test_what_waits_for_an_earlier_answer_is_not_observed(self) -> None:
+        _, snn = pair(spec=ps.ConvertSpec(max_spikes_per_step=1))
+        x = signal("branched", 3)
+        runs: list[list[tuple[str, int, Tensor]]] = [[], []]
+        for every_step, seen in enumerate(runs):
+            with snn.observe(lambda site, t, spikes, seen=seen: seen.append((site, t, spikes))):
+                answer = snn(x, timesteps=2, every_step=bool(every_step))
+        assert torch.equal(answer, torch.stack([snn(x), snn(x, timesteps=2)]))
+        assert [call[:2] for call in runs[0]] == [call[:2] for call in runs[1]]
+        assert len({call[:2] for call in runs[0]}) == len(runs[0])  # each site once a step
+        assert all(torch.equal(one[2], other[2]) for one, other in zip(*runs, strict=True))
+
     def test_observers_may_nest(self) -> None:
         _, snn = pair()
         x = signal("branched", 2)
