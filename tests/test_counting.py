@@ -266,12 +266,28 @@ def test_resampling_against_its_jacobian(resample: nn.Module, kind: str) -> None
     assert row.acs_by_event == int((reached * (x > 0)).sum())
 
 
-def test_copies_stay_spikes() -> None:
-    x = integers(2, 2, 3, 3)
-    counts = count_operations(spiking(nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(2, 5, 1)), x), x)
+@pytest.mark.parametrize(
+    "resample",
+    [
+        nn.AvgPool1d(3, stride=2, padding=1),
+        nn.AdaptiveAvgPool1d(3),
+        nn.Upsample(scale_factor=2, mode="linear"),
+    ],
+)
+def test_resampling_of_one_dimension_against_its_jacobian(resample: nn.Module) -> None:
+    x = integers(2, 3, 7)
+    row = count_operations(spiking(nn.Sequential(nn.ReLU(), resample), x), x).synapse("1")
+    jacobian = torch.autograd.functional.jacobian(resample, x)  # (output shape, input shape)
+    assert row.connections == int((jacobian != 0).sum())
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_copies_stay_spikes(dimensions: int) -> None:
+    x, conv = integers(2, 2, *(3,) * dimensions), (nn.Conv1d, nn.Conv2d)[dimensions - 1](2, 5, 1)
+    counts = count_operations(spiking(nn.Sequential(nn.ReLU(), nn.Upsample(scale_factor=2), conv), x), x)
     row = counts.synapse("2")
     assert len(counts.synapses) == 1 and row.sources == ("0",)
-    assert row.spiking and row.acs_by_event == 4 * 5 * counts.totals["events"]
+    assert row.spiking and row.acs_by_event == 2**dimensions * 5 * counts.totals["events"]
 
 
 def test_an_average_over_windows_is_fired_behind_it() -> None:

@@ -125,8 +125,9 @@ def of_resampling(run: Callable[[Tensor], Tensor], source: Sequence[int]) -> tup
         # Impulse number i is one at position i of this dimension and constant along the others.
         shape = [length if d == dimension else 1 for d in range(len(spatial))]
         impulses = torch.eye(length, dtype=torch.float64).view(length, 1, *shape).expand(length, 1, *spatial)
-        response = run(impulses.contiguous()).squeeze(1).movedim(dimension + 1, 1).flatten(2)  # (length, out, rest)
-        reach.append((response != 0).any(2).sum(1))
+        response = run(impulses.contiguous()).squeeze(1).movedim(dimension + 1, 1)  # (length, out, others)
+        # A window of one dimension has no others, of which there is then one.
+        reach.append((response.reshape(*response.shape[:2], -1) != 0).any(2).sum(1))
     connections = Connections(1, tuple(reach))
     whole = run(torch.ones(1, 1, *spatial, dtype=torch.float64))
     copies = connections.everywhere((1, 1, *spatial)) == whole.numel() and bool((whole == 1).all())
