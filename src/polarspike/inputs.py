@@ -189,17 +189,25 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} of {held} tensors" if held else type(value).__name__
 
 
+def unsound_input(inputs: Inputs) -> str | None:
+    """The first input that holds NaN or infinity; of several tensors one may be a mask to add, with minus infinity."""
+    tensors = tensors_of(inputs)
+    for name, tensor in tensors:
+        if tensor.is_floating_point():
+            sound = tensor.isfinite() | tensor.isneginf() if len(tensors) > 1 else tensor.isfinite()
+            if not bool(sound.all()):
+                return name
+    return None
+
+
 def require_finite(inputs: Inputs, where: str) -> None:
-    """Refuse NaN and infinity; of several inputs one may be a mask to add, which stands at minus infinity.
+    """Refuse what :func:`unsound_input` finds.
 
     Raises:
         InputError: such a value.
     """
-    tensors = [(name, tensor) for name, tensor in tensors_of(inputs) if tensor.is_floating_point()]
-    for name, tensor in tensors:
-        sound = tensor.isfinite() | tensor.isneginf() if len(tensors) > 1 else tensor.isfinite()
-        if not bool(sound.all()):
-            raise InputError(f"{where} input {name!r}: expected finite values, got NaN or Inf")
+    if (name := unsound_input(inputs)) is not None:
+        raise InputError(f"{where} input {name!r}: expected finite values, got NaN or Inf")
 
 
 def as_whole(value: Any) -> Any:

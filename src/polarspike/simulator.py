@@ -37,7 +37,7 @@ from torch import Tensor
 from polarspike.circuit import Circuit
 from polarspike.errors import InputError, SpecError
 from polarspike.graph import INTEGERS
-from polarspike.inputs import Inputs, as_call, batch_size, bind, tensors_of
+from polarspike.inputs import Inputs, as_call, batch_size, bind, require_finite, tensors_of
 from polarspike.junctions import GradedJunction
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork
@@ -167,9 +167,7 @@ def _checked_frames(snn: SpikingNetwork | TemporalNetwork, inputs: Sequence[Inpu
         shapes.append((batch_size(given), [(name, tensor.shape) for name, tensor in tensors_of(given)]))
         if shapes[-1] != shapes[0]:
             raise InputError(f"timestep {timestep}: expected the shapes of the first, {shapes[0]}, got {shapes[-1]}")
-        for name, tensor in tensors_of(given):
-            if not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"timestep {timestep}, input {name!r}: expected finite values, got NaN or Inf")
+        require_finite(given, f"timestep {timestep},")
         frames.append({name: double(value) for name, value in frame.items()})
         for name in constant:
             first, value = frames[0][name], frames[-1][name]

@@ -104,7 +104,8 @@ def _wants_mean(
 def _masked(network: fx.GraphModule, rules: Mapping[fx.Node, Rule], dependent: set[fx.Node]) -> set[fx.Node]:
     """The signals that may hold minus infinity: behind one that the graph writes, or a mask in front of a softmax."""
     inputs = {node for node in dependent if node.op == "placeholder"}
-    found = inputs if len(inputs) > 1 else set()  # one of several may be a mask to add
+    given = [node for node in network.graph.nodes if node.op == "placeholder"]  # also integers, which are no signals
+    found = inputs if len(given) > 1 else set()  # one of several may be a mask to add
     passed = (Meaning.RESHAPE, Meaning.SCALE, Meaning.ADD, Meaning.SELECT, Meaning.DROPOUT)
     for node in network.graph.nodes:
         if _holds_infinity(network, node) or (

@@ -34,7 +34,7 @@ from polarspike.course import Course
 from polarspike.distributed import Share
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
-from polarspike.inputs import Inputs, map_inputs, tensors_of
+from polarspike.inputs import Inputs, map_inputs, unsound_input
 from polarspike.modules import apply, at_rest, device_of, require_ordinary
 from polarspike.optimization import set_rates, trainable
 from polarspike.randomness import Stream, epoch_seed, randomness_kept, seed_everything
@@ -370,7 +370,7 @@ def _check_weights(model: nn.Module, epoch: int) -> None:
 
 
 def _refuse_loss(model: nn.Module, inputs: Inputs, guide: Tensor | None, where: str, value: float) -> NoReturn:
-    if not all(tensor.isfinite().all() for _, tensor in tensors_of(inputs)):
+    if unsound_input(inputs) is not None:
         raise InputError(f"{where}: the inputs hold NaN or infinity; check the data and its normalization")
     if guide is not None and not guide.isfinite().all():
         raise RunError(f"{where}: the teacher answers NaN or infinity, so the loss is {value}; check its weights")

@@ -262,3 +262,32 @@ def test_a_mask_to_add_may_be_an_input() -> None:
         ps.verify(qann, snn, [{"x": x.double() * math.nan, "mask": given["mask"]}])
     with pytest.raises(InputError, match="expected finite values"):  # alone it is no mask
         ps.quantize(Around(lambda s, y: y), WIDE, example=torch.full((2, 7, 6), -math.inf))
+
+
+class Words(Added):
+    """The same on numbers of words: the mask is the one input of floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Embedding(7, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = F.relu(self.inner(self.first(x)))
+        return self.head(F.relu(torch.softmax(y @ y.mT + mask[:, None], -1) @ y))
+
+
+def test_a_mask_beside_words_is_proved_simulated_and_counted() -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randint(7, (3, 5)), torch.zeros(3, 5)
+    mask[1, 3:] = -math.inf
+    given = {"x": x, "mask": mask.double()}
+    qann, snn = converted(Words(), (x, mask), batch={"x": x, "mask": mask})
+    qann, snn = qann.double(), snn.double()
+    for timesteps in (1, 3):
+        assert ps.verify(qann, snn, [given], timesteps, scope=False).exact
+        assert ps.verify(qann, snn, [given], timesteps, against="events").exact
+        assert ps.count_operations(snn, given, timesteps).totals["spikes"] > 0
+    given["mask"] = -given["mask"]
+    for run in (lambda: ps.verify(qann, snn, [given]), lambda: ps.count_operations(snn, given)):
+        with pytest.raises(InputError, match="input 'mask': expected finite values"):
+            run()

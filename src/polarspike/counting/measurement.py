@@ -15,7 +15,7 @@ from polarspike.counting.rows import ElementwiseCounts
 from polarspike.counting.tally import Tally
 from polarspike.errors import InputError, SpecError
 from polarspike.frames import frames_of
-from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, tensors_of
+from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, require_finite
 from polarspike.neurons import NeuronState
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork, SpikingState
@@ -109,9 +109,7 @@ def _through_time(net: TemporalNetwork, batch: Any, timesteps: int | None, time_
 def _check(inputs: Inputs) -> None:
     if batch_size(inputs) == 0:
         raise InputError("count_operations: expected at least one image, got an empty batch")
-    for name, tensor in tensors_of(inputs):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise InputError(f"count_operations: input {name!r}: expected finite values, got NaN or Inf")
+    require_finite(inputs, "count_operations,")
 
 
 def _in_order(network: fx.GraphModule, inputs: Inputs) -> list[Any]:
