@@ -7,12 +7,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from polarspike import ops
 from polarspike.errors import InputError, SpecError
 from polarspike.frames import frames_of, running_means
-from polarspike.inputs import Inputs, batch_size, batches_of, require_finite, to_device
+from polarspike.inputs import Inputs, batch_size, batches_of, float_leaves, require_finite, to_device
 from polarspike.modules import apply, device_of, evaluating
 from polarspike.proof import Proof
 from polarspike.quantized import QuantizedNetwork, refine
@@ -256,5 +255,5 @@ def _require_sound(expected: Record) -> None:
 
 
 def _tolerance(output: Any) -> float:
-    kinds = {leaf.dtype for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)}
+    kinds = {leaf.dtype for leaf in float_leaves(output)}  # integers round nothing
     return max((_OUTPUT_TOLERANCE.get(kind, _FLOAT_TOLERANCE) for kind in kinds), default=_FLOAT_TOLERANCE)

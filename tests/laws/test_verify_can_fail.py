@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -144,6 +145,26 @@ def test_a_defect_in_one_batch_of_many_is_found() -> None:
     assert proof.sites["act1"].compared == 5 * 8 * 16
     perturb_step(snn, "act2")
     assert ps.verify(qann, snn, batches).first_difference == "act2"
+
+
+@pytest.mark.parametrize("against", ["network", "events"])
+def test_integers_beside_an_answer_make_no_room_for_rounding(against: Literal["network", "events"]) -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.fc, self.head = nn.Embedding(7, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return self.head(torch.relu(self.fc(self.embedding(words)))), words, words > 2
+
+    torch.manual_seed(0)
+    words = torch.randint(7, (16, 5))
+    qann = calibrated(Words().eval(), SPEC, words).double()
+    snn = ps.convert(qann)
+    assert ps.verify(qann, snn, [words], 3, against=against).output_equal
+    with torch.no_grad():
+        snn.network.get_submodule("head").bias.add_(1e-7)
+    assert not ps.verify(qann, snn, [words], 3, against=against).output_equal
 
 
 def test_a_plain_integrate_and_fire_neuron_that_takes_nothing_back_is_caught() -> None:
