@@ -156,17 +156,16 @@ class SequenceNetwork(Observable):
         }
         with fitting(self._named_signature, frames[0]):
             output = walk.run(*folded.values())
-        self._report(walk, rehearsed, asked)
+        self._report(walk, rehearsed)
         return pytree.tree_map(lambda y: _unfolded(y, len(frames))[rehearsed : rehearsed + asked], output)
 
-    def _report(self, walk: Walk, rehearsed: int, asked: int) -> None:
+    def _report(self, walk: Walk, rehearsed: int) -> None:
         for name, train in walk.trains.items() if self._observers else ():
             parts = [] if train.rehearsal is None else list(train.rehearsal)
             first = 1 - rehearsed - len(parts)
             for t, spikes in enumerate([*parts, *train.spikes], start=first):
                 for observer in self._observers:
-                    # What is fired beyond T so that later sites can rehearse has been fired when the answer is there.
-                    observer(name, min(t, asked), spikes.detach())
+                    observer(name, t, spikes.detach())
 
 
 class Walk(fx.Interpreter):

@@ -95,8 +95,9 @@ class Observable(nn.Module):
         """Within this context ``observer(site, t, spikes)`` is called for every site and timestep (1, 2, ...).
 
         ``spikes`` are the signed spikes k[t] of the step, as floats with the shape of the site's signal. Observing always
-        walks the timesteps, also where the mean domain was asked for. A rehearsal of a rival ends at t = 0. What capped
-        neurons fire after the last input follows at T + 1, T + 2, ...; on the way to an earlier answer nobody is told of it.
+        walks the timesteps, also where the mean domain was asked for. A rehearsal of a rival ends at t = 0. What belongs to
+        the answer and is fired after the last input follows at T + 1, T + 2, ...: by capped neurons (on the way to an
+        earlier answer nobody is told of it), and so that later sites of a rival can rehearse.
         """
         self._observers.append(observer)
         try:

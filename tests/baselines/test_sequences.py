@@ -120,13 +120,14 @@ def test_rehearsals_count() -> None:
     seen: dict[int, int] = {}
     with cos.observe(lambda site, t, spikes: seen.update({t: seen.get(t, 0) + int(spikes.sum())})), torch.no_grad():
         cos(x, timesteps=2)
-    assert sorted(seen) == [-2, -1, 0, 1, 2]  # what the rehearsals of later sites need beyond T is counted at T
+    assert sorted(seen) == [-2, -1, 0, 1, 2, 3]  # also what the rehearsals of later sites need beyond T
     counts = count_rival(cos, x, 2)
     assert (counts.timesteps, counts.totals["spikes"]) == (3 + 3, sum(seen.values()))
     assert count_rival(cos, x, 4).timesteps == 3 + 4
-    fired = ps.evaluate(cos, [(x, torch.zeros(len(x), dtype=torch.int64))], timesteps=2).firing
-    assert fired is not None and fired[2].spikes == sum(seen.values())
-    assert fired[2].pairs == sum(row.neurons for row in counts.sites) * len(x)
+    for timesteps in (1, 2):
+        fired = ps.evaluate(cos, [(x, torch.zeros(len(x), dtype=torch.int64))], timesteps=timesteps).firing
+        assert fired is not None and fired[timesteps].spikes == count_rival(cos, x, timesteps).totals["spikes"]
+        assert fired[timesteps].pairs == sum(row.neurons for row in counts.sites) * len(x)
 
 
 def arriving(made: SequenceNetwork, x: Tensor, timesteps: int) -> dict[str, int]:
