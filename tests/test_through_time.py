@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike import checkpoint, cli
-from polarspike.errors import CalibrationError, CheckpointError, InputError, SpecError
+from polarspike.errors import CalibrationError, CheckpointError, InputError, OperatorError, SpecError
 from polarspike.specs import SiteSpec
 from polarspike.through_time import LeakyPolarityNeuron
 from tests.networks import calibrated, network, signal
@@ -276,3 +279,60 @@ def test_a_damaged_file_and_a_command_for_other_networks_are_one_error(
     ps.save(net, path)
     assert cli.main(["convert", str(path), str(tmp_path / "snn.safetensors")]) == 2
     assert "the file holds one that was trained through time" in capsys.readouterr().err
+
+
+class Masked(nn.Module):
+    """Attention with the mask of a sequence on itself, the same for all samples, which answers more than tensors."""
+
+    def __init__(self, whole: bool = False) -> None:
+        super().__init__()
+        self.inner, self.head, self.whole = nn.Linear(6, 8), nn.Linear(8, 3), whole
+
+    def forward(self, x: Tensor, mask: Tensor) -> dict[str, Any]:
+        y = torch.relu(self.inner(x))
+        answer = self.head(torch.relu(torch.softmax(y @ y.mT + mask, -1) @ y)).mean(1)
+        return {"answer": answer, "scale": 2.0, "none": None, **({"mask": mask} if self.whole else {})}
+
+
+def test_what_is_the_same_for_all_samples_stays_whole_and_what_is_no_tensor_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    frames, mask = torch.randn(4, 3, 5, 6), torch.full((5, 5), -math.inf).triu(1)
+    masks = torch.stack([mask] * 3, 1)
+    first = {"x": frames[:, 0], "mask": mask}
+    qann = ps.quantize(Masked().eval(), SPEC, example=first)
+    ps.calibrate(qann, [first])
+    net = ps.unroll(qann).eval()
+    with torch.no_grad():
+        whole, state = net(frames, masks), None
+        monkeypatch.setattr("polarspike.sequences._PIECE", 6)  # two samples at a time
+        every = net(frames, masks, every_step=True)
+        for t in range(3):
+            reached, state = net.step({"x": frames[:, t], "mask": mask}, state)
+            torch.testing.assert_close(every["answer"][t], reached["answer"])
+    torch.testing.assert_close(whole["answer"], every["answer"][-1])
+    torch.testing.assert_close(every["answer"][0], qann(**first)["answer"].detach())
+    assert (whole["scale"], whole["none"]) == (every["scale"], every["none"]) == (2.0, None)
+    masks[0, 1] = -1.0
+    with pytest.raises(InputError, match=r"input 'mask': expected the same at every timestep, .* of shape"):
+        net(frames, masks)
+    returning = ps.unroll(calibrated(Masked(whole=True).eval(), SPEC, first))  # type: ignore[arg-type]
+    with pytest.raises(OperatorError, match=r"the output: .* 4 images at 1 timesteps, got shape \(5, 5\)"):
+        returning(frames[:, :1], masks[:, :1])
+
+
+def test_a_mask_for_all_samples_is_not_dealt_out_with_a_batch() -> None:
+    class Scored(Masked):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+            answer: Tensor = super().forward(x, mask)["answer"]
+            return answer
+
+    torch.manual_seed(0)
+    batch = {"x": torch.randn(6, 5, 6), "mask": torch.full((5, 5), -math.inf).triu(1)}, torch.arange(6) % 3
+    model = Scored()
+    whole, pieces = (
+        ps.fit(copy.deepcopy(model), [batch], ps.TrainSpec(epochs=1, accumulation=count), progress=False).epochs[0]
+        for count in (1, 3)
+    )
+    assert whole.loss == pytest.approx(pieces.loss, rel=1e-5)

@@ -168,6 +168,16 @@ def batch_size(inputs: Inputs) -> int:
     return tensors[0][1].shape[0]
 
 
+def is_batched(value: Any, length: int) -> bool:
+    """Whether a value has something for each sample of a batch of this length; the mask of a sequence on itself has not."""
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == length
+
+
+def rows_of(inputs: Inputs, rows: slice, length: int) -> Inputs:
+    """Some samples of a batch of this length; what is the same for all samples stays whole."""
+    return map_inputs(lambda value: value[rows] if is_batched(value, length) else value, inputs)
+
+
 def _described(inputs: Inputs) -> str:
     """Inputs that are no batch, and how to make one of them."""
     named = named_values(inputs)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polarspike.errors import InputError
-from polarspike.inputs import Inputs, batch_size, map_inputs, tensors_of
+from polarspike.inputs import Inputs, batch_size, map_inputs, rows_of, tensors_of
 from polarspike.recordings import run_spiking
 from polarspike.spiking import SpikingNetwork
 
@@ -33,16 +33,13 @@ def changes(snn: SpikingNetwork, inputs: Inputs) -> Changes:
     length = batch_size(inputs)
     size = min(length, _SAMPLES)
 
-    def rows(first: int, last: int) -> Inputs:
-        return map_inputs(lambda value: value[first:last] if _is_batched(value, length) else value, inputs)
-
-    whole = rows(0, size)
+    whole = rows_of(inputs, slice(0, size), length)
     reference = run_spiking(snn, [whole]).codes
     threads = torch.get_num_threads()
     other_threads = 1 if threads > 1 else 2
 
     def one_by_one() -> dict[str, Tensor]:
-        single = [run_spiking(snn, [rows(i, i + 1)]).codes for i in range(size)]
+        single = [run_spiking(snn, [rows_of(inputs, slice(i, i + 1), length)]).codes for i in range(size)]
         return {name: torch.cat([codes[name] for codes in single]) for name in reference}
 
     def threaded() -> dict[str, Tensor]:
@@ -69,10 +66,6 @@ def changes(snn: SpikingNetwork, inputs: Inputs) -> Changes:
         except (RuntimeError, InputError) as error:
             found[condition] = f"the network cannot run so ({str(error).splitlines()[0]})"
     return found
-
-
-def _is_batched(value: Any, length: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == length
 
 
 def _other_memory_format(value: Any) -> Any:

@@ -27,7 +27,7 @@ from polarspike.contract import Rule, rules_of
 from polarspike.errors import InputError, OperatorError
 from polarspike.frames import frames_of
 from polarspike.graph import depth_of, modules_of, signals
-from polarspike.inputs import Signature, batch_size, bind
+from polarspike.inputs import Signature, batch_size, bind, is_batched, rows_of
 from polarspike.neurons import PolarityNeuron
 from polarspike.operators import moving
 from polarspike.quantized import fitting, parameters_of
@@ -129,11 +129,10 @@ class SequenceNetwork(Observable):
         if length == 0:
             raise InputError("expected at least one image, got an empty batch")
         size = length if torch.is_grad_enabled() else max(1, _PIECE // (self._simulated(len(frames)) + self.pre_run))
-        answers = [self._run([_rows(f, i, size) for f in frames]) for i in range(0, length, size)]
-        outputs = pytree.tree_map(lambda *parts: torch.cat(parts, 1), *answers)  # (T, batch, ...)
-        if every_step:
-            return pytree.tree_map(_running_mean, outputs)
-        return pytree.tree_map(lambda y: y.mean(0), outputs)
+        pieces = [slice(i, i + size) for i in range(0, length, size)]
+        answers = [self._run([cast(Mapping[str, Any], rows_of(f, rows, length)) for f in frames]) for rows in pieces]
+        outputs = pytree.tree_map(_joined, *answers)  # (T, batch, ...)
+        return pytree.tree_map(_running_mean if every_step else _mean, outputs)
 
     def _frames(self, given: Mapping[str, Any], timesteps: int | None, time_dim: int | None) -> list[Mapping[str, Any]]:
         """The inputs of steps 1..T."""
@@ -149,15 +148,24 @@ class SequenceNetwork(Observable):
         asked, rehearsed = len(frames), self.pre_run
         ahead = [frames[t % asked] for t in range(rehearsed)]
         frames = ahead + [frames[t % asked] for t in range(self._simulated(asked))]
-        walk = Walk(self.network, len(frames), rehearsed, batch_size(frames[0]), self.contract)
-        folded = {
-            name: torch.cat([f[name] for f in frames]) if isinstance(value, Tensor) else value
-            for name, value in frames[0].items()
-        }
+        images = batch_size(frames[0])
+        walk = Walk(self.network, len(frames), rehearsed, images, self.contract)
+        folded = {name: _folded(name, [f[name] for f in frames], images) for name in frames[0]}
         with fitting(self._named_signature, frames[0]):
             output = walk.run(*folded.values())
         self._report(walk, rehearsed)
-        return pytree.tree_map(lambda y: _unfolded(y, len(frames))[rehearsed : rehearsed + asked], output)
+
+        def counted(y: Any) -> Any:
+            if not isinstance(y, Tensor):
+                return y
+            if not is_batched(y, len(frames) * images):
+                raise OperatorError(
+                    f"the output: expected the batch in dimension 0, {images} images at {len(frames)} timesteps, got shape "
+                    f"{tuple(y.shape)}; return only what belongs to an image"
+                )
+            return _unfolded(y, len(frames))[rehearsed : rehearsed + asked]
+
+        return pytree.tree_map(counted, output)
 
     def _report(self, walk: Walk, rehearsed: int) -> None:
         for name, train in walk.trains.items() if self._observers else ():
@@ -238,8 +246,22 @@ class Walk(fx.Interpreter):
         return torch.cat(parts).flatten(0, 1)
 
 
-def _rows(frame: Mapping[str, Any], first: int, size: int) -> dict[str, Any]:
-    return {k: v[first : first + size] if isinstance(v, Tensor) else v for k, v in frame.items()}
+def _folded(name: str, values: list[Any], images: int) -> Any:
+    """One input at all timesteps, (S batch, ...); what is the same for all images has no timesteps either."""
+    first = values[0]
+    if is_batched(first, images):
+        return torch.cat(values)
+    if isinstance(first, Tensor) and not all(value is first or torch.equal(value, first) for value in values):
+        raise InputError(
+            f"input {name!r}: expected the same at every timestep, because it has no batch of {images} in front, got "
+            f"another behind the first, of shape {tuple(first.shape)}; give it for every sample"
+        )
+    return first
+
+
+def _joined(*pieces: Any) -> Any:
+    """An output of all pieces of a batch, (T, batch, ...); what is no tensor is the same in each."""
+    return torch.cat(pieces, 1) if isinstance(pieces[0], Tensor) else pieces[0]
 
 
 def _unfolded(x: Tensor, length: int) -> Tensor:
@@ -247,6 +269,15 @@ def _unfolded(x: Tensor, length: int) -> Tensor:
     return x.reshape(length, x.shape[0] // length, *x.shape[1:])
 
 
-def _running_mean(outputs: Tensor) -> Tensor:
+def _mean(outputs: Any) -> Any:
+    """Of floats over time; of integers the last, because they have none, and what is no tensor as it is."""
+    if not isinstance(outputs, Tensor):
+        return outputs
+    return outputs.mean(0) if outputs.is_floating_point() else outputs[-1]
+
+
+def _running_mean(outputs: Any) -> Any:
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        return outputs
     times = torch.arange(1, len(outputs) + 1).to(outputs).view(-1, *(1,) * (outputs.dim() - 1))
     return outputs.cumsum(0) / times

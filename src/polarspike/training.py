@@ -34,7 +34,7 @@ from polarspike.course import Course
 from polarspike.distributed import Share
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
-from polarspike.inputs import Inputs, map_inputs, unsound_input
+from polarspike.inputs import Inputs, rows_of, unsound_input
 from polarspike.modules import apply, at_rest, device_of, require_ordinary
 from polarspike.optimization import set_rates, trainable
 from polarspike.randomness import Stream, epoch_seed, randomness_kept, seed_everything
@@ -254,7 +254,7 @@ def _train_epoch(
         inputs, target, share = _own_part(inputs, target, whole, apart)
         model.zero_grad(set_to_none=True)
         for rows, samples in share.pieces(spec.accumulation):
-            part, wanted = map_inputs(lambda value, rows=rows: value[rows], inputs), target[rows]
+            part, wanted = rows_of(inputs, rows, len(target)), target[rows]
             guide: Tensor | None = None
             if teacher is not None:
                 # An autocast region of its own: weights cast without gradients must not be reused by the student.
@@ -307,7 +307,7 @@ def _own_part(inputs: Inputs, target: Tensor, whole: int | None, apart: bool) ->
     if share.own == len(target):
         return inputs, target, share
     rows = distributed.own_rows(len(target))
-    return map_inputs(lambda value: value[rows], inputs), target[rows], share
+    return rows_of(inputs, rows, len(target)), target[rows], share
 
 
 def _autocast(spec: TrainSpec, device: torch.device) -> torch.autocast:
