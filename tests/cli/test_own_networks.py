@@ -280,3 +280,17 @@ def test_convert_a_resnet_by_name_on_pictures(call: Call, tmp_path: Path) -> Non
     )
     snn = ps.load(tmp_path / "snn.safetensors")
     assert snn.notes["normalization"]["mean"] == [0.485, 0.456, 0.406] and snn.notes["shape"] == [3, 64, 64]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--timesteps", "1", "4"), ("--quant.positive", "7"), ("--resource", "joules"), ("--images-count", "8"),
+        ("--batch-size", "4"), ("--crop", "0.9"), ("--options", "num_classes=3"), ("--root", "."), ("--device", "cuda"),
+    ],
+)  # fmt: skip
+def test_no_option_of_a_float_network_is_passed_over(
+    call: Call, tmp_path: Path, trained: Path, options: tuple[str, ...]
+) -> None:
+    says = refused(call, tmp_path, trained / "qann.safetensors", tmp_path / "new", *options)
+    assert f"calibrated already; leave {options[0].split('.')[0]} out" in says

@@ -6,7 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from polarspike.errors import PolarspikeError, RunError
 
@@ -29,6 +29,16 @@ class Command(ABC):
         """What to do after Ctrl-C, for a command that was given as ``arguments``."""
         del arguments
         return "nothing was written"
+
+
+def options_given(command: Command) -> list[str]:
+    """The fields of a command that are not what they would be if nobody had asked for anything."""
+    given = []
+    for field in fields(command):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if getattr(command, field.name) != default:
+            given.append(field.name)
+    return given
 
 
 def show(text: object) -> None:

@@ -14,7 +14,7 @@ import tyro
 from polarspike.calibration import calibrate
 from polarspike.candidates import Resource
 from polarspike.checkpoint import save
-from polarspike.cli.command import show, tell
+from polarspike.cli.command import options_given, show, tell
 from polarspike.cli.files import load_quantized, reading_of
 from polarspike.cli.network import Network, NetworkCommand
 from polarspike.cli.refinement import Likeness, equalized, improved, within_budget
@@ -28,6 +28,8 @@ from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import conversion_for
 
 _ROWS, _WIDTH = 6, 120
+#: What also the conversion of a quantized network's file reads.
+_OF_FILES = ("model", "snn", "force", "debug")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +139,7 @@ class Convert(NetworkCommand):
         return f"{sum(map(len, network.batches))} images of {shape} ({self.images})"
 
     def _convert_file(self) -> int:
-        asked = [
-            name for name in ("images", "qann", "shape", "normalize", "weights") if getattr(self, name) is not None
-        ]
-        switches = ("equalize", "correct_bias", "reconstruct", "budget", "distill", "random_weights")
-        asked += [name for name in switches if getattr(self, name)]
+        asked = [name for name in options_given(self) if name not in _OF_FILES]
         try:
             qann = load_quantized(Path(self.model))
         except CheckpointError as error:
