@@ -133,6 +133,16 @@ def test_random_parts_lie_inside() -> None:
             assert wide * high <= width * height + 1e-6
 
 
+@pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (120, 100), (100, 100), (90, 100)])
+def test_where_no_random_part_fits_it_is_the_middle(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    transforms = pytest.importorskip("torchvision.transforms")
+    whole = torch.zeros(1, size[1], size[0])
+    top, left, high, wide = transforms.RandomResizedCrop.get_params(whole, scale=[9.0, 9.0], ratio=[3 / 4, 4 / 3])
+    monkeypatch.setattr("polarspike.data.streamed._TRAIN_AREA", (9.0, 9.0))  # larger than any picture
+    found = random_part(*size, torch.Generator())
+    assert found == pytest.approx((left, top, wide, high), abs=0.51)  # torchvision cuts at whole pixels
+
+
 def test_a_picture_smaller_than_the_cut_is_enlarged(tmp_path: Path) -> None:
     root = folders(tmp_path)
     (root / "val" / "n00000000" / "n00000000_0.JPEG").write_bytes(jpeg(0, (20, 11)))

@@ -160,7 +160,9 @@ class _Batches(Dataset[Batch]):
 
 
 def random_part(width: int, height: int, generator: torch.Generator) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of a random part: 8 to 100 % of the area, sides 3:4 to 4:3; the whole picture if none fits.
+    """(left, top, width, height) of a random part: 8 to 100 % of the area, sides 3:4 to 4:3.
+
+    Where none of ten fits, the largest part of such sides in the middle: the whole of a picture that has them itself.
 
     Source: Szegedy et al. 2015, arXiv 1409.4842, as torchvision's RandomResizedCrop draws it.
     """
@@ -171,8 +173,9 @@ def random_part(width: int, height: int, generator: torch.Generator) -> tuple[fl
         wide, high = (area * shape) ** 0.5, (area / shape) ** 0.5
         if wide <= width and high <= height:
             return x * (width - wide), y * (height - high), wide, high
-    side = min(width, height)
-    return (width - side) / 2, (height - side) / 2, side, side
+    shape = min(max(width / height, _TRAIN_SHAPE[0]), _TRAIN_SHAPE[1])
+    wide, high = min(width, height * shape), min(height, width / shape)
+    return (width - wide) / 2, (height - high) / 2, wide, high
 
 
 def _scaled(picture: Any, box: tuple[float, float, float, float], width: int, height: int) -> Tensor:
