@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import polarspike as ps
 from polarspike import ops
 from polarspike.errors import CalibrationError, CheckpointError, SpecError
 from polarspike.neurons import PolarityNeuron
@@ -192,3 +193,27 @@ def test_repr_says_levels_gain_and_step() -> None:
     site.set_step(0.5)
     assert repr(site) == "PolarityQuantizer(levels=(1, 3), gain=0.25, step=0.5)"
     assert "gain=learned, step=per channel" in repr(ready(LEARNED))
+
+
+def test_timesteps_beyond_exact_codes_are_refused() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    qann = ps.quantize(model, ps.QuantSpec(0, 32768), example=x)
+    ps.calibrate(qann, [x])
+    snn = ps.convert(qann)
+    says = r"site '1': expected codes below 8388608, .*got 32768 levels x 256 timesteps = 8388608; take fewer"
+    for verb, call in (
+        ("refine", lambda: ps.refine(qann, 256)),
+        ("verify", lambda: ps.verify(qann, snn, [x], 256)),
+        ("SpikingNetwork", lambda: snn(x, timesteps=256)),
+        ("SpikingNetwork", lambda: snn(x, timesteps=256, execution="mean")),
+        ("latency", lambda: snn.latency(x, timesteps=256)),
+    ):
+        with pytest.raises(SpecError, match=f"{verb}: {says}"):
+            call()
+    fine = ps.refine(qann, 255)
+    with torch.no_grad():
+        torch.testing.assert_close(snn(x, timesteps=255, execution="mean"), fine(x))
+        assert snn.double()(x.double(), timesteps=256, execution="mean").isfinite().all()
+    assert ps.convert(qann, ps.ConvertSpec(reading="frames"))(x, timesteps=256).shape == (4, 3)  # each from rest

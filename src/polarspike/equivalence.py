@@ -18,6 +18,7 @@ from polarspike.quantized import QuantizedNetwork, refine
 from polarspike.recordings import Record, run_quantized, run_spiking
 from polarspike.scope import Changes, changes
 from polarspike.simulator import simulate
+from polarspike.sites import require_exact_codes
 from polarspike.spiking import SpikingNetwork
 from polarspike.tallies import Tally, output_gap
 from polarspike.through_time import TemporalNetwork
@@ -65,7 +66,7 @@ def verify(
         A :class:`~polarspike.proof.Proof`: ``proof.exact``, ``proof.sites``, ``proof.first_difference``.
 
     Raises:
-        SpecError: the two networks do not have the same sites, or a contradictory request.
+        SpecError: the two networks do not have the same sites, T is too large for exact codes, or a contradictory request.
         InputError: no batch, an empty one, one with NaN or Inf, or sequences of different lengths; a site of the
             quantized network that gets NaN from finite inputs.
     """
@@ -105,6 +106,7 @@ def verify(
             if fine is None:
                 total = len(frames)
                 _require_window(snn, total, f"sequences of {total} frames")
+                require_exact_codes("verify", snn.sites(), total)
                 factor = 1 if snn.spec.neuron == "holding" else total
                 fine = refine(qann, factor).eval() if factor > 1 else qann
                 # Over T steps a code C runs through the refined levels, and one k[t] may take back all of them.

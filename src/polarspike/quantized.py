@@ -18,6 +18,7 @@ from polarspike.graph import INTEGERS, finish, modules_of
 from polarspike.inputs import Inputs, Signature, bind, tensors_of
 from polarspike.modules import evaluating, hooked
 from polarspike.quantizers import PolarityQuantizer
+from polarspike.sites import require_exact_codes
 from polarspike.specs import QuantSpec, SiteSpec
 
 
@@ -136,11 +137,12 @@ def refine(qann: QuantizedNetwork, factor: int) -> QuantizedNetwork:
     Every step becomes s / factor and every level pair (N factor, P factor): the same range on a finer grid.
 
     Raises:
-        SpecError: ``factor`` is not a positive integer, or this is no quantized network.
+        SpecError: ``factor`` is not a positive integer, or too large for exact codes, or this is no quantized network.
     """
     _require_quantized("refine", qann)
     if not is_integer(factor, 1):
         raise SpecError(f"refine: expected a positive integer factor, got {factor!r}")
+    require_exact_codes("refine", qann.sites(), factor)
     fine = copy.deepcopy(qann)
     for name, quantizer in fine.sites().items():
         fine.network.add_submodule(name, quantizer.refined(factor))

@@ -217,3 +217,22 @@ def require_float(model: object, where: str = "", repair: str = "") -> None:
     """
     if isinstance(model, nn.Module) and any(isinstance(part, Site) for part in model.modules()):
         raise SpecError(f"{where}expected a float model, got {type(model).__name__} with sites already in it{repair}")
+
+
+def require_exact_codes(verb: str, sites: Mapping[str, Site], timesteps: int) -> None:
+    """Refuse so many timesteps that codes leave the integers to which :func:`polarspike.ops.encode` rounds exactly.
+
+    Codes reach ``max(N, P) T`` after T steps, and have to stay below 2^23 in float32, below 2^52 in float64.
+
+    Raises:
+        SpecError: they do not at some site.
+    """
+    for name, site in sites.items():
+        kind = torch.promote_types(site.start.dtype, torch.float32)
+        digits = 1.0 / torch.finfo(kind).eps
+        if (most := max(site.levels) * timesteps) >= digits:
+            raise SpecError(
+                f"{verb}: site {name!r}: expected codes below {digits:.0f}, from where on {kind} has no room for halves, "
+                f"got {max(site.levels)} levels x {timesteps} timesteps = {most}; take fewer of either, or the network "
+                "in float64: network.double()"
+            )

@@ -24,6 +24,7 @@ from polarspike.inputs import Inputs, Signature, as_call, bind
 from polarspike.neurons import CappedNeuron, NeuronState, PolarityNeuron
 from polarspike.overwriting import let_overwrite
 from polarspike.quantized import fitting, parameters_of
+from polarspike.sites import require_exact_codes
 from polarspike.specs import ConvertSpec
 from polarspike.temporal import to_mean
 from polarspike.timing import timing_of
@@ -158,7 +159,8 @@ class SpikingNetwork(Observable):
 
         Raises:
             InputError: an input does not fit the network.
-            SpecError: a contradictory request.
+            SpecError: a contradictory request, or more timesteps than codes stay exact for: ``max(N, P) T`` must be below
+                2^23 in float32.
         """
         if execution not in ("steps", "mean"):
             raise SpecError(f"execution: expected 'steps' or 'mean', got {execution!r}")
@@ -171,6 +173,8 @@ class SpikingNetwork(Observable):
         if len(frames) == 1 and not every_step and not self._observers and not self.fires_late:
             return self._respond(frames[0])
         rest = self.spec.reading == "frames"
+        if len(frames) > 1 and not rest:
+            require_exact_codes("SpikingNetwork", self.sites(), len(frames))
         if execution == "mean" and not rest and not self._observers:
             answers = self._by_mean(frames, every_step)
         else:
@@ -306,6 +310,7 @@ class SpikingNetwork(Observable):
             **named: as for a call.
         """
         frames = cast(list[Mapping[str, Any]], frames_of(bind(self._arguments, inputs, named), timesteps, None))
+        require_exact_codes("latency", self.sites(), len(frames))
         state = SpikingState()
         for frame in frames:
             _, state = self._advance(frame, state, False)
