@@ -238,6 +238,37 @@ def test_folding_copies_and_is_refused_after_calibration() -> None:
         ps.refine(FOLDED["two"], 2)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layer", ["convolution", "linear"])
+def test_training_moves_what_was_folded(layer: str, bias: bool) -> None:
+    model: nn.Sequential = nn.Sequential(
+        *(
+            [nn.Conv2d(4, 6, 3, bias=bias), norm(features=6)]
+            if layer == "convolution"
+            else [nn.Flatten(), nn.Linear(256, 6, bias=bias), norm(nn.BatchNorm1d, 6)]
+        ),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    )
+    model(X)
+    qann = ps.fold_batch_norm(ps.quantize(model, SPEC, example=X))
+    ps.calibrate(qann, [X])
+    folded: Any = qann.network.get_submodule("0" if layer == "convolution" else "1")
+    before = folded.weight.detach().clone(), folded.bias.detach().clone()
+    ps.fit(qann, [(X, torch.tensor([0, 1, 2, 0]))], ps.TrainSpec(epochs=1))
+    assert not torch.equal(folded.weight, before[0]) and not torch.equal(folded.bias, before[1])
+
+
+def test_what_was_frozen_stays_frozen_when_it_is_folded() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), norm(), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    model[0].requires_grad_(False)
+    model[1].requires_grad_(False)
+    folded = ps.fold_batch_norm(ps.quantize(model, SPEC, example=X)).network
+    frozen = {name: not value.requires_grad for name, value in folded.named_parameters() if name[:1] in "03"}
+    assert frozen == {"0.weight": True, "0.bias": True, "3.weight": False, "3.bias": False}
+
+
 @pytest.mark.parametrize("copied", [lambda h: h.clone(), lambda h: h.detach().clone(), lambda h: h.repeat(1, 1, 1, 1)])
 @pytest.mark.parametrize("route", ["fx", "export"])
 def test_a_copy_is_no_view_of_what_is_altered_later(copied: Callable[[Tensor], Tensor], route: Any) -> None:

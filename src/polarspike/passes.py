@@ -246,13 +246,25 @@ def fold_batch_norm(graph_module: fx.GraphModule, vectors: Collection[str]) -> f
         transposed = isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
         if transposed and layer.groups != 1:  # torch scales the wrong dimension of these weights
             continue
-        if meaning_of(graph_module, source) is Meaning.CONVOLUTION:
-            folded: nn.Module = fuse_conv_bn_eval(layer.eval(), norm.eval(), transpose=transposed)  # type: ignore[type-var, arg-type]
-        elif base_of(layer) is nn.Linear and isinstance(norm, nn.BatchNorm1d) and str(source.target) in vectors:
-            folded = fuse_linear_bn_eval(layer.eval(), norm.eval())  # type: ignore[type-var]
-        else:
+        of_vectors = base_of(layer) is nn.Linear and isinstance(norm, nn.BatchNorm1d) and str(source.target) in vectors
+        if not of_vectors and meaning_of(graph_module, source) is not Meaning.CONVOLUTION:
             continue
-        graph_module.add_submodule(str(source.target), folded)
+        graph_module.add_submodule(str(source.target), _folded(layer, norm, transposed))
         node.replace_all_uses_with(source)
         graph_module.graph.erase_node(node)
     return finish(graph_module)
+
+
+def _folded(layer: Any, norm: Any, transposed: bool) -> nn.Module:
+    """A copy of a layer that computes the norm behind it, too; what training moved in either of them it moves there."""
+    fused: Any
+    if isinstance(layer, nn.Linear):
+        fused = fuse_linear_bn_eval(layer.eval(), norm.eval())
+    else:
+        fused = fuse_conv_bn_eval(layer.eval(), norm.eval(), transpose=transposed)
+    slopes, offsets = ([part for part in parts if part is not None]
+                       for parts in ((layer.weight, norm.weight), (layer.bias, norm.bias)))  # fmt: skip
+    # torch asks the layer's own bias alone, and one that it had to make is frozen.
+    fused.weight.requires_grad_(any(part.requires_grad for part in slopes))
+    fused.bias.requires_grad_(any(part.requires_grad for part in offsets or slopes))
+    return fused  # type: ignore[no-any-return]
