@@ -269,6 +269,16 @@ def test_what_was_frozen_stays_frozen_when_it_is_folded() -> None:
     assert frozen == {"0.weight": True, "0.bias": True, "3.weight": False, "3.bias": False}
 
 
+def test_a_norm_that_stays_in_evaluation_mode_is_folded_like_any_other() -> None:
+    qann = ps.quantize(
+        nn.Sequential(nn.Conv2d(4, 4, 3), norm(), nn.ReLU(), norm(), nn.Conv2d(4, 4, 1)), SPEC, example=X
+    )
+    qann.frozen = ("1", "3")
+    folded = ps.fold_batch_norm(qann)
+    assert qann.frozen == ("1", "3") and folded.frozen == ("3",)
+    assert not folded.train().network.get_submodule("3").training and folded.network.get_submodule("0").training
+
+
 @pytest.mark.parametrize("copied", [lambda h: h.clone(), lambda h: h.detach().clone(), lambda h: h.repeat(1, 1, 1, 1)])
 @pytest.mark.parametrize("route", ["fx", "export"])
 def test_a_copy_is_no_view_of_what_is_altered_later(copied: Callable[[Tensor], Tensor], route: Any) -> None:

@@ -164,6 +164,8 @@ def fold_batch_norm(qann: QuantizedNetwork) -> QuantizedNetwork:
         )
     folded = copy.deepcopy(qann)
     folded.network = finish(passes.fold_batch_norm(folded.network, _layers_of_vectors(folded)))
+    left = {name for name, _ in folded.network.named_modules()}
+    folded.frozen = tuple(name for name in folded.frozen if name in left)
     return folded
 
 
