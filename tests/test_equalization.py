@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike.capture import capture
-from polarspike.equalization import _dimensions, equalize, pairs_of
+from polarspike.equalization import equalize, pairs_of
 from polarspike.errors import CalibrationError
+from polarspike.modules import ranks_behind_linear
 from polarspike.specs import QuantSpec
 
 
@@ -39,7 +40,7 @@ def mobile() -> nn.Sequential:
 
 def found(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     network = capture(model.eval(), x)
-    return [(pair.first.name, pair.second.name) for pair in pairs_of(network, _dimensions(network, x))]
+    return [(pair.first.name, pair.second.name) for pair in pairs_of(network, ranks_behind_linear(network, x))]
 
 
 def unbalance(model: nn.Sequential) -> nn.Sequential:

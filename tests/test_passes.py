@@ -279,6 +279,45 @@ def test_a_norm_that_stays_in_evaluation_mode_is_folded_like_any_other() -> None
     assert not folded.train().network.get_submodule("3").training and folded.network.get_submodule("0").training
 
 
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.conv, self.norm = nn.Embedding(5, 6), nn.Conv1d(6, 4, 3), norm(nn.BatchNorm1d)
+        self.head = nn.Conv1d(4, 4, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.conv(self.table(ids).transpose(1, 2)))))
+
+
+class Several(Shared):
+    def forward(self, *xs: Tensor) -> Tensor:
+        return self.norm(self.conv(xs[0])).relu() + self.other(xs[1])
+
+
+def without_affine(features: int, bias: bool) -> nn.Sequential:
+    part: Any = norm(nn.BatchNorm1d, features)
+    part.weight, part.bias = None, nn.Parameter(part.bias.detach()) if bias else None
+    return nn.Sequential(nn.Flatten(), nn.Linear(256, features), part, nn.ReLU(), nn.Linear(features, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (Tokens(), (torch.arange(28).view(4, 7) % 5,)),
+        (Several(), (X, X + 1)),
+        (without_affine(8, bias=False), (X,)),
+        (without_affine(8, bias=True), (X,)),
+    ],
+    ids=["integers", "any number of inputs", "no affine", "bias alone"],
+)
+def test_whatever_the_network_takes_its_norms_are_folded(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    qann = ps.quantize(model, SPEC, example=inputs).eval()
+    folded = ps.fold_batch_norm(qann).eval()
+    assert norms(folded) == norms(qann) - 1
+    with qann.float_activations(), folded.float_activations(), torch.no_grad():
+        torch.testing.assert_close(folded(*inputs), qann(*inputs), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("copied", [lambda h: h.clone(), lambda h: h.detach().clone(), lambda h: h.repeat(1, 1, 1, 1)])
 @pytest.mark.parametrize("route", ["fx", "export"])
 def test_a_copy_is_no_view_of_what_is_altered_later(copied: Callable[[Tensor], Tensor], route: Any) -> None:

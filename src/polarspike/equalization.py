@@ -14,7 +14,7 @@ from polarspike.capture import capture, check_capture
 from polarspike.errors import CalibrationError
 from polarspike.graph import finish
 from polarspike.inputs import Inputs, batches_of, to_device
-from polarspike.modules import apply, device_of, evaluating, hooked
+from polarspike.modules import apply, device_of, evaluating, hooked, ranks_behind_linear
 from polarspike.operator_table import Meaning
 from polarspike.operators import argument, base_of, describe_target, meaning_of
 from polarspike.sites import require_float
@@ -89,7 +89,7 @@ def equalize(model: nn.Module, example: Inputs, batches: Iterable[Any] | Tensor 
     """
     require_float(model, "equalize: ", "; equalize it before polarspike.quantize")
     network = capture(model, example)
-    pairs = pairs_of(network, _dimensions(network, example))
+    pairs = pairs_of(network, ranks_behind_linear(network, example))
     if batches is None:
         _balance_weights(network, pairs)
     else:
@@ -165,19 +165,6 @@ def _flattens(network: fx.GraphModule, node: fx.Node) -> bool:
     if describe_target(network, node).rpartition(".")[2] != "flatten":
         return False
     return (argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1)) == (1, -1)
-
-
-@torch.no_grad()
-def _dimensions(network: fx.GraphModule, example: Inputs) -> dict[str, int]:
-    found: dict[str, int] = {}
-    handles = [
-        part.register_forward_hook(lambda _, __, y, name=name: found.update({name: y.dim()}))
-        for name, part in network.named_modules()
-        if isinstance(part, nn.Linear)
-    ]
-    with hooked(handles):
-        apply(network, example)
-    return found
 
 
 def _balance_weights(network: fx.GraphModule, pairs: list[Pair]) -> None:

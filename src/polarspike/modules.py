@@ -74,6 +74,20 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
             handle.remove()
 
 
+@torch.no_grad()
+def ranks_behind_linear(network: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """How many dimensions the output of every linear layer has, by path: two where its inputs are vectors."""
+    found: dict[str, int] = {}
+    handles = [
+        part.register_forward_hook(lambda _, __, y, name=name: found.update({name: y.dim()}))
+        for name, part in network.named_modules()
+        if isinstance(part, nn.Linear)
+    ]
+    with hooked(handles):
+        apply(network, inputs)
+    return found
+
+
 @contextlib.contextmanager
 def at_rest(*networks: nn.Module) -> Iterator[None]:
     """Put modules into evaluation mode, and every sub-module back into its own mode afterwards."""

@@ -257,13 +257,16 @@ def fold_batch_norm(graph_module: fx.GraphModule, vectors: Collection[str]) -> f
 
 def _folded(layer: Any, norm: Any, transposed: bool) -> nn.Module:
     """A copy of a layer that computes the norm behind it, too; what training moved in either of them it moves there."""
+    slopes, offsets = ([part for part in parts if part is not None]
+                       for parts in ((layer.weight, norm.weight), (layer.bias, norm.bias)))  # fmt: skip
+    for name, constant in (("weight", torch.ones_like), ("bias", torch.zeros_like)):
+        if getattr(norm, name) is None:  # torch wants both of a norm behind a linear layer
+            setattr(norm, name, nn.Parameter(constant(norm.running_mean), requires_grad=False))
     fused: Any
     if isinstance(layer, nn.Linear):
         fused = fuse_linear_bn_eval(layer.eval(), norm.eval())
     else:
         fused = fuse_conv_bn_eval(layer.eval(), norm.eval(), transpose=transposed)
-    slopes, offsets = ([part for part in parts if part is not None]
-                       for parts in ((layer.weight, norm.weight), (layer.bias, norm.bias)))  # fmt: skip
     # torch asks the layer's own bias alone, and one that it had to make is frozen.
     fused.weight.requires_grad_(any(part.requires_grad for part in slopes))
     fused.bias.requires_grad_(any(part.requires_grad for part in offsets or slopes))

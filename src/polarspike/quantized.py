@@ -15,8 +15,8 @@ from polarspike import passes
 from polarspike.checks import is_integer
 from polarspike.errors import CalibrationError, InputError, SpecError
 from polarspike.graph import INTEGERS, finish, modules_of
-from polarspike.inputs import Inputs, Signature, bind, tensors_of
-from polarspike.modules import evaluating, hooked
+from polarspike.inputs import Inputs, Signature, bind, tensors_of, to_device
+from polarspike.modules import evaluating, ranks_behind_linear
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sites import require_exact_codes
 from polarspike.specs import QuantSpec, SiteSpec
@@ -169,20 +169,13 @@ def fold_batch_norm(qann: QuantizedNetwork) -> QuantizedNetwork:
     return folded
 
 
-@torch.no_grad()
 def _layers_of_vectors(qann: QuantizedNetwork) -> set[str]:
     """The linear layers whose output is (batch, features); in others a batch norm's channels are not the features."""
-    found: set[str] = set()
-    handles = [
-        part.register_forward_hook(lambda _, __, y, name=name: found.add(name) if y.dim() == 2 else found.discard(name))
-        for name, part in qann.network.named_modules()
-        if isinstance(part, nn.Linear)
-    ]
     first = next(qann.parameters())
-    with hooked(handles), qann.float_activations(), evaluating(qann):
-        shapes = qann._named_signature.shapes
-        qann(**{name: first.new_zeros(2, *shape) for name, shape in shapes})
-    return found
+    example = to_device(inputs_like(qann.network, qann.signature, 2, first.new_zeros), first.device)
+    with qann.float_activations(), evaluating(qann):
+        ranks = ranks_behind_linear(qann, example)
+    return {name.removeprefix("network.") for name, rank in ranks.items() if rank == 2}
 
 
 def require_calibrated(verb: str, qann: object) -> QuantizedNetwork:
