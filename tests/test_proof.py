@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -26,6 +27,13 @@ def test_a_proof_comes_back_from_a_file_as_it_was(against: str) -> None:
         key: value for key, value in proof.to_dict().items() if key not in ("against", "margin", "note", "output_equal")
     }
     assert Proof.from_dict(older).output_equal == proof.exact
+
+
+def test_what_is_infinite_comes_back_from_a_file_that_has_no_infinity() -> None:
+    site = SiteComparison(1000, 1, 7, 0, math.inf, 4, 0.4, binary=False)
+    proof = Proof(4, "stream", {"relu": site}, output_difference=math.inf, output_equal=False)
+    text = json.dumps(proof.to_dict(), allow_nan=False)
+    assert Proof.from_dict(json.loads(text)) == proof
 
 
 def test_sequences_beyond_a_window_are_refused_as_timesteps_are() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor
 import polarspike as ps
 from polarspike import models, temporal_equivalence
 from polarspike.errors import InputError, SpecError
+from polarspike.proof import Proof
+from polarspike.runs import RunDirectory
 from polarspike.simulator import simulate
 from polarspike.temporal_equivalence import quantized_at_first_frame, verify_temporal
 from polarspike.through_time import LeakyPolarityNeuron
@@ -57,7 +60,9 @@ def test_max_pooling_of_spikes_is_simulated_frame_by_frame() -> None:
 
 
 @pytest.mark.parametrize("against", ["stream", "events"])
-def test_a_membrane_that_is_lost_is_found(against: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_membrane_that_is_lost_is_found_and_put_on_record(
+    against: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, net, frames = trained_like("branched")
     run = LeakyPolarityNeuron.run
 
@@ -70,6 +75,10 @@ def test_a_membrane_that_is_lost_is_found(against: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(LeakyPolarityNeuron, "run", forgetful)
     proof = verify_temporal(net, [frames], against=against)
     assert not proof.exact and proof.different > 0 and "NOT EXACT" in str(proof)
+    run_directory = RunDirectory(tmp_path)
+    run_directory.write_json("results.json", {"proof": proof.to_dict()})
+    again = Proof.from_dict(run_directory.read_json("results.json")["proof"])
+    assert again == proof and again.worst_margin == float("inf")
     assert verify_temporal(net, [frames], 1, against).exact  # one frame needs no memory
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -81,14 +82,18 @@ class Proof:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Proof:
         """What :meth:`to_dict` wrote; without ``against`` (of an earlier release) it is of a comparison with the network."""
-        sites = {name: SiteComparison(**site) for name, site in data["sites"].items()}
+        sites = {
+            name: SiteComparison(**{**site, "worst_margin": _read(site["worst_margin"])})
+            for name, site in data["sites"].items()
+        }
         scope = {name: found if isinstance(found, str) else tuple(found) for name, found in data["scope"].items()}
         against, margin, note = data.get("against", "network"), data.get("margin", 0.0), data.get("note", "")
         equal = data.get("output_equal", data["exact"])
-        return cls(data["timesteps"], against, sites, data["output_difference"], equal, scope, margin, note)
+        difference = _read(data["output_difference"])
+        return cls(data["timesteps"], against, sites, difference, equal, scope, margin, note)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
+        """Plain data for a JSON file, which has no infinity: None stands for it."""
         return {
             "timesteps": self.timesteps,
             "against": self.against,
@@ -97,9 +102,11 @@ class Proof:
             "exact": self.exact,
             "output_equal": self.output_equal,
             "conclusive": self.conclusive,
-            "output_difference": self.output_difference,
+            "output_difference": _written(self.output_difference),
             "scope": dict(self.scope),
-            "sites": {name: asdict(site) for name, site in self.sites.items()},
+            "sites": {
+                name: {**asdict(site), "worst_margin": _written(site.worst_margin)} for name, site in self.sites.items()
+            },
         }
 
     def __bool__(self) -> bool:
@@ -196,3 +203,11 @@ class Proof:
             f"{condition}: {found if isinstance(found, str) else f'{found[0]} of {found[1]} codes differ'}"
             for condition, found in self.scope.items()
         ]
+
+
+def _written(distance: float) -> float | None:
+    return distance if math.isfinite(distance) else None
+
+
+def _read(distance: float | None) -> float:
+    return math.inf if distance is None else distance
