@@ -36,7 +36,40 @@ def test_a_run_is_continued_only_on_request(tmp_path: Path) -> None:
 
 def test_a_run_killed_before_it_began_is_continued(tmp_path: Path) -> None:
     (tmp_path / ".config.json.abcd1234.partial").write_text("{")
+    (tmp_path / ".probe.partial").touch()
     assert RunDirectory(tmp_path, resume=True).config["resumed"] == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("there", ["thesis.tex", "config.json", None])
+def test_what_is_being_written_goes_only_where_a_run_is_continued(tmp_path: Path, there: str | None) -> None:
+    partial = tmp_path / ".training.safetensors.abcd1234.partial"
+    partial.write_text("half")
+    if there == "config.json":
+        RunDirectory(tmp_path)  # another process, beginning: what is not finished is in nobody's way
+    elif there:
+        (tmp_path / there).write_text("work")
+    if there:
+        with pytest.raises(RunError):
+            RunDirectory(tmp_path)
+    assert partial.exists()
+    if there != "thesis.tex":
+        RunDirectory(tmp_path, resume=True)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_kill_between_probe_and_configuration_leaves_a_place_to_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunDirectory(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    RunDirectory(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["config.json"]
 
 

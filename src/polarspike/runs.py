@@ -32,6 +32,7 @@ from polarspike.trackers import TensorBoard
 
 FORMAT = "polarspike-run"
 VERSION = 1
+_PARTIALS = f".*{PARTIAL}"
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -63,9 +64,12 @@ class RunDirectory:
         existed = self._check_place()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".probe.tmp"
+            probe = self.path / f".probe{PARTIAL}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
+            if self.resume:
+                for partial in self.path.glob(_PARTIALS):  # of a write that was killed
+                    partial.unlink(missing_ok=True)
         except OSError as error:
             self._refuse(error)
         if existed:
@@ -227,9 +231,8 @@ class RunDirectory:
                 raise RunError(f"{self.path}: there is no run to resume; check the path, or start without --resume")
             return False
         try:
-            for partial in self.path.glob(f".*{PARTIAL}"):  # of a write that was killed
-                partial.unlink(missing_ok=True)
-            names = [entry.name for entry in self.path.iterdir()]
+            # What is not finished says nothing, and may be another's who writes it now.
+            names = [entry.name for entry in self.path.iterdir() if not entry.match(_PARTIALS)]
         except OSError as error:
             self._refuse(error)
         if "config.json" not in names:
