@@ -64,6 +64,15 @@ def test_training_moves_rounded_weights_and_conversion_keeps_them() -> None:
         assert not torch.equal(weight, before[f"network.{name}.weight"])
 
 
+def test_what_was_frozen_stays_frozen_when_its_weights_are_fixed() -> None:
+    qann = quantized()
+    names = ps.quantize_weights(qann, 4)
+    frozen, moving = (qann.network.get_submodule(name) for name in names[:2])
+    frozen.requires_grad_(False)
+    ps.fix_weights(qann)
+    assert not frozen.weight.requires_grad and moving.weight.requires_grad
+
+
 def test_eight_bits_are_the_integers_of_the_exported_network() -> None:
     from polarspike.exporters.integer import integer_network
 

@@ -81,12 +81,13 @@ def fix_weights(network: nn.Module) -> tuple[str, ...]:
     for name in names:
         module = network.get_submodule(name)
         weight: Tensor = module.weight  # type: ignore[assignment]
+        trained: bool = module.parametrizations["weight"].original.requires_grad  # type: ignore[index, union-attr]
         if quantized:
             _fix_bias(network, name, module)
         # By hand: torch removes the property from a class that copies of the module share.
         del module.parametrizations
         module.__class__ = type(module).__mro__[1]
-        module.weight = nn.Parameter(weight.detach().clone())
+        module.weight = nn.Parameter(weight.detach().clone(), requires_grad=trained)
     return names
 
 
