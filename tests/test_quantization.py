@@ -266,6 +266,20 @@ def test_what_a_model_freezes_stays_frozen(tmp_path: Path, route: Any, training:
         assert torch.equal(network.network.get_submodule("norm").running_mean, torch.zeros(4))  # type: ignore[arg-type]
 
 
+def test_float_activations_within_float_activations_end_with_the_outer_ones() -> None:
+    x, model = torch.randn(8, 4), nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    qann = ps.quantize(model, ps.QuantSpec(1, 3), example=x)
+    ps.calibrate(qann, [x])
+    with torch.no_grad():
+        rounded = qann(x)
+        with qann.float_activations():
+            expected = qann(x)
+            with qann.float_activations():
+                assert torch.equal(qann(x), expected)
+            assert torch.equal(qann(x), expected)
+        assert torch.equal(qann(x), rounded) and not torch.equal(rounded, expected)
+
+
 def test_pruned_layers_are_told_of() -> None:
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     prune.l1_unstructured(model[2], "weight", 0.5)  # type: ignore[no-untyped-call]

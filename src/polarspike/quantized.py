@@ -67,14 +67,14 @@ class QuantizedNetwork(nn.Module):
     @contextlib.contextmanager
     def float_activations(self) -> Iterator[None]:
         """Within this context every site behaves as the float activation that it replaced."""
-        quantizers = self.sites().values()
+        former = [(quantizer, quantizer.enabled) for quantizer in self.sites().values()]
         try:
-            for quantizer in quantizers:
+            for quantizer, _ in former:
                 quantizer.enabled = False
             yield
         finally:
-            for quantizer in quantizers:
-                quantizer.enabled = True
+            for quantizer, enabled in former:
+                quantizer.enabled = enabled
 
 
 def parameters_of(network: fx.GraphModule) -> dict[str, Any]:
