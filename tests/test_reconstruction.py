@@ -2,12 +2,14 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import polarspike as ps
+from polarspike import reconstruction
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.quantized import QuantizedNetwork
 from polarspike.reconstruction import _rows, reconstruct
@@ -215,6 +217,28 @@ def test_inputs_that_never_vary_fit_the_shift_alone() -> None:
     assert not slope.any()
     torch.testing.assert_close(shift, torch.full((1, 2), 0.5, dtype=torch.float64))
     assert math.isclose(float(before.sum()), 20.0) and float(after.sum()) < 1e-9
+
+
+def test_an_error_on_the_way_leaves_the_network_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = list(structured(64).split(32))
+    qann = calibrated(Net(), batches)
+    before = {name: value.clone() for name, value in qann.state_dict().items()}
+
+    def killed(walk: Any, layer: Any) -> Any:
+        if layer.name == "head":
+            assert not torch.equal(qann.state_dict()["network.grouped.weight"], before["network.grouped.weight"])
+            raise KeyboardInterrupt
+        return refit(walk, layer)
+
+    refit = reconstruction._refit
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruction, "_refit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(qann, batches)
+    after = qann.state_dict()
+    assert list(after) == list(before)  # the bias that "deep" got is gone
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    reconstruct(qann, batches)  # it needs no reference: nothing was changed
 
 
 def test_what_cannot_be_rebuilt_is_refused() -> None:

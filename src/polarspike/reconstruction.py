@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def reconstruct(
         One row per convolution and linear layer, in the order of the graph.
 
     Raises:
-        CalibrationError: no step has been set, no batch came, or NaN or Inf, with layer.
+        CalibrationError: no step has been set, no batch came, or NaN or Inf, with layer; then the network is as it was.
         SpecError: not a quantized network, another network as reference, or none where one is required.
 
     Source: the regression is that of channel pruning (He, Zhang, Sun: ICCV 2017, section 3.1) with a pull to the old
@@ -92,11 +93,11 @@ def reconstruct(
     """
     _check_arguments(qann, reference, memory)
     goal = copy.deepcopy(qann) if reference is None else reference
-    with evaluating(qann, goal), goal.float_activations():
+    layers = {layer.node: layer for layer in synaptic_layers(qann.network)}
+    changing = [qann.network.get_submodule(layer.name) for layer in layers.values()]
+    with evaluating(qann, goal), goal.float_activations(), _undone_on_error(changing):
         walk = _Walk(qann, goal, share=reference is None)
         walk.start(batches, memory)
-        mark_changed("reconstruct", qann.notes)
-        layers = {layer.node: layer for layer in synaptic_layers(qann.network)}
         rows = []
         for node in qann.network.graph.nodes:
             walk.run(node)
@@ -105,7 +106,23 @@ def reconstruct(
                 if not rows[-1].note:
                     walk.run_again(node)
             walk.release(node)
+    mark_changed("reconstruct", qann.notes)
     return tuple(rows)
+
+
+@contextlib.contextmanager
+def _undone_on_error(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """An error within this context leaves the weights and biases of these layers as they were."""
+    former = [(module, name, copy.deepcopy(getattr(module, name))) for module in modules for name in ("weight", "bias")]
+    try:
+        yield
+    except BaseException:
+        for module, name, value in former:
+            if value is None:  # there was no bias
+                setattr(module, name, None)
+            else:
+                getattr(module, name).copy_(value)
+        raise
 
 
 class _Walk:
