@@ -1,9 +1,9 @@
-"""Is the one learning rate that every method of docs/rivals.md has somebody's disadvantage? Three trials for each.
+"""Is the one learning rate that every method of docs/rivals.md has somebody's disadvantage? Four trials for each.
 
     python benchmarks/rates.py [--list]
 
 The plain network of the preset "small", one seed. Validation images, which are cut from the training images, choose one
-of three rates for each method: fine-tuning .02, .05 and .1, direct training .05, .2 and .4. What they chose and how each
+of four rates for each method: fine-tuning .01, .02, .05 and .1, direct training .05, .2, .4 and .8. What they chose and how each
 trial did there is in the column ``setting`` of ``benchmarks/results/rates.csv``; accuracy is on all 10,000 test images.
 All trials have 27,500 training images, where the preset, which needs no validation, has 30,000.
 """
@@ -25,7 +25,12 @@ NETWORK = "cnn-16"
 METHODS = ("ann", "polarspike", "scale-and-fire", "st-bif", "qcfs", "lsq", "lif", "integer-lif")
 PLAIN = next(part.comparison for part in preset("small") if part.comparison.network == NETWORK)
 TRIALS = dataclasses.replace(
-    PLAIN, methods=METHODS, trained_steps=(1,), latencies=(1, 8), rates=(0.02, 0.05, 0.1), direct_rates=(0.05, 0.2, 0.4)
+    PLAIN,
+    methods=METHODS,
+    trained_steps=(1,),
+    latencies=(1, 8),
+    rates=(0.01, 0.02, 0.05, 0.1),
+    direct_rates=(0.05, 0.2, 0.4, 0.8),
 )
 
 

@@ -7,7 +7,7 @@
             further training, for a longer stay
 
 Parts of one network share their settings, so that they share what is trained. Everybody has one learning rate: fine-tuning
-the one that the studies chose, direct training of ``small`` the float network's. Three trials for each method, on the plain
+the one that the studies chose, direct training of ``small`` the float network's. Four trials for each method, on the plain
 network, stand in ``benchmarks/rates.py``: validation images chose twice that rate for direct training, which ``full``
 therefore has. Distillation and averaging are off, because neither helped in the studies.
 """
