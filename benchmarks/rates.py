@@ -3,8 +3,8 @@
     python benchmarks/rates.py [--list]
 
 The plain network of the preset "small", one seed. Validation images, which are cut from the training images, choose one
-of four rates for each method: fine-tuning .01, .02, .05 and .1, direct training .05, .2, .4 and .8. What they chose and how each
-trial did there is in the column ``setting`` of ``benchmarks/results/rates.csv``; accuracy is on all 10,000 test images.
+of four rates for each method: fine-tuning .01, .02, .05 and .1, direct training .05, .2, .4 and .8. What they chose and how
+each trial did there is in the column ``setting`` of ``benchmarks/results/rates.csv``; accuracy is on all 10,000 test images.
 All trials have 27,500 training images, where the preset, which needs no validation, has 30,000.
 """
 

@@ -165,7 +165,19 @@ class Contest:
             return [{**cost, **row, **once, "own_epochs": 0}]
         if name in PEERS:
             return [{**cost, **row} for row in self._peer(name, ann)]
-        method = describe(name)
+        rival, own = self._best(run, ann)
+        return [
+            {**cost, **own, **row, "setting": "; ".join(filter(None, (own.get("setting"), row.get("setting"))))}
+            for row in self._measured(rival, ann)
+        ]
+
+    def rival(self, run: dict[str, Any]) -> Rival:
+        """What a run of a method measures, trained where it has not been yet."""
+        return self._best(run, self.control(run["seed"])[0])[0]
+
+    def _best(self, run: dict[str, Any], ann: nn.Module) -> tuple[Rival, dict[str, Any]]:
+        """A method's network at the rate that validation images choose, and what it cost."""
+        name, method = run["method"], describe(run["method"])
         rates = self.asked.direct_rates if method.family == "direct" else self.asked.rates
         best: tuple[float, Rival, dict[str, Any]] | None = None
         tried: list[str] = []
@@ -187,11 +199,7 @@ class Contest:
         _, rival, own = best
         if len(rates) > 1 and method.trains:
             own["setting"] += f"; right on validation images at {', '.join(tried)}"
-        rows = self._measured(rival, ann)
-        return [
-            {**cost, **own, **row, "setting": "; ".join(filter(None, (own.get("setting"), row.get("setting"))))}
-            for row in rows
-        ]
+        return rival, own
 
     def model(self, seed: int) -> nn.Module:
         """A fresh float network."""
