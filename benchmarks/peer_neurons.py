@@ -126,13 +126,9 @@ def main() -> None:
     torch.set_num_threads(1)
     versions = {tool: require(tool) for tool in TOOLS}
     parts = [part.comparison for part in preset("small") if part.comparison.network == NETWORK]
-    asked = [
-        (part, run)
-        for part in parts
-        for run in part.runs()
-        if run["seed"] == 0 and run["budget"] == "time" and run["trained_steps"] == 4
-    ]
-    asked += [(part, run) for part in parts for run in part.runs() if run["seed"] == 0 and run["trained_steps"] == 1]
+    trained = ((1, "epochs"), (4, "time"))
+    runs = [(part, run) for part in parts for run in part.runs() if run["seed"] == 0]
+    asked = [(part, run) for part, run in runs if (run["trained_steps"], run["budget"]) in trained]
     rows = []
     for part, run in asked:
         contest = Contest(part, RUNS, table=TABLE)
