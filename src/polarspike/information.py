@@ -32,7 +32,6 @@ __all__ = [
     "best_step",
     "code_probabilities",
     "entropy",
-    "entropy_bound",
     "square_error",
 ]
 
@@ -80,20 +79,6 @@ def entropy(levels: Levels, step: float | Tensor, law: Law | None = None) -> flo
     chosen = _standard() if law is None else law
     bits = _bits(*_tails(chosen, chosen.mirrored(), _levels(levels), _steps(step, chosen)))
     return bits.item() if law is None else bits
-
-
-def entropy_bound(levels: Levels) -> float:
-    """Upper bound ``1 + 1/2 log2 P`` in bits on the entropy of ``(0, P)`` when the median of the input is at most s/2.
-
-    Code 0 then holds at least half of the mass: ``H <= h(1/2) + 1/2 log2 P``.
-
-    Raises:
-        InputError: N > 0, where only ``log2(N + P + 1)`` holds.
-    """
-    negative, positive = _levels(levels)
-    if negative:
-        raise InputError(f"entropy_bound: expected levels (0, P), got {levels}; with N > 0 use log2(N + P + 1)")
-    return 1.0 + 0.5 * math.log2(positive)
 
 
 @overload

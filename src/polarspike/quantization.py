@@ -228,7 +228,7 @@ class _Planner:
                 raise SpecError(
                     f"{place_of(node)}: one step per channel needs a channel dimension, got shape {tuple(shape)}"
                 )
-            if channel_dim is not None and len(shape) > 1:  # products of two signals have no channels: one step
+            if channel_dim is not None:  # products of two signals have no channels: one step
                 site = replace(site, channels=shape[channel_dim], channel_dim=channel_dim)
         return PlannedSite(name, replaces, site, reason)
 

@@ -28,7 +28,7 @@ class Timing:
         rule: of its operator; None for a site or an input.
         takes_mean: the operator reads running means.
         is_mean: what it makes is a running mean.
-        wants_step: some reader takes it as a step; wants_mean likewise.
+        wants_step: some reader takes it as a step.
         masked: it may hold minus infinity.
         place: for a message.
     """
@@ -37,7 +37,6 @@ class Timing:
     takes_mean: bool
     is_mean: bool
     wants_step: bool
-    wants_mean: bool
     masked: bool
     place: str
 
@@ -73,13 +72,11 @@ def timing_of(network: fx.GraphModule) -> dict[str, Timing]:
         rule = rules.get(node)
         takes = rule is Rule.DIFFERENCE or (node in flexible and is_mean[node])
         takes |= node in sites and is_mean[moving(node, dependent)[0]]
-        asked = {_wants_mean(user, rules, flexible, is_mean, sites, node) for user in node.users}
         found[node.name] = Timing(
             rule=rule,
             takes_mean=takes,
             is_mean=is_mean[node],
-            wants_step=False in asked,
-            wants_mean=True in asked,
+            wants_step=not all(_wants_mean(user, rules, flexible, is_mean, sites, node) for user in node.users),
             masked=node in masked,
             place=place_of(node),
         )

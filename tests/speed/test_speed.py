@@ -220,14 +220,16 @@ def test_a_peer_takes_all_its_timesteps_from_rest(subject: speed.Subject, monkey
     monkeypatch.setattr(peers, "spikingjelly_rate", lambda *_, **__: types.SimpleNamespace(snn=network))
     monkeypatch.setitem(sys.modules, "spikingjelly.activation_based.functional", functional)
     found = Runtimes([Runtime("torch", "fp32", lambda x, threads: lambda: time.sleep(0.001))])
-    speed.add_spikingjelly(found, subject, (1, 4))
+    speed.add_spikingjelly(found, subject)
     prepared = {each.name: each.prepare(subject.images[:3], 1) for each in found.ready[1:]}
-    assert list(prepared) == ["spikingjelly T=1", "spikingjelly T=4 steps", "spikingjelly T=4 layers"]
+    ways = ["T=1", *(f"T={total} {way}" for total in (4, 8) for way in ("steps", "layers"))]
+    assert list(prepared) == [f"spikingjelly {way}" for way in ways]
     for _ in range(2):  # in any order, and again: each starts from rest
         for name, answer in prepared.items():
             mean: Any = answer()
-            assert torch.equal(mean, torch.full((3, 10), 1.0 if name.endswith("T=1") else 2.5)), name
-    assert [each.timesteps for each in found.ready] == [1, 1, 4, 4]  # and so much longer it may take
+            total = int(name.partition("T=")[2].split()[0])
+            assert torch.equal(mean, torch.full((3, 10), (total + 1) / 2)), name
+    assert [each.timesteps for each in found.ready] == [1, 1, 4, 4, 8, 8]  # and so much longer it may take
 
 
 def test_a_peer_that_is_missing_or_fails_is_said(subject: speed.Subject, monkeypatch: pytest.MonkeyPatch) -> None:

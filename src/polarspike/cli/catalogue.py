@@ -16,6 +16,9 @@ from polarspike.data import Augmentation
 from polarspike.data.registry import FOLDER_VARIABLE, DatasetEntry
 from polarspike.recipes import RECIPES
 
+#: So many names of classes are shown.
+_CLASSES = 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets(Command):
@@ -129,6 +132,6 @@ def _changed(spec: Augmentation) -> str:
     return ", ".join(found) or "none"
 
 
-def _some(classes: Sequence[str], most: int = 10) -> str:
-    more = f", and {len(classes) - most} more" if len(classes) > most else ""
-    return f"{len(classes)}: {', '.join(classes[:most])}{more}"
+def _some(classes: Sequence[str]) -> str:
+    more = f", and {len(classes) - _CLASSES} more" if len(classes) > _CLASSES else ""
+    return f"{len(classes)}: {', '.join(classes[:_CLASSES])}{more}"

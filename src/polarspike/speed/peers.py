@@ -21,17 +21,17 @@ from polarspike.speed.race import Action
 from polarspike.speed.runtimes import Runtime, Runtimes
 from polarspike.speed.subject import Subject
 
-TIMESTEPS = (1, 4, 8)
+#: T of the races.
+_TIMESTEPS = (1, 4, 8)
 _ENGINE = "spikingjelly"
 
 
-def add_spikingjelly(found: Runtimes, subject: Subject, timesteps: tuple[int, ...] = TIMESTEPS) -> None:
+def add_spikingjelly(found: Runtimes, subject: Subject) -> None:
     """Add what SpikingJelly makes of a subject's float network, or why it makes nothing.
 
     Args:
         found: changed in place.
         subject: whose images calibrate its thresholds.
-        timesteps: T of each race.
     """
     try:
         network = peers.spikingjelly_rate(subject.ann, [subject.images], mode="99.9%")
@@ -42,7 +42,7 @@ def add_spikingjelly(found: Runtimes, subject: Subject, timesteps: tuple[int, ..
         found.skipped[_ENGINE] = f"its conversion failed: {str(error).strip().partition(chr(10))[0]}"
         return
     functional = importlib.import_module("spikingjelly.activation_based.functional")
-    for total in timesteps:
+    for total in _TIMESTEPS:
         for way in ("steps", "layers") if total > 1 else ("steps",):
             kind = f"T={total}" if total == 1 else f"T={total} {way}"
             found.ready.append(Runtime(_ENGINE, kind, _prepared(network.snn, functional, total, way), total))

@@ -275,7 +275,7 @@ def _nothing(recording: Recording) -> str:
     )
 
 
-def fair_order(recordings: list[Recording], seed: int = 0) -> list[Recording]:
+def fair_order(recordings: list[Recording]) -> list[Recording]:
     """A fixed random order, so that the beginning of a part is a fair sample of it."""
-    order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(0))
     return [recordings[index] for index in order.tolist()]
