@@ -5,6 +5,7 @@ from __future__ import annotations
 from inspect import Parameter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -78,6 +79,13 @@ def test_calls_are_bound_as_python_does(args: tuple[Any, ...], named: dict[str, 
     assert bind(parameters, (1, 2, True), {}) == {"a": 1, "b": 2, "c": True}
     with pytest.raises(InputError, match=message):
         bind(parameters, args, named)
+
+
+@pytest.mark.parametrize("array", [np.zeros(3), np.ones((1, 1)), np.zeros(0)])
+def test_an_array_is_no_value_that_the_graph_holds(array: Any) -> None:
+    with pytest.raises(InputError, match=r"input 'c': the network was captured with 1, .*, got array"):
+        bind({"a": Parameter.empty, "c": 1}, (2, array), {})
+    assert bind({"a": Parameter.empty, "c": 1}, (2, np.int64(1)), {}) == {"a": 2, "c": 1}
 
 
 @pytest.mark.parametrize(

@@ -251,13 +251,18 @@ def bind(parameters: Mapping[str, Any], args: tuple[Any, ...], named: Mapping[st
         raise InputError(f"inputs {missing} are missing; {expected}{_packed(args, names)}")
     for name, value in values.items():
         default = parameters[name]
-        if default is not Parameter.empty and (isinstance(value, Tensor) or value != default):
+        if default is not Parameter.empty and _differs(value, default):
             raise InputError(
                 f"input {name!r}: the network was captured with {default!r}, which is part of its graph, got {value!r}; "
                 "leave it out, or quantize the model again with an example that holds the other value"
             )
     bound = {name: values.get(name, parameters[name]) for name in names}
     return bound | {str(index): args[index] for index in range(len(names), len(args))}
+
+
+def _differs(value: Any, default: Any) -> bool:
+    """Whether a value is not a plain default; an array never is, and compares element by element."""
+    return isinstance(value, Tensor) or bool(getattr(value, "shape", ())) or bool(value != default)
 
 
 def _packed(args: tuple[Any, ...], names: list[str]) -> str:
