@@ -82,6 +82,31 @@ def test_channels_of_tokens_are_the_last_dimension_and_products_have_none(granul
     assert all(site.by_channel is None and site.by_step.groups == 1 for site in products)
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_dropout_hides_no_linear_layer(granularity: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 3)).eval()
+    x = torch.randn(16, 6, 4)  # (batch, tokens, channels)
+    network = ps.quantize(model, ps.QuantSpec(granularity=granularity), example=x)
+    assert channel_dim(network, "1") == -1
+    ps.calibrate(network, [x])
+    assert ps.diagnose(network, [x]).sites["1"].channels == 5
+
+
+class Product(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        return y @ y.transpose(1, 2)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_an_activation_in_front_of_a_product_has_no_channels_either(granularity: Any) -> None:
+    spec = ps.QuantSpec(granularity=granularity)
+    network = ps.quantize(nn.Sequential(nn.Linear(4, 5), Product()), spec, example=torch.randn(2, 6, 4))
+    for name, site in network.sites().items():
+        assert (channel_dim(network, name), site.spec.channels) == (None, 0), name
+
+
 def test_the_network_is_left_as_it_was() -> None:
     network = qann().train()
     observe(network, [X])

@@ -12,8 +12,7 @@ from polarspike import distributed
 from polarspike.errors import CalibrationError, InputError
 from polarspike.inputs import batches_of, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
-from polarspike.operator_table import Meaning
-from polarspike.operators import meaning_of
+from polarspike.placement import channel_dim_behind
 from polarspike.quantized import QuantizedNetwork
 from polarspike.statistics import BINS_OF_CHANNEL, StreamingHistogram
 
@@ -102,21 +101,15 @@ def _merged(parts: list[Observed]) -> Observed:
 
 
 def channel_dim(qann: QuantizedNetwork, name: str) -> int | None:
-    """The dimension of a site's channels: the one place that knows it.
+    """The dimension of a site's channels; None where there is none.
 
-    Where each channel has a step it is the spec's. A site with one step has its channels where a step each would stand:
-    in the last dimension in front of a linear layer, in none in front of a product of two signals, else in dimension 1.
+    Where each channel has a step it is the spec's. A site with one step has its channels where a step each would stand.
     """
     site = qann.sites()[name]
     if site.spec.channels:
         return site.spec.channel_dim
-    nodes = (node for node in qann.network.graph.nodes if node.op == "call_module" and node.target == name)
-    readers = [meaning_of(qann.network, user) for node in nodes for user in node.users]
-    known = (_CHANNEL_DIMS[meaning] for meaning in readers if meaning in _CHANNEL_DIMS)
-    return next(known, 1)
-
-
-_CHANNEL_DIMS: dict[Meaning | None, int | None] = {Meaning.CONVOLUTION: 1, Meaning.LINEAR: -1, Meaning.MATMUL: None}
+    node = next(node for node in qann.network.graph.nodes if node.op == "call_module" and node.target == name)
+    return channel_dim_behind(qann.network, node)
 
 
 def _update(seen: Observed, x: Tensor, dim: int | None, apart: bool, by_channel: bool) -> None:

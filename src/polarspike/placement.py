@@ -346,15 +346,19 @@ def _reason(
     return f"{what}, never negative" if never_negative else f"{what}, signed by nature"
 
 
-def channel_dim_behind(network: fx.GraphModule, node: fx.Node, synapses: Collection[fx.Node]) -> int:
-    """The dimension of a rectifier's channels: the last one where the next synapse behind it is a linear layer."""
+def channel_dim_behind(network: fx.GraphModule, node: fx.Node) -> int | None:
+    """The dimension of a signal's channels, which the next synapse behind it decides, past dropout.
+
+    In front of a linear layer it is the last one; a product of two signals has none; everywhere else it is dimension 1.
+    """
     front = [node]
     while front:
         part = front.pop(0)
         for user in part.users:
-            if user in synapses:
-                return _channel_dim(network, user) or 1
-            if meaning_of(network, user) is Meaning.DROPOUT:
+            meaning = meaning_of(network, user)
+            if meaning in _SYNAPTIC:
+                return _channel_dim(network, user)
+            if meaning is Meaning.DROPOUT:
                 front.append(user)
     return 1
 
