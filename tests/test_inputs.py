@@ -88,6 +88,17 @@ def test_an_array_is_no_value_that_the_graph_holds(array: Any) -> None:
     assert bind({"a": Parameter.empty, "c": 1}, (2, np.int64(1)), {}) == {"a": 2, "c": 1}
 
 
+@pytest.mark.parametrize("names", [["x"], ["x", "y"]])
+def test_inputs_come_as_in_a_batch_too(names: list[str]) -> None:
+    parameters, values = dict.fromkeys(names, Parameter.empty), {name: torch.randn(2) for name in names}
+    for args in (tuple(values.values()), (tuple(values.values()),), (values,)):
+        bound = bind(parameters, args, {})
+        assert list(bound) == names and all(bound[name] is value for name, value in values.items())
+    several = (torch.randn(2), torch.randn(2))
+    assert bind({"x": Parameter.empty}, (several,), {})["x"] is several  # one input that is a tuple
+    assert list(bind({"*x": Parameter.empty}, (several,), {})) == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -95,7 +106,7 @@ def test_an_array_is_no_value_that_the_graph_holds(array: Any) -> None:
             (X,),
             r"the network takes \['x', 'y'\]; in a batch, several inputs are a dict by name, \{'x': ..., 'y': ...\}$",
         ),
-        (({"x": X, "y": X},), r"pass a dict of inputs by keyword: network\(\*\*inputs\)$"),
+        (({"x": X, "z": X},), r"pass a dict of inputs by keyword: network\(\*\*inputs\)$"),
         (([X, X],), r"pass a list of inputs by position: network\(\*inputs\)$"),
     ],
     ids=["half of a pair", "dict", "list"],

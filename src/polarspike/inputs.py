@@ -228,6 +228,8 @@ def as_whole(value: Any) -> Any:
 def bind(parameters: Mapping[str, Any], args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
     """The values of one call with their names, in the order of the parameters: what Python does, with our errors.
 
+    Several inputs may also come as one, as they do in a batch: a tuple by position, a dict by name.
+
     Args:
         parameters: name to default, or to ``inspect.Parameter.empty``; ``*name`` takes all further positional values,
             which are then named by their position.
@@ -240,6 +242,8 @@ def bind(parameters: Mapping[str, Any], args: tuple[Any, ...], named: Mapping[st
     names = [name for name in parameters if not name.startswith("*")]
     starred = len(names) < len(parameters)
     expected = f"the network takes {list(parameters)}"
+    if len(args) == 1 and not named and _is_call(args[0], names, starred):
+        args, named = as_call(args[0])
     if len(args) > len(names) and not starred:
         raise InputError(f"expected at most {len(names)} positional inputs, got {len(args)}; {expected}")
     if unknown := sorted(set(named) - set(names)):
@@ -263,6 +267,14 @@ def bind(parameters: Mapping[str, Any], args: tuple[Any, ...], named: Mapping[st
 def _differs(value: Any, default: Any) -> bool:
     """Whether a value is not a plain default; an array never is, and compares element by element."""
     return isinstance(value, Tensor) or bool(getattr(value, "shape", ())) or bool(value != default)
+
+
+def _is_call(value: Any, names: list[str], starred: bool) -> bool:
+    """Whether one value holds all inputs of a call; that of a single parameter may itself be a tuple of tensors."""
+    if isinstance(value, Mapping):
+        return bool(value) and set(value) <= set(names)
+    one = len(names) == 1 and not starred
+    return isinstance(value, tuple) and (len(value) == 1 and isinstance(value[0], Tensor) if one else len(value) > 0)
 
 
 def _packed(args: tuple[Any, ...], names: list[str]) -> str:

@@ -149,7 +149,7 @@ class SpikingNetwork(Observable):
         """The running mean of the output after T timesteps.
 
         Args:
-            *inputs: what the original model takes, positional.
+            *inputs: what the original model takes, positional; or all of it as one tuple or dict, as in a batch.
             timesteps: T; the same input is given at every step. 1 by default, the length of the sequence if there is one.
             every_step: return the running mean after each step, stacked in front: (T, batch, ...).
             execution: ``"steps"`` walks the timesteps with memory constant in T; ``"mean"`` computes the same answer in

@@ -99,7 +99,7 @@ class TestInputsAndOutputs:
             ((x,), {"x": x}, r"inputs \['x'\] are given twice"),
             ((), {}, r"inputs \['x'\] are missing"),
             ((x.numpy(),), {}, "input 'x': expected a tensor, got ndarray"),
-            (({"x": x},), {}, r"expected a tensor, got dict; pass a dict of inputs by keyword"),
+            (({"z": x},), {}, r"expected a tensor, got dict; pass a dict of inputs by keyword"),
             ((torch.randn(2, 3, 8, 8),), {}, r"input 'x': expected shape \(batch, 2, \*\(8\), \*\(8\)\)"),
             ((), {"x": torch.randn(2, 3, 8, 8)}, r"input 'x': expected shape \(batch, 2, .*got \(2, 3, 8, 8\)"),
             ((x[0],), {}, r"input 'x': expected shape .*got \(2, 8, 8\)"),
@@ -121,7 +121,7 @@ class TestInputsAndOutputs:
         qann = ps.quantize(Sum(), SPEC, example=(x, y))
         qann.sites()["act"].set_step(0.3)  # inputs without names cannot be told from (input, target) in a batch
         snn = ps.convert(qann)
-        assert torch.equal(snn(x, y), qann(x, y))
+        assert torch.equal(snn(x, y), qann(x, y)) and torch.equal(snn((x, y)), qann((x, y)))
         torch.testing.assert_close(snn(x, y, timesteps=3), ps.refine(qann, 3)(x, y))
 
 
