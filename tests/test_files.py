@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,22 @@ def test_a_failed_block_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         raise KeyboardInterrupt
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+@pytest.mark.parametrize(("umask", "new"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_and_write_a_file_is_the_choice_of_the_user(tmp_path: Path, umask: int, new: int) -> None:
+    target, before = tmp_path / "a.bin", os.umask(umask)
+    try:
+        for former in (None, 0o640, 0o600, 0o664, 0o444):
+            if former is not None:
+                target.chmod(former)
+            with replacing(target) as partial:
+                assert former is None or partial.stat().st_mode & 0o177 & ~former == 0  # not even for a moment
+                partial.write_bytes(b"x")
+            assert target.stat().st_mode & 0o777 == (new if former is None else former)
+    finally:
+        os.umask(before)
 
 
 def test_a_relative_name_stays_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

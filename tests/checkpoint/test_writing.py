@@ -55,10 +55,10 @@ def test_places_that_cannot_be_written(path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(CheckpointError, match=r"cannot be written: .* choose a folder that exists and is writable"):
             ps.save(qann, place)
 
-    def refused(**_: Any) -> None:
+    def refused(*_: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refused)
+    monkeypatch.setattr("os.open", refused)
     with pytest.raises(CheckpointError, match=r"cannot be written: .*Permission denied"):
         ps.save(qann, path)
 
