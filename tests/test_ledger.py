@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -103,6 +104,38 @@ def test_two_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(int(row["run"]) for row in rows) == [*range(50), *range(100, 150)]
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_file_system_without_hard_links_holds_a_table_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    ledger = Ledger(tmp_path / "table.csv", ("run",))
+
+    def refused(source: Path, target: Path) -> None:
+        if faster:  # another process
+            target.write_text(",".join(ledger.columns) + "\n")
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refused)
+    ledger.add({"run": 1}, started=0.0)
+    assert [row["run"] for row in ledger.rows()] == ["1"] and Ledger(ledger.path, ("run",)).rows() == ledger.rows()
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_table_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot be written .* or give another file"):
+        Ledger(tmp_path / "file" / "table.csv", ("run",)).add({"run": 1}, started=0.0)
+
+    def full(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    ledger = Ledger(tmp_path / "table.csv", ("run",))
+    ledger.add({"run": 1}, started=0.0)
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(RunError, match=r"table\.csv: the table cannot be written .*No space left"):
+        ledger.add({"run": 2}, started=0.0)
 
 
 @pytest.mark.parametrize(

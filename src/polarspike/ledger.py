@@ -67,7 +67,11 @@ class Ledger:
         return found
 
     def add(self, *rows: Mapping[str, Any], started: float) -> None:
-        """Append the rows of a run that began at ``started`` (:func:`time.perf_counter`), all of them in one piece."""
+        """Append the rows of a run that began at ``started`` (:func:`time.perf_counter`), all of them in one piece.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
         conditions = (
             time.perf_counter() - started,
             datetime.date.today().isoformat(),
@@ -77,10 +81,15 @@ class Ledger:
             _END,
         )
         lines = b"".join(self._line({**row, **dict(zip(_CONDITIONS, conditions, strict=True))}) for row in rows)
-        if not self.path.exists():
-            self._begin()
-        _end_line(self.path)
-        _append(self.path, lines)
+        try:
+            if not self.path.exists():
+                self._begin()
+            _end_line(self.path)
+            _append(self.path, lines)
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: the table cannot be written ({error}); check permissions and free space, or give another file"
+            ) from error
 
     def missing(
         self, runs: Iterable[Mapping[str, Any]], current: Callable[[Mapping[str, str]], bool] = lambda row: True
@@ -123,9 +132,15 @@ class Ledger:
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         with replacing(beside) as partial:
             partial.write_bytes(header)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(beside, self.path)
-        beside.unlink()
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links: for a moment the file is there without its header
+            with contextlib.suppress(FileExistsError), self.path.open("xb") as file:
+                file.write(header)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def as_text(value: object) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from polarspike.cli.rivals_pages import written_pages
+from polarspike.errors import RunError
 from polarspike.recipe import Recipe
 from polarspike.report.numbers import decimals, entropy_of, interval, short
 from polarspike.report.record import Record
@@ -352,3 +354,9 @@ def test_numbers_of_a_page() -> None:
         mean, half = interval(values)
         low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=stats.sem(values))
         assert (mean - half, mean + half) == pytest.approx((low, high), rel=1e-3)
+
+
+def test_pages_of_a_comparison_that_cannot_be_written_are_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file: cannot be written: .* choose a folder that is writable"):
+        written_pages([], tmp_path / "file")

@@ -9,6 +9,7 @@ from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.published import published
 from polarspike.cli.report_pages import drawn
+from polarspike.errors import RunError
 from polarspike.files import replacing
 from polarspike.report.claims import Kind
 from polarspike.report.pages import as_html, as_markdown
@@ -25,7 +26,20 @@ def kinds() -> dict[str, Kind]:
 
 
 def written_pages(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:
-    """Write the figures, ``rivals.md`` and ``rivals.html`` of these rows; where matplotlib is missing, without figures."""
+    """Write the figures, ``rivals.md`` and ``rivals.html`` of these rows; where matplotlib is missing, without figures.
+
+    Raises:
+        RunError: they cannot be written.
+    """
+    try:
+        return _written(rows, place)
+    except OSError as error:
+        raise RunError(
+            f"{place}: cannot be written: {error}; choose a folder that is writable, with free space"
+        ) from error
+
+
+def _written(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:
     place.mkdir(parents=True, exist_ok=True)
     figures = drawn(lambda: plot_rivals(rows, place))
     sections = rivals_page(rows, kinds(), published(), figures)
