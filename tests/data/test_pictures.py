@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import polarspike as ps
-from polarspike import cli, data, sources
+from polarspike import cli, data, distributed, sources
 from polarspike.data import imagenet
 from polarspike.data.pictures import Files, Shards
 from polarspike.data.streamed import StreamedDataset, random_part
@@ -330,6 +330,32 @@ def test_a_validation_part_is_cut_from_the_training_pictures(layout: str, tmp_pa
         cut.split_validation(0.25)
     with pytest.raises(SpecError, match="images: expected an integer of at least 1"):
         cut.evaluation(4, images=0)
+
+
+@pytest.mark.parametrize(("workers", "world"), [(0, 2), (1, 3)])
+def test_processes_have_each_picture_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, world: int
+) -> None:
+    whole = data.load("imagenet-1k", folders(tmp_path))
+    assert isinstance(whole, StreamedDataset)
+    labels = torch.arange(CLASSES * EACH)  # of their own, so that each tells its picture
+    names = tuple(f"picture {label}" for label in labels)
+    apart = dataclasses.replace(whole, train=Files(whole.train.paths, labels.tolist()), classes=names)
+    train, test = apart.training(5, workers=workers), apart.evaluation(5, "train", workers=workers)
+    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    portions, own = [], []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        torch.manual_seed(3)
+        portions.append(list(distributed.own_portions(train)))
+        own += [label for _, some in test.every(rank, world) for label in some.tolist()]  # type: ignore[attr-defined]
+    assert sorted(own) == labels.tolist()
+    trained = []
+    for batch in zip(*portions, strict=True):
+        for rank, ((images, some), size) in enumerate(batch):
+            assert size == 5 and len(images) == len(some) == len(range(rank, size, world))
+            trained += some.tolist()
+    assert len(portions[0]) == 2 and len(trained) == len(set(trained)) == 10  # of 12: a smaller last batch is left out
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

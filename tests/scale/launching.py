@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -19,9 +20,11 @@ import torch
 
 from polarspike import distributed, processes
 from polarspike.errors import PolarspikeError
+from polarspike.runs import read_config, read_records
 from tests.scale import tasks, tasks_of_shares
 
 ROOT = Path(__file__).parents[2]
+_FIRST_EPOCH_S = 0.3  # less than any first epoch here takes
 TASKS: dict[str, Callable[[Path], Any]] = {
     task.__name__: task
     for task in (
@@ -87,24 +90,38 @@ def found_by(count: int, place: Path, *names: str) -> dict[str, Any]:
 
 
 def killed(place: Path, name: str, epochs: int, victim: int) -> None:
-    """Start two processes on one task and kill one of them when ``epochs`` epochs are logged, then the other."""
+    """Start two processes on one task; kill one of them within an epoch after ``epochs`` are logged, then the other.
+
+    With 0 epochs this is before there is a checkpoint, most of the time. Which part of an epoch they are left is drawn, so
+    that kills fall into steps, logs and checkpoints alike.
+    """
     started = launch(2, place, name)
-    log = place / f"{name}-2" / "log.jsonl"
+    folder = place / f"{name}-2"
     deadline = time.monotonic() + 120
-    while not (logged := _lines(log) >= epochs) and time.monotonic() < deadline:
+    while not (begun := _trains(folder, epochs)) and time.monotonic() < deadline:
         time.sleep(0.02)
+    time.sleep(random.Random(f"{name} {epochs} {victim}").random() * _seconds_of_an_epoch(folder))
     alive = [process.is_alive() for process in started]
     started[victim].kill()
     time.sleep(0.2)
     for process in started:
         process.kill()  # what a launcher does with the others
         process.join()
-    assert logged and all(alive)  # it was stopped in the middle of its work
+    assert begun and all(alive)  # it was stopped in the middle of its work
     assert not (place / "found-2.json").exists()
 
 
-def _lines(log: Path) -> int:
-    return len(log.read_text().splitlines()) if log.exists() else 0
+def _trains(folder: Path, epochs: int) -> bool:
+    """Whether so many epochs are logged; of none, whether the first one has begun."""
+    if epochs:
+        return len(read_records(folder)) >= epochs
+    return (folder / "config.json").exists() and "train" in read_config(folder)["specs"]
+
+
+def _seconds_of_an_epoch(folder: Path) -> float:
+    """What the last one took."""
+    records = read_records(folder)
+    return float(records[-1]["seconds"]) if records else _FIRST_EPOCH_S
 
 
 def _environments(count: int) -> list[dict[str, str]]:

@@ -46,9 +46,11 @@ def train(place: Path) -> dict[str, Any]:
     floating = network()
     curve = ps.fit(floating, digits.training(50, augmented=False), spec(2), progress=False)
     seen = observe(qann, digits.evaluation(100, "train"))
+    untrained = ps.convert(qann)  # which is the same network in all of them; what is trained from there need not be
+    table = ps.evaluate(untrained, digits.evaluation(37), timesteps=(1, 4))
     history = ps.fit(qann, digits.training(50, augmented=False), spec(3), run=RunDirectory(place), progress=False)
-    table = ps.evaluate(ps.convert(qann), digits.evaluation(37), timesteps=(1, 4))
     return {
+        "steps": {name: site.step.flatten().tolist() for name, site in untrained.sites().items()},
         "counts": {name: part.by_step.counts().flatten().tolist() for name, part in seen.items()},
         "extrema": {name: part.by_step.maximum.tolist() for name, part in seen.items()},
         "moments": {
@@ -56,9 +58,7 @@ def train(place: Path) -> dict[str, Any]:
         },
         "float losses": [epoch.loss for epoch in curve.epochs],
         "losses": [epoch.loss for epoch in history.epochs],
-        "correct": {str(T): right for T, right in table.correct.items()},
-        "total": table.total,
-        "pairs": {str(T): firing.pairs for T, firing in (table.firing or {}).items()},
+        "table": table.to_dict(),  # right answers, events, spikes and pairs, after 1 and after 4 steps
     }
 
 

@@ -40,5 +40,5 @@ def test_the_checkpoint_of_shares_is_that_of_one_process(findings: Findings) -> 
 
 
 def test_a_kill_loses_nothing_of_weights_in_shares(tmp_path: Path, findings: Findings) -> None:
-    killed(tmp_path, "long_dealt_out", epochs=2, victim=1)
+    killed(tmp_path, "long_dealt_out", epochs=1, victim=1)
     assert found_by(2, tmp_path, "long_dealt_out") == {"long_dealt_out": findings[2]["long_dealt_out"]}
