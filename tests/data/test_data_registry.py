@@ -19,6 +19,13 @@ def test_names_are_those_promised() -> None:
     assert data.names() == sorted(data.names())
 
 
+def test_the_page_of_data_sets_has_each_of_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text(encoding="utf-8")
+    layouts, _, terms = page.partition("## Origin and licence")
+    for name in data.names():
+        assert f"\n| `{name}` |" in layouts and f"`{name}`" in terms, name
+
+
 def test_an_unknown_name_lists_the_known_ones_and_the_closest() -> None:
     with pytest.raises(DataError) as caught:
         data.load("fashion_mnist")
