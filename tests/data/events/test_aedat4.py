@@ -6,6 +6,7 @@ FlatBuffers. Uncompressed, so that every byte here is one of the description.
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -22,6 +23,9 @@ pytest.importorskip("aedat", reason="reads AEDAT 4: pip install 'polarspike[even
 
 EVENTS = [(0, 0, 5, 1), (127, 126, 5, 0), (12, 7, 70_000, 1), (3, 30, 8_000_000_000, 0)]
 UNCOMPRESSED = 0
+#: A folder of recordings that no package of ours brings; docs/measurements.md says how to get them.
+RECORDINGS = "POLARSPIKE_RECORDINGS"
+DAVIS = Path(os.environ.get(RECORDINGS, ""), "davis346.aedat4")
 
 
 def sized(buffer: bytes) -> bytes:
@@ -70,6 +74,20 @@ def test_events_of_all_packets(tmp_path: Path, per_packet: int) -> None:
     path.write_bytes(aedat4_bytes(EVENTS, per_packet))
     found = read_aedat(path)
     assert listed(found) == EVENTS and found.size == (128, 128)
+
+
+@pytest.mark.skipif(RECORDINGS not in os.environ, reason=f"reads a recording of a camera: {RECORDINGS}=FOLDER")
+def test_a_recording_of_a_camera_is_read_whole() -> None:
+    assert DAVIS.is_file(), f"expected {DAVIS}, as docs/measurements.md says how to get it; or leave {RECORDINGS} unset"
+    found = read_aedat(DAVIS, (260, 346))
+    assert len(found) == 78_830 and found.size == (260, 346)
+    assert round((int(found.t[-1]) - int(found.t[0])) / 1e6, 2) == 2.36
+    assert (int(found.x.max()), int(found.y.max())) == (
+        345,
+        259,
+    ) and 0 < found.p.mean() < 1  # all of the sensor, both signs
+    with pytest.raises(DataError, match=r"davis346\.aedat4: .*not of a sensor of 128x128 pixels"):
+        read_aedat(DAVIS)
 
 
 def test_a_recording_of_a_larger_sensor_is_refused(tmp_path: Path) -> None:
