@@ -8,6 +8,10 @@ VENV = .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.setup-stamp
 
+# The other tools that ours is compared with, beside what the tests need; apart, because of all that they bring with them.
+PEERS = .venv-peers
+PEERS_STAMP = $(PEERS)/.setup-stamp
+
 # Torch and the test workers share the cores instead of fighting for them.
 # Tests that share what is costly to find stay in one worker (xdist_group).
 # Compiled sources are kept, whatever the environment says: every worker and every process that a test starts reads them.
@@ -24,26 +28,37 @@ $(error TOGETHER=1: expected the goals `check test`, because the fast tests are 
 endif
 endif
 
-.PHONY: help setup demo test check lint fast slow format build clean distclean
+.PHONY: help setup demo test check lint fast slow peers format build clean distclean
 
 help:
 	@echo 'make setup      create .venv with polarspike (editable) and what the tests need; does nothing when up to date'
 	@echo 'make demo       train, convert and verify a spiking network on real digits (ARGS="..." passes options)'
 	@echo 'make test       all tests; line and branch coverage by the fast ones of at least 90 %'
 	@echo 'make check      format, lint, types, import floors, and the fast tests (make lint, make fast: one of the two)'
+	@echo 'make peers      our rivals against SpikingJelly, Sinabs and snnTorch, in an environment of their own (.venv-peers)'
 	@echo 'make format     rewrite the files as `make check` wants them'
 	@echo 'make build      source archive and wheel into dist/'
-	@echo 'make clean      remove what was built and cached; make distclean removes .venv too'
+	@echo 'make clean      remove what was built and cached; make distclean removes the environments too'
 
 setup: $(STAMP)
 
+# $(1): an environment; $(2): the extras of polarspike that it gets.
 # Python compiles what it loads; compiling all that is installed takes a minute and a half.
-$(STAMP): pyproject.toml constraints.txt
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 	    "polarspike needs Python 3.11 or newer, got %d.%d; try: make setup PYTHON=python3.12" % sys.version_info[:2])'
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev,vision]'
+	test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --no-compile -c constraints.txt -e '.[$(2)]'
 	@touch $@
+endef
+
+$(STAMP): EXTRAS = dev,vision
+$(STAMP): pyproject.toml constraints.txt
+	$(call install,$(VENV),$(EXTRAS))
+
+$(PEERS_STAMP): EXTRAS = dev,vision,baselines
+$(PEERS_STAMP): pyproject.toml constraints.txt
+	$(call install,$(PEERS),$(EXTRAS))
 
 demo: $(STAMP)
 	$(BIN)/polarspike demo $(ARGS)
@@ -72,6 +87,10 @@ else
 	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: ARGS has chosen none
 endif
 
+# A tool that is not there would be a test that is skipped, which -rs says.
+peers: $(PEERS_STAMP)
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python -m pytest -rs tests/baselines/test_peers.py $(ARGS)
+
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -84,4 +103,4 @@ clean:
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PEERS)
