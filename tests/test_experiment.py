@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import polarspike as ps
 from polarspike import cli, data, experiment
 from polarspike.cli.experiments import Train, named_recipe
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
-from polarspike.errors import CheckpointError, InputError, MissingExtraError, RunError, SpecError
+from polarspike.errors import CheckpointError, DataError, InputError, MissingExtraError, RunError, SpecError
 from polarspike.experiment import Recipe, carry_out, prepare
 from polarspike.rehearsal import rehearse
 from polarspike.runs import RunDirectory
@@ -85,8 +86,9 @@ def test_further_changes_are_added_to_the_usual_ones_or_replace_them() -> None:
 def test_mixed_labels_reach_both_networks_their_teacher_and_the_file(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     prepared = prepare(SMALL)
-    train, test, _ = experiment._loaders(prepared.dataset, SMALL, "cpu")
+    train, validate, test, _ = experiment._loaders(prepared.dataset, SMALL, "cpu")
     _, shares = next(iter(train))
+    assert validate is None
     assert shares.shape == (256, 10) and ((shares > 0).sum(1) == 2).any() and next(iter(test))[1].ndim == 1
     outcome = carry_out(prepared, RunDirectory(tmp_path / "run"))
     assert outcome.proofs[0].exact
@@ -259,6 +261,56 @@ def test_a_run_goes_on_with_another_number_of_loading_processes(tmp_path: Path) 
     assert json.loads((tmp_path / "run" / "config.json").read_text())["specs"]["recipe"]["workers"] == 1
     with pytest.raises(RunError, match=r"recipe\.batch_size was 500 and is 400 now"):
         carry_out(prepare(dataclasses.replace(more, batch_size=400)), RunDirectory(tmp_path / "run", resume=True))
+
+
+def test_a_validation_part_is_cut_from_the_training_part_and_asked_after_every_epoch(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, validation=0.2, augmentation=Augmentation())
+    prepared, usual = prepare(recipe), prepare(dataclasses.replace(recipe, validation=0.0)).dataset
+    found, other = prepared.dataset, prepare(dataclasses.replace(recipe, seed=5)).dataset
+    assert [found.count(part) for part in ("train", "validation", "test")] == [1151, 287, 359]
+    assert torch.equal(found.part("validation").images, other.part("validation").images)  # type: ignore[union-attr]
+    assert torch.equal(found.test.images, usual.test.images) and usual.count("train") == 1151 + 287  # type: ignore[union-attr]
+    whole = carry_out(prepared, RunDirectory(tmp_path / "whole"))
+    logs = {
+        stage: RunDirectory(tmp_path / "whole" / stage, resume=True).records() for stage in ("ann", "qann", "control")
+    }
+    for stage, network in (("qann", ps.load(tmp_path / "whole" / "qann.safetensors")), ("control", prepared.ann)):
+        assert isinstance(network, nn.Module)
+        right = ps.evaluate(network, found.evaluation(100, "validation")).accuracy[1]
+        assert [record["validation_accuracy"] for record in logs[stage]] == [right], stage
+    assert len(logs["ann"]) == 1 and 0 < logs["ann"][0]["validation_accuracy"] < 1
+
+    def stop(message: str) -> None:
+        if message.startswith("continue the ANN"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(prepare(recipe), RunDirectory(tmp_path / "run"), say=stop)
+    resumed = carry_out(prepare(recipe), RunDirectory(tmp_path / "run", resume=True))
+    assert resumed.to_dict() == whole.to_dict()
+    with pytest.raises(RunError, match=r"recipe\.validation was 0\.2 and is 0\.3 now"):
+        more = dataclasses.replace(recipe, validation=0.3)
+        carry_out(prepare(more), RunDirectory(tmp_path / "run", resume=True))
+
+
+def test_without_validation_a_recipe_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = dataclasses.replace(SMALL, validation=0.25, augmentation=Augmentation())
+    assert "validation" not in SMALL.to_dict() and Recipe.from_dict(SMALL.to_dict()) == SMALL
+    assert Recipe.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
+    parsed = cli.app.parse(["train", "--data", "digits", "--validation", "0.25"])
+    assert isinstance(parsed, Train) and parsed.values.validation == 0.25
+    for wrong in (-0.1, 1.0, True, float("nan"), "x"):
+        with pytest.raises(SpecError, match=r"Recipe\.validation: expected a share in \[0, 1\), got"):
+            dataclasses.replace(SMALL, validation=wrong)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"a fraction of 0\.001 takes 0 of the .* samples of class 0"):
+        prepare(dataclasses.replace(SMALL, validation=0.001))
+    with pytest.raises(SpecError, match="batch_size: expected at most 143"):
+        prepare(dataclasses.replace(SMALL, validation=0.9))
+    said: list[str] = []
+    monkeypatch.setattr("polarspike.rehearsal._learn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        rehearse(asked, say=said.append)
+    assert "the float network has made a step in fp32, validated: loss" in said[-1]
 
 
 def test_a_network_of_timm_is_a_parent_with_its_own_scaling(tmp_path: Path) -> None:

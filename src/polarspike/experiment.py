@@ -75,7 +75,7 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
 
     Raises:
         SpecError: an unknown model, option or device, a batch that is larger than the dataset, or frames of images.
-        DataError: the dataset is unknown, missing or damaged.
+        DataError: the dataset is unknown, missing or damaged, or its validation part would lack a class.
         InputError: random changes that images of this shape cannot have.
         OperatorError: the network cannot be quantized, or not be trained through time, as the recipe asks.
         MissingExtraError: they need torchvision, which is not installed.
@@ -87,6 +87,8 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
     with distributed.together():
         if recipe.weights is not None:
             dataset = parents.as_trained(dataset, recipe.model)
+        if recipe.validation:
+            dataset = dataset.split_validation(recipe.validation)
         if recipe.batch_size > dataset.count("train"):
             raise SpecError(
                 f"batch_size: expected at most {dataset.count('train')} ({dataset.name}), got {recipe.batch_size}"
@@ -160,7 +162,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
         processes=processes,
         **({} if prepared.digest is None else {"weights": prepared.digest}),  # to be continued from no other
     )
-    train, test, calibration = _loaders(dataset, recipe, device)
+    train, validate, test, calibration = _loaders(dataset, recipe, device)
     ann = move_for_training(prepared.ann, device)
     reader = recipe.read_by(ann)
     if recipe.in_time:
@@ -173,7 +175,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     if recipe.weights is None:
         where = device if processes == 1 else f"{processes} x {torch.device(device).type}"
         say(f"train the ANN: {recipe.model} on {recipe.data}, {recipe.ann.epochs} epochs ({where})")
-        fit(reader, train, recipe.ann, run=run.stage("ann"), resume=run.resume)
+        fit(reader, train, recipe.ann, validate=validate, run=run.stage("ann"), resume=run.resume)
     else:
         say(f"take the ANN as it is: {recipe.model} with the weights of {Path(recipe.weights).name}")
         ann.eval()
@@ -183,10 +185,11 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     master = copy.deepcopy(reader) if asked else None
     teacher = master if recipe.qann.distillation else None
     say(f"fine-tune the quantized network, {recipe.qann.epochs} epochs")
-    fit(recipe.read_by(qann), train, recipe.qann, teacher=teacher, run=run.stage("qann"), resume=run.resume)
+    beside: dict[str, Any] = {"validate": validate, "teacher": teacher, "resume": run.resume}
+    fit(recipe.read_by(qann), train, recipe.qann, run=run.stage("qann"), **beside)
     say(f"continue the ANN for the same {recipe.qann.epochs} epochs")
     control = dataclasses.replace(recipe.qann, activity=0.0, timesteps=(1,))  # it has no spikes, and answers at once
-    fit(reader, train, control, teacher=teacher, run=run.stage("control"), resume=run.resume)
+    fit(reader, train, control, run=run.stage("control"), **beside)
 
     say("convert, verify and evaluate")
     snn = convert(qann, conversion_for(recipe.converted_reading))
@@ -196,7 +199,7 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
     if recipe.learns_order:
         net = unroll_for(recipe, snn)
         teacher = master if recipe.through_time.distillation else None
-        further: dict[str, Any] = {"teacher": teacher, "resume": run.resume}
+        further = {**beside, "teacher": teacher}
         say(f"train the spiking network through time, {recipe.through_time.epochs} epochs")
         fit(net, train, recipe.through_time, run=run.stage("through_time"), **further)
         _keep(run, snn_through_time=net)
@@ -316,13 +319,14 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _loaders(dataset: AnyDataset, recipe: Recipe, device: str) -> tuple[Any, Any, Any]:
-    """Training (shuffled, augmented), test and calibration batches."""
+def _loaders(dataset: AnyDataset, recipe: Recipe, device: str) -> tuple[Any, Any, Any, Any]:
+    """Training (shuffled, augmented), validation (None without), test and calibration batches."""
     # Images in memory have nothing to decode: workers would only copy them.
     there = None if torch.device(device).type == "cpu" else device  # a GPU changes images faster than it is fed
     size, workers = evaluation_batch(dataset, _frames_of(recipe)), recipe.workers
     return (
         dataset.training(recipe.batch_size, workers=workers, device=there),
+        dataset.evaluation(size, "validation", workers=workers) if recipe.validation else None,
         dataset.evaluation(size, workers=workers),
         dataset.evaluation(size, "train", images=recipe.calibration_images, seed=recipe.seed, workers=workers),
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from torch import nn
 
 from polarspike import data, parents
-from polarspike.checks import is_integer, is_share
+from polarspike.checks import is_integer, is_share, is_within
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec
 from polarspike.errors import SpecError
@@ -54,6 +54,8 @@ class Recipe(Spec):
         through_time: how it is; the ANN continues for as many epochs beside it. For that reading alone.
         leak: what a membrane keeps from one frame to the next when this training begins, in (0, 1].
         learned_leak: each site learns its own.
+        validation: the share of every class of the training part that is cut off, the same images for every ``seed``; the
+            logs have the accuracy on it after each epoch, so that nothing need be chosen on test images. 0 for none.
         calibration_images: training images, without augmentation, that choose the steps.
         proof_images: test images on which codes are compared.
         seed: of the initial weights.
@@ -80,6 +82,7 @@ class Recipe(Spec):
     through_time: TrainSpec = field(default_factory=TrainSpec)
     leak: float = FIRST_LEAK
     learned_leak: bool = True
+    validation: float = 0.0
     calibration_images: int = 2048
     proof_images: int = 256
     seed: int = 0
@@ -89,6 +92,7 @@ class Recipe(Spec):
         super().__post_init__()
         for name in ("batch_size", "calibration_images", "proof_images"):
             self._require(name, is_integer(getattr(self, name), 1), "an integer of at least 1")
+        self._require("validation", is_within(self.validation, 0.0, 1.0) and self.validation < 1, "a share in [0, 1)")
         if self.width is not None and parents.package_of(self.model) is not None:
             raise SpecError(
                 f"Recipe.width: expected None for {self.model}, got {self.width}; what its builder takes belongs in "
@@ -153,9 +157,13 @@ class Recipe(Spec):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, without what only training through time reads where there is none: no later default changes that."""
+        """Plain data, without what only training through time reads where there is none: no later default changes that.
+
+        Nor with a validation where there is none: runs of releases that had none go on.
+        """
         data = super().to_dict()
-        return data if self.learns_order else {key: value for key, value in data.items() if key not in _THROUGH_TIME}
+        left_out = {*(() if self.learns_order else _THROUGH_TIME), *(() if self.validation else ("validation",))}
+        return {key: value for key, value in data.items() if key not in left_out}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

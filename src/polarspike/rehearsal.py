@@ -193,15 +193,22 @@ def _step(
     say: Callable[[str], None],
     ann: nn.Module | None = None,
 ) -> None:
-    """One step of a copy of the network as the recipe has it: with its changes of images, precision, teacher and average."""
+    """One step of a copy of the network as the recipe has it: with its changes of images, precision, teacher and average.
+
+    It is validated where the recipe asks for that: on the same images, of which so few have no share of every class.
+    """
     teacher = ann if spec.distillation else None
     # A shift is of images of the full size.
     augmentation = dataclasses.replace(recipe.augmentation, shift=0)
     changed = dataclasses.replace(dataset, train=dataset.train.subset(torch.arange(_FEW)), augmentation=augmentation)
     one = dataclasses.replace(spec, epochs=1, warmup_epochs=0.0)
-    history = fit(copy.deepcopy(model), changed.training(_FEW), one, teacher=teacher, progress=False)
+    beside: dict[str, Any] = {"teacher": teacher, "progress": False}
+    if recipe.validation:
+        beside["validate"] = changed.evaluation(_FEW, "train")
+    history = fit(copy.deepcopy(model), changed.training(_FEW), one, **beside)
     how = f"in {spec.precision}{'' if teacher is None else ' with its teacher'}"
     how += "" if augmentation.is_identity else f" on changed images ({recipe.augmentation})"
+    how += ", validated" if recipe.validation else ""
     say(f"{what} has made a step {how}: loss {history.last.loss:.3g}")
 
 

@@ -106,12 +106,16 @@ def test_one_command_trains_through_time_survives_a_kill_and_tells_the_networks_
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, run, broken = ["--root", str(ordered(tmp_path / "data"))], tmp_path / "run", tmp_path / "broken"
-    assert cli.main(["train", *FLAGS, *THROUGH, "--run", str(run), *given]) == 0
+    validated = [*FLAGS, *THROUGH, "--validation", "0.34"]  # one of the three recordings of a class
+    assert cli.main(["train", *validated, "--run", str(run), *given]) == 0
     printed = capsys.readouterr()
     assert "train the spiking network through time, 2 epochs" in printed.err
     assert {path.name for path in run.iterdir() if path.is_dir()} == {
         "ann", "qann", "control", "through_time", "through_time_control",
     }  # fmt: skip
+    for stage in run.glob("*/log.jsonl"):
+        records = [json.loads(line) for line in stage.read_text().splitlines()]
+        assert records and all(0 <= record["validation_accuracy"] <= 1 for record in records), stage
     named = re.findall(r"^(ANN, continued|SNN through time|ANN|QANN|SNN) +(\d?) ", printed.out, re.MULTILINE)
     shown = [("SNN", "1"), ("SNN", "2"), ("SNN", "3")]
     later = [("SNN through time", t) for _, t in shown]
@@ -135,7 +139,7 @@ def test_one_command_trains_through_time_survives_a_kill_and_tells_the_networks_
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "keep", killed)
-        assert cli.main(["train", *FLAGS, *THROUGH, "--run", str(broken), *given]) == 130
+        assert cli.main(["train", *validated, "--run", str(broken), *given]) == 130
     assert len((broken / "through_time" / "log.jsonl").read_text().splitlines()) == 1
     assert cli.main(["train", "--run", str(broken), "--resume", *given]) == 0
     for name in ("results.json", "report.txt"):
