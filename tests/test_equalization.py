@@ -157,5 +157,7 @@ def test_operators_that_it_does_not_know_are_no_obstacle() -> None:
 
 
 def test_an_empty_loader_is_refused() -> None:
-    with pytest.raises(CalibrationError, match="empty loader"):
+    with pytest.raises(
+        CalibrationError, match=r"equalize: expected at least one batch, got an empty loader; .* drop_last"
+    ):
         equalize(mobile(), torch.randn(2, 2, 8, 8), [])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import Inputs, batches_of, float_leaves, map_inputs, to_device
+from polarspike.inputs import Inputs, batches_of, float_leaves, map_inputs, require_batches, to_device
 from polarspike.modules import apply, device_of
 from polarspike.quantized import QuantizedNetwork
 
@@ -50,11 +50,7 @@ def float_answers(verb: str, goal: QuantizedNetwork, batches: Iterable[Any] | Te
                 )
             if answers == "classes":
                 require_scores(verb, pairs[-1][1])
-    if not pairs:
-        raise CalibrationError(
-            f"{verb}: expected at least one batch, got an empty loader; check the dataset's size against batch_size and "
-            "drop_last (an iterator that was read before is empty, too)"
-        )
+    require_batches(bool(pairs), verb)
     return pairs
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from polarspike.checks import is_integer
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import batches_of, to_device
+from polarspike.inputs import batches_of, require_batches, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
 from polarspike.synaptic import (
@@ -186,11 +186,7 @@ def _center(qann: QuantizedNetwork, goal: QuantizedNetwork, rows: dict[str, _Row
                 apply(goal, inputs)
             with _hooked(qann, rows, center):
                 apply(qann, inputs)
-    if not seen or not all(row.size for row in rows.values()):
-        raise CalibrationError(
-            "correct_bias: expected at least one batch with a sample in it, got an empty loader; check the dataset's size "
-            "against batch_size and drop_last (an iterator that was read before is empty, too)"
-        )
+    require_batches(seen > 0 and all(row.size for row in rows.values()), "correct_bias", "batch with a sample in it")
     for holder, row in rows.items():  # before anything is changed
         if not bool(torch.isfinite(row.shift()).all()):
             raise CalibrationError(

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from polarspike.capture import capture, check_capture
-from polarspike.errors import CalibrationError
 from polarspike.graph import finish
-from polarspike.inputs import Inputs, batches_of, to_device
+from polarspike.inputs import Inputs, batches_of, require_batches, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked, ranks_behind_linear
 from polarspike.operator_table import Meaning
 from polarspike.operators import argument, base_of, describe_target, meaning_of
@@ -199,8 +198,7 @@ def _balance_signals(network: fx.GraphModule, pairs: list[Pair], batches: Iterab
         for inputs, _ in batches_of(batches):
             seen += 1
             apply(network, to_device(inputs, device))
-    if not seen:
-        raise CalibrationError("equalize: expected at least one batch, got an empty loader")
+    require_batches(seen > 0, "equalize")
     for pair in pairs:
         powers, count = sums[pair.second.name]
         sizes = (powers / count.to(powers)).pow(1 / _POWER)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from polarspike.errors import InputError
+from polarspike.errors import CalibrationError, InputError
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -100,6 +100,19 @@ def batches_of(batches: Iterable[Any] | Tensor) -> Iterator[tuple[Inputs, Any]]:
                 f"batch {position}: expected inputs (a tensor or a dict) or a pair (inputs, target), "
                 f"got {type(batch).__name__}; pack several inputs into a dict by argument name"
             )
+
+
+def require_batches(found: bool, where: str, what: str = "batch") -> None:
+    """Refuse a loader in which nothing was found.
+
+    Raises:
+        CalibrationError: it was empty.
+    """
+    if not found:
+        raise CalibrationError(
+            f"{where}: expected at least one {what}, got an empty loader; check the dataset's size against batch_size and "
+            "drop_last (an iterator that was read before is empty, too)"
+        )
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polarspike import distributed
 from polarspike.errors import CalibrationError, InputError
-from polarspike.inputs import batches_of, to_device
+from polarspike.inputs import batches_of, require_batches, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.placement import channel_dim_behind
 from polarspike.quantized import QuantizedNetwork
@@ -77,11 +77,7 @@ def observe(
             apply(qann, to_device(inputs, device))
     for name in seen if distributed.world_size() > 1 else ():
         seen[name] = _merged(distributed.gathered(seen[name]))
-    if distributed.summed([position + 1])[0] == 0:
-        raise CalibrationError(
-            "calibration batches: expected at least one batch, got an empty loader; check the dataset's size against "
-            "batch_size and drop_last (an iterator that was read before is empty, too)"
-        )
+    require_batches(distributed.summed([position + 1])[0] > 0, "calibration batches")
     return seen
 
 

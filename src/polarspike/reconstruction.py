@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from polarspike.checks import is_integer
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import Inputs, as_call, batches_of, bind, to_device
+from polarspike.inputs import Inputs, as_call, batches_of, bind, require_batches, to_device
 from polarspike.modules import device_of, evaluating
 from polarspike.quantized import QuantizedNetwork, parameters_of, require_calibrated, require_same_graph
 from polarspike.regression import Sums, regress
@@ -147,11 +147,7 @@ class _Walk:
             elif len(self.envs) >= room:
                 break
             self.envs.append(env)
-        if not self.envs:
-            raise CalibrationError(
-                "reconstruct: expected at least one batch, got an empty loader; check the dataset's size against "
-                "batch_size and drop_last (an iterator that was read before is empty, too)"
-            )
+        require_batches(bool(self.envs), "reconstruct")
 
     def run(self, node: fx.Node) -> None:
         """Compute one node in both networks, for every batch."""

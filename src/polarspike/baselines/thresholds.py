@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polarspike import ops
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import batch_size, batches_of, map_inputs, to_device
+from polarspike.inputs import batch_size, batches_of, map_inputs, require_batches, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.observation import observe
 from polarspike.quantized import QuantizedNetwork
@@ -101,6 +101,5 @@ def _balanced(qann: QuantizedNetwork, batches: list[Any], passes: int, images: i
                 for first in range(0, batch_size(inputs), images):
                     part = map_inputs(lambda value, first=first: value[first : first + images], inputs)
                     apply(qann, to_device(part, device))
-    if len(found) < len(qann.sites()):
-        raise CalibrationError("thresholds: expected at least one batch, got an empty loader; check the data")
+    require_batches(len(found) == len(qann.sites()), "thresholds")
     return found
