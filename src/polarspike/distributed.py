@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch import distributed as group
 
 from polarspike.errors import InputError, RunError, SpecError
+from polarspike.samplers import generators_of, sources_of
 
 Value = TypeVar("Value")
 
@@ -193,7 +194,7 @@ def own_batches(
 
 def shares_samples(loader: object) -> bool:
     """Whether a loader gives each process its own samples: by torch's ``DistributedSampler``, or one like it."""
-    sources = [*_sources(loader), getattr(loader, "dataset", None)]
+    sources = [*sources_of(loader), getattr(loader, "dataset", None)]
     counts = (getattr(source, name, 1) for source in sources for name in ("num_replicas", "num_processes"))
     return any(isinstance(count, int) and count > 1 for count in counts)
 
@@ -211,17 +212,10 @@ def require_all_samples(loader: object) -> None:
         )
 
 
-def _sources(loader: object) -> list[object]:
-    """The loader, its samplers and theirs."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    return [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
-
-
 @contextmanager
 def _drawing_as_main(loader: object) -> Iterator[None]:
     """Within this context the generators that a loader may ask go on from where those of rank 0 are."""
-    found = (getattr(source, "generator", None) for source in _sources(loader))
-    own = list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+    own = generators_of(loader)
 
     def states() -> tuple[Any, ...]:
         return torch.get_rng_state(), random.getstate(), np.random.get_state(), [one.get_state() for one in own]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from polarspike.samplers import generators_of, sources_of
+
 
 def epoch_seed(seed: int, epoch: int, rank: int | None = None) -> int:
     """The seed of epoch ``epoch`` (from 1): the first 63 bits of SHA-256 of the text ``polarspike/<seed>/<epoch>``.
@@ -25,25 +27,14 @@ def number_of(text: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _sources(loader: object) -> list[object]:
-    """The loader, its samplers and theirs: where generators and ``set_epoch`` are found."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    return [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
-
-
-def _generators(loader: object) -> list[torch.Generator]:
-    found = (getattr(source, "generator", None) for source in _sources(loader))
-    return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())
-
-
 def seed_everything(seed: int, loader: object, epoch: int) -> None:
     """Seed torch, Python, NumPy and the loader's own generators; tell distributed samplers the epoch."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    for number, generator in enumerate(_generators(loader), start=1):
+    for number, generator in enumerate(generators_of(loader), start=1):
         generator.manual_seed(seed + number)
-    for source in {id(source): source for source in _sources(loader)}.values():
+    for source in {id(source): source for source in sources_of(loader)}.values():
         if callable(set_epoch := getattr(source, "set_epoch", None)):  # the convention of distributed samplers
             set_epoch(epoch)
 
@@ -51,7 +42,7 @@ def seed_everything(seed: int, loader: object, epoch: int) -> None:
 @contextmanager
 def randomness_kept(loader: object) -> Iterator[None]:
     """Put every generator that :func:`seed_everything` seeds back to where it was."""
-    own = [(generator, generator.get_state()) for generator in _generators(loader)]
+    own = [(generator, generator.get_state()) for generator in generators_of(loader)]
     cpu, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
