@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from polarspike.runs import RunDirectory
 from polarspike.training_spec import TrainSpec
 
 DEVICE = "cuda"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SPEC = TrainSpec(epochs=3, learning_rate=0.02, warmup_epochs=0.5, precision="bf16", averaging=0.9, activity=0.01)
 

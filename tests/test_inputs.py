@@ -11,7 +11,16 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from polarspike.errors import InputError
-from polarspike.inputs import Signature, as_call, batch_size, batches_of, bind, map_inputs, to_device
+from polarspike.inputs import (
+    Signature,
+    as_call,
+    batch_size,
+    batches_of,
+    bind,
+    map_inputs,
+    to_device,
+    unsound_input,
+)
 
 X = torch.arange(12.0).view(4, 3)
 Y = torch.arange(4)
@@ -147,3 +156,11 @@ def test_a_signature_fixes_dimensions_and_channels_but_not_sizes() -> None:
 def test_a_signature_by_position_holds_by_name() -> None:
     named = Signature.of((torch.zeros(2, 3), True, torch.zeros(2, 5))).named(["a", "flag", "b"])
     assert named.shapes == (("a", (3,)), ("b", (5,)))
+
+
+def test_beside_integers_alone_a_mask_holds_zeros_and_minus_infinity() -> None:
+    ids, mask, data = torch.arange(3), torch.tensor([0.0, -torch.inf, 0.0]), torch.tensor([0.5, -torch.inf, 1.0])
+    assert unsound_input({"ids": ids, "mask": mask}) is None
+    assert unsound_input({"ids": ids, "x": data}) == "x"  # the logarithm of zero is no mask
+    assert unsound_input({"x": ids.float(), "mask": data}) is None  # positions may weigh, too
+    assert unsound_input({"mask": mask}) == "mask"

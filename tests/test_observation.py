@@ -93,6 +93,23 @@ def test_dropout_hides_no_linear_layer(granularity: Any) -> None:
     assert ps.diagnose(network, [x]).sites["1"].channels == 5
 
 
+class ByConstant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) @ self.weight
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_a_product_with_a_constant_is_a_linear_layer(granularity: Any) -> None:
+    network = ps.quantize(nn.Sequential(nn.Linear(4, 5), ByConstant()), ps.QuantSpec(granularity=granularity),
+                          example=torch.randn(2, 6, 4))  # fmt: skip
+    (name, site), *_ = network.sites().items()
+    assert channel_dim(network, name) == -1 and site.spec.channels == (5 if granularity == "channel" else 0)
+
+
 class Product(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(x)

@@ -314,6 +314,11 @@ def test_what_is_the_same_for_all_samples_stays_whole_and_what_is_no_tensor_pass
     torch.testing.assert_close(whole["answer"], every["answer"][-1])
     torch.testing.assert_close(every["answer"][0], qann(**first)["answer"].detach())
     assert (whole["scale"], whole["none"]) == (every["scale"], every["none"]) == (2.0, None)
+    many = torch.randn(12, 3, 5, 6)
+    with torch.no_grad():
+        expected = net(many, masks)["answer"]
+        monkeypatch.setattr("polarspike.sequences._PIECE", 21)  # seven samples, then five: as many as the mask has rows
+        torch.testing.assert_close(net(many, masks)["answer"], expected)
     masks[0, 1] = -1.0
     with pytest.raises(InputError, match=r"input 'mask': expected the same at every timestep, .* of shape"):
         net(frames, masks)

@@ -213,11 +213,17 @@ def _kind(value: Any) -> str:
 
 
 def unsound_input(inputs: Inputs) -> str | None:
-    """The first input that holds NaN or infinity; of several tensors one may be a mask to add, with minus infinity."""
+    """The first input that holds NaN or infinity; of several tensors one may be a mask to add, with minus infinity.
+
+    Beside integers alone a mask holds zeros and minus infinity, and anything else is data.
+    """
     tensors = tensors_of(inputs)
+    floats = sum(tensor.is_floating_point() for _, tensor in tensors)
     for name, tensor in tensors:
         if tensor.is_floating_point():
-            sound = tensor.isfinite() | tensor.isneginf() if len(tensors) > 1 else tensor.isfinite()
+            finite = tensor.isfinite()
+            mask = floats > 1 or (len(tensors) > 1 and not bool(tensor[finite].any()))
+            sound = finite | tensor.isneginf() if mask else finite
             if not bool(sound.all()):
                 return name
     return None

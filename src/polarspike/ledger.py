@@ -137,8 +137,11 @@ class Ledger:
         except FileExistsError:
             pass
         except OSError:  # a file system without hard links: for a moment the file is there without its header
-            with contextlib.suppress(FileExistsError), self.path.open("xb") as file:
-                file.write(header)
+            with contextlib.suppress(FileExistsError):
+                # Appended, so that rows which another process has put there by then are not written over.
+                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o666)
+                with os.fdopen(handle, "ab") as file:
+                    file.write(header)
         finally:
             beside.unlink(missing_ok=True)
 

@@ -135,7 +135,8 @@ class HoldingNeuron(PolarityNeuron):
     So the spiking network equals the quantized network itself on the mean input, at every T: more steps average the
     input and refine nothing. A change of the mean by one level fires about t spikes at once, so ``|k[t]|`` grows with t.
 
-    A is summed in float64: the mean of equal inputs is then that input to the last bit, also where it lies on a boundary.
+    A is summed in float64 (where the device has it): the mean of equal inputs is then that input to the last bit, also
+    where it lies on a boundary.
     """
 
     def advance(
@@ -147,13 +148,13 @@ class HoldingNeuron(PolarityNeuron):
 
     def integrate(self, x: Tensor, state: NeuronState | None, timestep: int) -> NeuronState:
         require_same_shape(x, None if state is None else state.total, self.name)
-        total = x.double() if state is None else state.total + x
+        total = x.to(ops.sum_dtype(x)) if state is None else state.total + x
         mean = (total / timestep).to(ops.widen(x).dtype)
         return NeuronState(total, self.encode(mean) * timestep)
 
     def meet(self, mean: Tensor, state: NeuronState | None, timestep: int) -> NeuronState:
         require_same_shape(mean, None if state is None else state.total, self.name)
-        return NeuronState(mean.double() * timestep, self.encode(ops.widen(mean)) * timestep)
+        return NeuronState(mean.to(ops.sum_dtype(mean)) * timestep, self.encode(ops.widen(mean)) * timestep)
 
     def average(self, state: NeuronState, timestep: int) -> Tensor:
         return self.decode(state.codes / timestep)

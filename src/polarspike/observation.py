@@ -104,8 +104,8 @@ def channel_dim(qann: QuantizedNetwork, name: str) -> int | None:
     site = qann.sites()[name]
     if site.spec.channels:
         return site.spec.channel_dim
-    node = next(node for node in qann.network.graph.nodes if node.op == "call_module" and node.target == name)
-    return channel_dim_behind(qann.network, node)
+    nodes = (node for node in qann.network.graph.nodes if node.op == "call_module" and node.target == name)
+    return next((channel_dim_behind(qann.network, node) for node in nodes), 1)
 
 
 def _update(seen: Observed, x: Tensor, dim: int | None, apart: bool, by_channel: bool) -> None:

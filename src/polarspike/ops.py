@@ -310,7 +310,10 @@ def _emit_into(y: Tensor, before: Tensor, after: Tensor, step: Tensor, gain: Ten
     if isinstance(gain, float) and gain == 1.0:
         torch.sub(after, before, out=y).mul_(step.to(y.dtype))
     else:
-        y.copy_(_polar_change(before, after, step, gain))
+        step, gain = step.to(y.dtype), gain.to(y.dtype) if isinstance(gain, Tensor) else gain
+        below = after.clamp(max=0.0).sub_(before.clamp(max=0.0))
+        torch.sub(after, before, out=y).sub_(below).mul_(step)  # y may be the memory of ``before``
+        y.add_(below.mul_(step).mul_(gain))
 
 
 def _polar_change(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> Tensor:
@@ -328,6 +331,11 @@ def _is_watched(*values: Tensor) -> bool:
 
 def _wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """float64, which holds sums of many float32 exactly; float32 on a device that has none (Apple's)."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def widen(x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from polarspike.contract import Rule
-from polarspike.graph import scope_of
+from polarspike.graph import scope_of, signals
 from polarspike.operator_table import Meaning
 from polarspike.operators import argument, describe_target, meaning_of, moving, reads_size
 
@@ -349,13 +349,16 @@ def _reason(
 def channel_dim_behind(network: fx.GraphModule, node: fx.Node) -> int | None:
     """The dimension of a signal's channels, which the next synapse behind it decides, past dropout.
 
-    In front of a linear layer it is the last one; a product of two signals has none; everywhere else it is dimension 1.
+    In front of a linear layer, or of a product with a constant behind it, it is the last one; a product of two signals has
+    none; everywhere else it is dimension 1.
     """
-    front = [node]
+    front, dependent = [node], signals(network)
     while front:
         part = front.pop(0)
         for user in part.users:
             meaning = meaning_of(network, user)
+            if meaning is Meaning.MATMUL and len(moving(user, dependent)) == 1:
+                return 1 if user.args[-1] is part else -1
             if meaning in _SYNAPTIC:
                 return _channel_dim(network, user)
             if meaning is Meaning.DROPOUT:

@@ -129,8 +129,12 @@ class SequenceNetwork(Observable):
         if length == 0:
             raise InputError("expected at least one image, got an empty batch")
         size = length if torch.is_grad_enabled() else max(1, _PIECE // (self._simulated(len(frames)) + self.pre_run))
+        # Decided once: a last piece may have as many images as a mask has rows.
+        shared = {name for name, value in frames[0].items() if not is_batched(value, length)}
         pieces = [slice(i, i + size) for i in range(0, length, size)]
-        answers = [self._run([cast(Mapping[str, Any], rows_of(f, rows, length)) for f in frames]) for rows in pieces]
+        answers = [
+            self._run([cast(Mapping[str, Any], rows_of(f, rows, length)) for f in frames], shared) for rows in pieces
+        ]
         outputs = pytree.tree_map(_joined, *answers)  # (T, batch, ...)
         return pytree.tree_map(_running_mean if every_step else _mean, outputs)
 
@@ -143,14 +147,19 @@ class SequenceNetwork(Observable):
         """How many counted steps are run for T: a site's rehearsal (COS) needs as many corrected inputs as it is long."""
         return max(timesteps, self.rehearsal - self.pre_run)
 
-    def _run(self, frames: list[Mapping[str, Any]]) -> Any:
-        """The outputs of the T counted steps, (T, batch, ...)."""
+    def _run(self, frames: list[Mapping[str, Any]], shared: set[str]) -> Any:
+        """The outputs of the T counted steps, (T, batch, ...); ``shared`` inputs are the same for all images."""
         asked, rehearsed = len(frames), self.pre_run
         ahead = [frames[t % asked] for t in range(rehearsed)]
         frames = ahead + [frames[t % asked] for t in range(self._simulated(asked))]
         images = batch_size(frames[0])
         walk = Walk(self.network, len(frames), rehearsed, images, self.contract)
-        folded = {name: _folded(name, [f[name] for f in frames], images) for name in frames[0]}
+        folded = {
+            name: _same(name, [f[name] for f in frames], images)
+            if name in shared
+            else torch.cat([f[name] for f in frames])
+            for name in frames[0]
+        }
         with fitting(self._named_signature, frames[0]):
             output = walk.run(*folded.values())
         self._report(walk, rehearsed)
@@ -246,11 +255,9 @@ class Walk(fx.Interpreter):
         return torch.cat(parts).flatten(0, 1)
 
 
-def _folded(name: str, values: list[Any], images: int) -> Any:
-    """One input at all timesteps, (S batch, ...); what is the same for all images has no timesteps either."""
+def _same(name: str, values: list[Any], images: int) -> Any:
+    """An input that is the same for all images, and so at all timesteps."""
     first = values[0]
-    if is_batched(first, images):
-        return torch.cat(values)
     if isinstance(first, Tensor) and not all(value is first or torch.equal(value, first) for value in values):
         raise InputError(
             f"input {name!r}: expected the same at every timestep, because it has no batch of {images} in front, got "
@@ -273,11 +280,11 @@ def _mean(outputs: Any) -> Any:
     """Of floats over time; of integers the last, because they have none, and what is no tensor as it is."""
     if not isinstance(outputs, Tensor):
         return outputs
-    return outputs.mean(0) if outputs.is_floating_point() else outputs[-1]
+    return outputs.mean(0) if outputs.is_floating_point() or outputs.is_complex() else outputs[-1]
 
 
 def _running_mean(outputs: Any) -> Any:
-    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+    if not isinstance(outputs, Tensor) or not (outputs.is_floating_point() or outputs.is_complex()):
         return outputs
     times = torch.arange(1, len(outputs) + 1).to(outputs).view(-1, *(1,) * (outputs.dim() - 1))
     return outputs.cumsum(0) / times

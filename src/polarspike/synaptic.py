@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from polarspike import ops
 from polarspike.errors import SpecError
 from polarspike.graph import signals
 from polarspike.operator_table import Meaning
@@ -91,7 +92,7 @@ def channel_dim(module: nn.Module) -> int:
 def channel_sums(y: Tensor, dim: int) -> tuple[Tensor, int]:
     """Sums over all but the channels, in float64 where the device has it, and how many values each one holds."""
     rest = [d for d in range(y.dim()) if d != dim % y.dim()]
-    wide = torch.float32 if y.device.type == "mps" else torch.float64
+    wide = ops.sum_dtype(y)
     return (y.sum(rest, dtype=wide) if rest else y.to(wide)), y.numel() // max(1, y.shape[dim])
 
 

@@ -12,7 +12,8 @@ import torch
 
 from polarspike.baselines import contest as contest_module
 from polarspike.baselines import peers
-from polarspike.baselines.contest import Contest, chosen
+from polarspike.baselines.choice import chosen
+from polarspike.baselines.contest import Contest
 from polarspike.baselines.cost import announcement
 from polarspike.baselines.peers import PEERS, PeerNetwork
 from polarspike.errors import MissingExtraError, SpecError

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from polarspike.baselines.choice import AS_GOOD
 from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.rival import Pooling
@@ -23,8 +24,6 @@ _TRAINING = (
     "frames", "limit",
 )  # fmt: skip
 BUDGETS = ("epochs", "time")
-#: A setting whose share of right answers is this close to the best one's is as good; of those the fewest spikes decide.
-AS_GOOD = 0.003
 
 
 @dataclass(frozen=True)

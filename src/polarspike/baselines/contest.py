@@ -13,14 +13,15 @@ import dataclasses
 import math
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from polarspike import data
-from polarspike.baselines.comparison import AS_GOOD, ASKED, Comparison
+from polarspike.baselines.choice import chosen
+from polarspike.baselines.comparison import ASKED, Comparison
 from polarspike.baselines.measurement import FLOAT_BITS, MEASURED, measured, with_bits
 from polarspike.baselines.methods import Method, describe
 from polarspike.baselines.peers import PEERS, convert_with, version
@@ -28,7 +29,7 @@ from polarspike.baselines.rival import Rival, RivalSpec, prepare
 from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import Stage, control_stage, float_stage, own_stage, steps_read
 from polarspike.errors import InputError, MissingExtraError, OperatorError, RunError, SpecError
-from polarspike.evaluation import Evaluation, evaluate
+from polarspike.evaluation import evaluate
 from polarspike.ledger import AT_THE_EDGE, Ledger, as_text
 from polarspike.locks import locked
 from polarspike.readings import AtOnce, OverFrames
@@ -365,17 +366,6 @@ class Contest:
     def _scaled(self, rate: float) -> float:
         """A Transformer's usual rate under AdamW is 50 times below that of a network with batch norm under SGD."""
         return rate / 50 if self.asked.model == "vit" else rate
-
-
-def chosen(tried: Sequence[tuple[Evaluation, int]]) -> int:
-    """Which of several settings is the best at the T beside it: the fewest spikes of all that are as good as the best.
-
-    Accuracy alone would pay any number of spikes for an image more or less.
-    """
-    scores = [found.accuracy[timesteps] for found, timesteps in tried]
-    spikes = [found.firing[timesteps].spikes_per_neuron if found.firing else 0.0 for found, timesteps in tried]
-    as_good = [index for index, score in enumerate(scores) if score >= max(scores) - AS_GOOD]
-    return min(as_good, key=lambda index: (spikes[index], -scores[index]))
 
 
 def rows_of(contests: Iterable[Contest]) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polarspike import ops
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import batch_size, batches_of, map_inputs, require_batches, to_device
+from polarspike.inputs import batch_size, batches_of, require_batches, rows_of, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.observation import observe
 from polarspike.quantized import QuantizedNetwork
@@ -98,8 +98,9 @@ def _balanced(qann: QuantizedNetwork, batches: list[Any], passes: int, images: i
         for _ in range(passes):
             for number, (inputs, _) in enumerate(batches):
                 position = number
-                for first in range(0, batch_size(inputs), images):
-                    part = map_inputs(lambda value, first=first: value[first : first + images], inputs)
+                length = batch_size(inputs)
+                for first in range(0, length, images):
+                    part = rows_of(inputs, slice(first, first + images), length)
                     apply(qann, to_device(part, device))
     require_batches(len(found) == len(qann.sites()), "thresholds")
     return found

@@ -150,7 +150,9 @@ class Convert(NetworkCommand):
             ) from error
         if asked:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
-            raise SpecError(f"{self.model}: a quantized network is calibrated already; leave {flags} out")
+            raise SpecError(
+                f"{self.model}: a quantized network is calibrated already; leave {flags} out, it takes --force alone"
+            )
         snn = convert(qann, conversion_for(reading_of(Path(self.model), qann)))
         save(snn, self.snn)
         show(snn.report)
