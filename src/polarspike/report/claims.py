@@ -28,8 +28,9 @@ from polarspike.report.rivals import Row, grouped, mean_of, name_of
 _FREE = "polarspike-free"
 #: Our methods: trained for one timestep, for several, and not at all.
 OURS = ("polarspike", "polarspike+t", _FREE)
-#: Differences between two networks of one seed that say nothing: twice their standard deviation, which was 0.18 points on
-#: the plain network of the preset "small" and 0.27 on the residual one (three seeds, pooled over rivals near ours).
+#: Differences between two networks of one seed that say nothing: somewhat more than twice their standard deviation, which
+#: was 0.19 points on the plain network of the preset "small" and 0.25 on the residual one (three seeds, pooled over rivals
+#: within a point of ours).
 NOISE = 0.6
 Outcome = Literal["yes", "level", "no", "open"]
 _SINGLE_REACH = 8
