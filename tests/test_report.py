@@ -67,7 +67,9 @@ def test_plots_are_three_files_a_network(tmp_path: Path) -> None:
     ]
     first = written[0].read_text()
     assert "ours 4 levels" in first
-    assert plot_rivals(ROWS, tmp_path)[0].read_text() == first
+    assert plot_rivals(ROWS, tmp_path)[0].read_text() == first and "not shown below" not in first
+    far = [*ROWS, {**ROWS[1], "method": "rate-max", "levels": "", "accuracy": "10"}]
+    assert "not shown below 74" in plot_rivals(far, tmp_path)[0].read_text()
 
 
 KINDS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ _WIDTH = 200
 _COSTS = (("events", "events", 3), ("spikes", "spikes", 3), ("spike bits", "spike_bits", 0), ("bits", "bits", 0),
           ("nJ a", "nj_a", 1), ("nJ b", "nj_b", 1), ("nJ c", "nj_c", 1), ("nJ d", "nj_d", 1), ("nJ qann", "nj_qann", 1),
           ("nJ ann", "nj_ann", 1), ("x time", "time_ratio", 2), ("ms", "ms_per_image", 2))  # fmt: skip
+#: Names in a column beside a figure, and percent of accuracy that it shows.
+_NAMES, _SPAN = 28, 20.0
 #: What accuracy is drawn against: column -> label, base of the logarithmic scale.
 _AXES = {
     "latency": ("true latency, timesteps", 2),
@@ -124,13 +127,15 @@ def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
         mine = {key: found for key, found in groups.items() if key[:2] == (data, network)}
         for axis, (label, base) in _AXES.items():
             target = place / f"rivals-{data}-{network}-{axis}.svg"
-            with drawing(target, (8, 5), style={}) as (axes,):
+            columns = math.ceil(len(mine) / _NAMES)
+            with drawing(target, (7 + 2.2 * columns, 5)) as (axes,):
                 _draw(axes, axis, mine)
+                lowest = _cut(axes)
                 axes.set_xscale("log", base=base)
                 axes.set_xlabel(label)
-                axes.set_ylabel("accuracy, %")
+                axes.set_ylabel("accuracy, %" if lowest is None else f"accuracy, % (not shown below {lowest:.0f})")
                 axes.set_title(f"{data}, {network}")
-                axes.legend(fontsize=7, loc="lower right")
+                axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, ncols=columns)
             written.append(target)
     return written
 
@@ -144,7 +149,25 @@ def _draw(axes: Any, axis: str, found: Mapping[tuple[str, ...], Mapping[int, lis
         places = [(latency if axis == "latency" else mean_of(at, axis), at) for latency, at in sorted(answers.items())]
         drawn = [(x, mean_of(at, "accuracy")) for x, at in places if x]
         if drawn:
-            axes.plot(*zip(*drawn, strict=True), marker=MARKS[index % len(MARKS)], label=name_of(key), lw=1)
+            ours = key[2].startswith("polarspike")
+            axes.plot(
+                *zip(*drawn, strict=True),
+                marker=MARKS[index % len(MARKS)],
+                markersize=5,
+                label=name_of(key),
+                lw=2.0 if ours else 0.8,
+                zorder=3 if ours else 2,
+            )
+
+
+def _cut(axes: Any) -> float | None:
+    """Leave out what is far below the best, where lines that matter would else be one; where the axis then begins."""
+    values = [float(value) for line in axes.lines for value in line.get_ydata()]
+    lowest = max(values, default=0.0) - _SPAN
+    if min(values, default=0.0) >= lowest:
+        return None
+    axes.set_ylim(lowest, max(values) + 0.05 * _SPAN)
+    return lowest
 
 
 def _accuracy(rows: Sequence[Row], seeds: int) -> str:
