@@ -42,23 +42,20 @@ help:
 
 setup: $(STAMP)
 
-# $(1): an environment; $(2): the extras of polarspike that it gets.
 # Python compiles what it loads; compiling all that is installed takes a minute and a half.
-define install
+$(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 	    "polarspike needs Python 3.11 or newer, got %d.%d; try: make setup PYTHON=python3.12" % sys.version_info[:2])'
-	test -x $(1)/bin/pip || $(PYTHON) -m venv $(1)
-	$(1)/bin/python -m pip install --no-compile -c constraints.txt -e '.[$(2)]'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev,vision]'
 	@touch $@
-endef
 
-$(STAMP): EXTRAS = dev,vision
-$(STAMP): pyproject.toml constraints.txt
-	$(call install,$(VENV),$(EXTRAS))
-
-$(PEERS_STAMP): EXTRAS = dev,vision,baselines
+# Sinabs wants an older nir than ours, which an older nirtorch goes with.
 $(PEERS_STAMP): pyproject.toml constraints.txt
-	$(call install,$(PEERS),$(EXTRAS))
+	test -x $(PEERS)/bin/pip || $(PYTHON) -m venv $(PEERS)
+	grep -v '^nir' constraints.txt > $(PEERS)/constraints.txt
+	$(PEERS)/bin/python -m pip install --no-compile -c $(PEERS)/constraints.txt -e '.[baselines]' pytest hypothesis
+	@touch $@
 
 demo: $(STAMP)
 	$(BIN)/polarspike demo $(ARGS)
