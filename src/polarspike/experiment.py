@@ -321,7 +321,6 @@ def _digest(content: bytes) -> str:
 
 def _loaders(dataset: AnyDataset, recipe: Recipe, device: str) -> tuple[Any, Any, Any, Any]:
     """Training (shuffled, augmented), validation (None without), test and calibration batches."""
-    # Images in memory have nothing to decode: workers would only copy them.
     there = None if torch.device(device).type == "cpu" else device  # a GPU changes images faster than it is fed
     size, workers = evaluation_batch(dataset, _frames_of(recipe)), recipe.workers
     return (

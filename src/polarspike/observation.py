@@ -10,6 +10,7 @@ from torch import Tensor
 
 from polarspike import distributed
 from polarspike.errors import CalibrationError, InputError
+from polarspike.graph import signals
 from polarspike.inputs import batches_of, require_batches, to_device
 from polarspike.modules import apply, device_of, evaluating, hooked
 from polarspike.placement import channel_dim_behind
@@ -104,8 +105,9 @@ def channel_dim(qann: QuantizedNetwork, name: str) -> int | None:
     site = qann.sites()[name]
     if site.spec.channels:
         return site.spec.channel_dim
-    nodes = (node for node in qann.network.graph.nodes if node.op == "call_module" and node.target == name)
-    return next((channel_dim_behind(qann.network, node) for node in nodes), 1)
+    network = qann.network
+    nodes = (node for node in network.graph.nodes if node.op == "call_module" and node.target == name)
+    return next((channel_dim_behind(network, node, signals(network)) for node in nodes), 1)
 
 
 def _update(seen: Observed, x: Tensor, dim: int | None, apart: bool, by_channel: bool) -> None:

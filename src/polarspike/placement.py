@@ -25,7 +25,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from polarspike.contract import Rule
-from polarspike.graph import scope_of, signals
+from polarspike.graph import scope_of
 from polarspike.operator_table import Meaning
 from polarspike.operators import argument, describe_target, meaning_of, moving, reads_size
 
@@ -346,13 +346,13 @@ def _reason(
     return f"{what}, never negative" if never_negative else f"{what}, signed by nature"
 
 
-def channel_dim_behind(network: fx.GraphModule, node: fx.Node) -> int | None:
+def channel_dim_behind(network: fx.GraphModule, node: fx.Node, dependent: set[fx.Node]) -> int | None:
     """The dimension of a signal's channels, which the next synapse behind it decides, past dropout.
 
     In front of a linear layer, or of a product with a constant behind it, it is the last one; a product of two signals has
     none; everywhere else it is dimension 1.
     """
-    front, dependent = [node], signals(network)
+    front = [node]
     while front:
         part = front.pop(0)
         for user in part.users:

@@ -187,8 +187,8 @@ class Proof:
             if not site.counts:
                 line += "; VOID: too few codes to count"
             lines.append(line)
-        verdict = "equal" if self.output_equal else f"differ by up to {self.output_difference:.3g}"
-        lines.append(f"  outputs {verdict}; first difference: {self.first_difference or 'none'}")
+        outputs = "equal" if self.output_equal else f"differ by up to {self.output_difference:.3g}"
+        lines.append(f"  outputs {outputs}; first difference: {self.first_difference or 'none'}")
         verdict = "EXACT" if self.exact else "NOT EXACT"
         if not self.exact and self.timesteps > 1 and self.against == "network" and self.within_rounding:
             verdict += " in this precision, but within the rounding of its sums"

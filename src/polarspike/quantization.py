@@ -166,7 +166,7 @@ class _Planner:
             if node in self.rectifiers:
                 name = str(node.target)
                 site, reason = _site_spec(self.rectifiers[node], self.spec.at(name), name, True)
-                dim = channel_dim_behind(self.network, node)
+                dim = channel_dim_behind(self.network, node, self.dependent)
                 self.planned[node] = self._row(node, name, self._kind(node), site, reason, dim)
             if node in placed:
                 operand = placed[node]

@@ -276,15 +276,19 @@ def _unfolded(x: Tensor, length: int) -> Tensor:
     return x.reshape(length, x.shape[0] // length, *x.shape[1:])
 
 
+def _has_mean(outputs: Any) -> bool:
+    return isinstance(outputs, Tensor) and (outputs.is_floating_point() or outputs.is_complex())
+
+
 def _mean(outputs: Any) -> Any:
     """Of floats over time; of integers the last, because they have none, and what is no tensor as it is."""
-    if not isinstance(outputs, Tensor):
-        return outputs
-    return outputs.mean(0) if outputs.is_floating_point() or outputs.is_complex() else outputs[-1]
+    if _has_mean(outputs):
+        return outputs.mean(0)
+    return outputs[-1] if isinstance(outputs, Tensor) else outputs
 
 
 def _running_mean(outputs: Any) -> Any:
-    if not isinstance(outputs, Tensor) or not (outputs.is_floating_point() or outputs.is_complex()):
+    if not _has_mean(outputs):
         return outputs
     times = torch.arange(1, len(outputs) + 1).to(outputs).view(-1, *(1,) * (outputs.dim() - 1))
     return outputs.cumsum(0) / times

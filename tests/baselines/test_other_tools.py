@@ -12,7 +12,7 @@ import torch
 
 from polarspike.baselines import contest as contest_module
 from polarspike.baselines import peers
-from polarspike.baselines.choice import chosen
+from polarspike.baselines.choice import chosen, shared_out
 from polarspike.baselines.contest import Contest
 from polarspike.baselines.cost import announcement
 from polarspike.baselines.peers import PEERS, PeerNetwork
@@ -117,3 +117,6 @@ def test_of_settings_that_are_as_good_the_one_of_fewest_spikes_is_taken() -> Non
     assert chosen([of(900, 24_000), of(898, 6_000), of(897, 5_000), of(890, 1_000)]) == 2
     assert chosen([of(900, 24_000), of(896, 10)]) == 0
     assert chosen([of(890, 500), of(892, 500)]) == 1
+    # Each latency goes to one setting; what leaves no step there is no candidate.
+    good, late = Evaluation({1: 900, 7: 900}, 1000), Evaluation({4: 950}, 1000)
+    assert shared_out([({2: 1, 8: 7}, good), ({8: 4}, late)]) == {0: {2: 1}, 1: {8: 4}}

@@ -22,13 +22,9 @@ def images(count: int = 64, channels: int = 2, height: int = 6, width: int = 5) 
     return torch.randint(1, 256, (count, channels, height, width), dtype=torch.uint8)  # never black
 
 
-def every(images: Tensor) -> Rows:
-    return Rows(torch.arange(len(images)), len(images))
-
-
 def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
     before = images(400)
-    after = random_flip(before, generator(), every(before))
+    after = random_flip(before, generator(), Rows.every(len(before)))
     same = (after == before).flatten(1).all(1)
     mirrored = (after == before.flip(-1)).flatten(1).all(1)
     assert (same ^ mirrored).all()
@@ -37,7 +33,7 @@ def test_flip_mirrors_about_half_of_the_images_and_leaves_the_rest() -> None:
 
 def test_shift_moves_each_image_as_a_whole_by_its_own_step_and_fills_with_black() -> None:
     before = images(300)
-    after = random_shift(before, 2, generator(), every(before))
+    after = random_shift(before, 2, generator(), Rows.every(len(before)))
     seen = set()
     for one, moved in zip(before, after, strict=True):
         padded = functional.pad(one, (2, 2, 2, 2))
@@ -49,7 +45,7 @@ def test_shift_moves_each_image_as_a_whole_by_its_own_step_and_fills_with_black(
 
 def test_cutout_blackens_one_square_clipped_at_the_border() -> None:
     before = images(300, height=7, width=9)
-    after = random_cutout(before, 3, generator(), every(before))
+    after = random_cutout(before, 3, generator(), Rows.every(len(before)))
     areas = set()
     for one, cut in zip(before, after, strict=True):
         black = cut[0] == 0
@@ -63,7 +59,7 @@ def test_cutout_blackens_one_square_clipped_at_the_border() -> None:
 
 def test_a_square_of_even_side_has_that_side_inside() -> None:
     before = images(200, channels=1, height=20, width=20)
-    black = random_cutout(before, 4, generator(), every(before)) == 0
+    black = random_cutout(before, 4, generator(), Rows.every(len(before))) == 0
     assert int(black.flatten(1).sum(1).max()) == 16
 
 

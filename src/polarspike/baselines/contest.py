@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from polarspike import data
-from polarspike.baselines.choice import chosen
+from polarspike.baselines.choice import shared_out
 from polarspike.baselines.comparison import ASKED, Comparison
 from polarspike.baselines.measurement import FLOAT_BITS, MEASURED, measured, with_bits
 from polarspike.baselines.methods import Method, describe
@@ -259,7 +259,7 @@ class Contest:
         return rival, {**own, "epochs": stage.epochs} if direct else own
 
     def _peer(self, name: str, ann: nn.Module) -> list[dict[str, Any]]:
-        """The best setting at each latency, chosen on training images (:func:`chosen`)."""
+        """The best setting at each latency, chosen on training images."""
         peer, calibration = PEERS[name], self.scene.calibration()
         tried = []
         refused: dict[str, list[str]] = {}
@@ -274,11 +274,10 @@ class Contest:
         refusals = [f"{', '.join(settings)} refused: {reason}" for reason, settings in refused.items()]
         if not tried:
             raise OperatorError(f"{name}: no setting converts this network: {'; '.join(refusals)}")
-        best = {latency: chosen([(found, latency) for *_, found in tried]) for latency in self.asked.latencies}
+        every = {latency: latency for latency in self.asked.latencies}
         rows = []
-        for index in sorted(set(best.values())):
+        for index, steps in shared_out([(every, found) for *_, found in tried]).items():
             setting, network, _ = tried[index]
-            steps = {latency: latency for latency in self.asked.latencies if best[latency] == index}
             edge = [AT_THE_EDGE] if setting in peer.edges else []
             said = "; ".join([f"{peer.package} {version(peer.package)}, {setting}", *edge, *refusals])
             with _told(name, setting):
@@ -287,25 +286,15 @@ class Contest:
         return rows
 
     def _rehearsed(self, rival: Rival, ann: nn.Module) -> list[dict[str, Any]]:
-        """The best length of a rehearsal at each latency, chosen on training images (:func:`chosen`)."""
+        """The best length of a rehearsal at each latency, chosen on training images."""
         calibration = self.scene.calibration()
-        tried = []
-        for length in self.asked.rehearsals:
-            steps = steps_read(self.asked, rival.method, rehearsal=length)
-            if not steps:
-                continue
-            network = rival.rehearsing(length).network()
-            tried.append((length, network, steps, evaluate(network, calibration, tuple(steps.values()))))
-        best: dict[int, int] = {}
-        for latency in self.asked.latencies:
-            able = [index for index, (_, _, steps, _) in enumerate(tried) if latency in steps]
-            if able:
-                best[latency] = able[chosen([(tried[index][3], tried[index][2][latency]) for index in able])]
+        lengths = {length: steps_read(self.asked, rival.method, rehearsal=length) for length in self.asked.rehearsals}
+        tried = [(length, rival.rehearsing(length).network(), steps) for length, steps in lengths.items() if steps]
+        answers = [(steps, evaluate(network, calibration, tuple(steps.values()))) for _, network, steps in tried]
         rows = []
-        for index in sorted(set(best.values())):
-            length, network, steps, _ = tried[index]
-            wanted = {latency: steps[latency] for latency, place in best.items() if place == index}
-            found = measured(network, ann, self.scene.test(), wanted)
+        for index, steps in shared_out(answers).items():
+            length, network, _ = tried[index]
+            found = measured(network, ann, self.scene.test(), steps)
             rows += [{**row, "setting": f"rehearsal: {length}"} for row in found]
         return rows
 

@@ -34,6 +34,11 @@ class Rows(NamedTuple):
     batch: int
     paired: bool = False
 
+    @classmethod
+    def every(cls, count: int) -> Rows:
+        """All images of a batch of so many."""
+        return cls(torch.arange(count), count)
+
     def of(self, drawn: Tensor) -> Tensor:
         """What was drawn for these images, of what was drawn for all, (batch, ...)."""
         return drawn[self.positions]
@@ -140,7 +145,7 @@ class Augmentation(Spec):
         if images.dim() != 4:
             raise InputError(f"Augmentation: expected images (N, C, H, W), got the shape {tuple(images.shape)}")
         self.require(*images.shape[1:])
-        rows = rows or Rows(torch.arange(len(images)), len(images))
+        rows = rows or Rows.every(len(images))
         if self.flip:
             images = random_flip(images, generator, rows)
         if self.shift:

@@ -142,7 +142,7 @@ class _Batches(Dataset[Batch]):
         labels = self.pictures.labels[chosen]
         augment = self.dataset.augmentation if self.augmented else None
         if self.finish is not None:
-            return Unfinished.of(images, labels, augment, generator, Rows(torch.arange(len(images)), len(images)))
+            return Unfinished.of(images, labels, augment, generator, Rows.every(len(images)))
         return changed(images, labels, augment, self.normalization, self.dataset.num_classes, generator)
 
     def _image(self, index: int, generator: torch.Generator) -> Tensor:

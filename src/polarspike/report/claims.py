@@ -76,9 +76,6 @@ _SINGLE: _Wanted = {
 }
 
 
-_NEITHER = Kind("", "")
-
-
 @dataclass(frozen=True)
 class Verdict:
     """One claim on one network.
@@ -197,7 +194,9 @@ def _of_one(
         key: found for key, found in rivals.items() if kinds[key[2]].spikes == "multi" and key[3] in ("", levels)
     }
     able = {name: kind for name, kind in kinds.items() if own[2] != _FREE or not kind.trains}
-    at_levels = {name for name, count in asked if kinds.get(name, _NEITHER).spikes != "multi" or count in ("", levels)}
+    at_levels = {
+        name for name, count in asked if name in kinds and (kinds[name].spikes != "multi" or count in ("", levels))
+    }
     yield from _against(
         network,
         "first at T = 1",
