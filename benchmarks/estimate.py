@@ -33,7 +33,7 @@ from polarspike import models
 from polarspike.data import Augmentation, Normalization
 from polarspike.data.pictures import Files
 from polarspike.data.streamed import StreamedDataset
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 SEED, SIDE, IMAGES = 0, 224, 1_281_167
 PICTURES, ROUNDS = 64, 5

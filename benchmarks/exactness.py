@@ -27,7 +27,7 @@ from architectures import sharpened
 
 import polarspike as ps
 from polarspike import data, models
-from polarspike.proof import ROUNDING_MARGIN, ROUNDING_SHARE
+from polarspike.proofs.proof import ROUNDING_MARGIN, ROUNDING_SHARE
 from polarspike.quantized import QuantizedNetwork
 
 SEED = 0

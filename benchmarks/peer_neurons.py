@@ -23,8 +23,8 @@ from polarspike.baselines.contest import Contest
 from polarspike.baselines.leaky import LeakyNeuron
 from polarspike.baselines.presets import preset
 from polarspike.evaluation import FiringCounter
-from polarspike.graph import modules_of
-from polarspike.sequences import SequenceNetwork, SequenceNeuron, SpikeTrain
+from polarspike.graph.editing import modules_of
+from polarspike.spiking.sequences import SequenceNetwork, SequenceNeuron, SpikeTrain
 
 NETWORK = "resnet20-16-blocks1"
 READ = (1, 4)

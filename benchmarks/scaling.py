@@ -92,8 +92,8 @@ def by_processes(rounds: int) -> dict[str, dict[str, list[float]]]:
 
 def work() -> None:
     """One of the processes of ``by_processes``."""
-    from polarspike.distributed import is_main
-    from polarspike.processes import join
+    from polarspike.parallel.distributed import is_main
+    from polarspike.parallel.processes import join
 
     join()
     torch.set_num_threads(1)

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from polarspike import data
-from polarspike.files import replacing
+from polarspike.common.files import replacing
 
 EPOCHS = {"brief": 1, "proper": 15}
 BATCH = {

@@ -123,7 +123,7 @@ def improvements() -> dict[str, Improvement]:
     correct = find("correction", "correct_bias")
     equalize = find("equalization", "equalize")
     reconstruct = find("reconstruction", "reconstruct")
-    distill = find("distillation", "distill")
+    distill = find("training.distillation", "distill")
     found = {"none": Improvement()}
 
     def on_calibration(improve: Callable[..., Any]) -> Callable[[QuantizedNetwork, Task], Any]:

@@ -16,7 +16,7 @@ The values are ``RECIPES["cifar100_resnet20"]`` in ``polarspike/recipes.py``: an
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["cifar100_resnet20"]
 

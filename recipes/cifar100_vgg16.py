@@ -16,7 +16,7 @@ The values are ``RECIPES["cifar100_vgg16"]`` in ``polarspike/recipes.py``: an in
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["cifar100_vgg16"]
 

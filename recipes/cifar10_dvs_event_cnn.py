@@ -15,7 +15,7 @@ The values are ``RECIPES["cifar10_dvs_event_cnn"]`` in ``polarspike/recipes.py``
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["cifar10_dvs_event_cnn"]
 

@@ -15,7 +15,7 @@ The values are ``RECIPES["cifar10_resnet18"]`` in ``polarspike/recipes.py``: an 
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["cifar10_resnet18"]
 

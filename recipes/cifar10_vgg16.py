@@ -18,7 +18,7 @@ The values are ``RECIPES["cifar10_vgg16"]`` in ``polarspike/recipes.py``: an ins
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["cifar10_vgg16"]
 

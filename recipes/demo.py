@@ -15,7 +15,7 @@ The values are ``DEMO`` in ``polarspike/recipes.py``, so that an installed comma
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import DEMO as RECIPE
+from polarspike.experiments.recipes import DEMO as RECIPE
 
 __all__ = ["RECIPE"]
 

@@ -15,7 +15,7 @@ The values are ``RECIPES["dvs128_gesture_event_cnn"]`` in ``polarspike/recipes.p
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["dvs128_gesture_event_cnn"]
 

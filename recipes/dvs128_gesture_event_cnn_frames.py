@@ -15,7 +15,7 @@ The values are ``RECIPES["dvs128_gesture_event_cnn_frames"]`` in ``polarspike/re
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["dvs128_gesture_event_cnn_frames"]
 

@@ -16,7 +16,7 @@ line.
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["dvs128_gesture_event_cnn_through_time"]
 

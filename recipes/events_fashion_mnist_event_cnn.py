@@ -13,7 +13,7 @@ The values are ``RECIPES["events_fashion_mnist_event_cnn"]`` in ``polarspike/rec
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["events_fashion_mnist_event_cnn"]
 

@@ -15,7 +15,7 @@ command line.
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["events_fashion_mnist_event_cnn_through_time"]
 

@@ -16,7 +16,7 @@ The values are ``FASHION_MNIST`` in ``polarspike/recipes.py``, so that an instal
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import FASHION_MNIST as RECIPE
+from polarspike.experiments.recipes import FASHION_MNIST as RECIPE
 
 __all__ = ["RECIPE"]
 

@@ -19,7 +19,7 @@ The values are ``RECIPES["imagenet_resnet34"]`` in ``polarspike/recipes.py``: an
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["imagenet_resnet34"]
 

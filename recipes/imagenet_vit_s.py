@@ -25,7 +25,7 @@ The values are ``RECIPES["imagenet_vit_s"]`` in ``polarspike/recipes.py``: an in
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["imagenet_vit_s"]
 

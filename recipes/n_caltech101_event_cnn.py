@@ -13,7 +13,7 @@ The values are ``RECIPES["n_caltech101_event_cnn"]`` in ``polarspike/recipes.py`
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["n_caltech101_event_cnn"]
 

@@ -14,7 +14,7 @@ The values are ``RECIPES["photo_patches_cnn"]`` in ``polarspike/recipes.py``: an
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["photo_patches_cnn"]
 

@@ -13,7 +13,7 @@ The values are ``RECIPES["tiny_imagenet_resnet18"]`` in ``polarspike/recipes.py`
 import sys
 
 from polarspike.cli import main
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 RECIPE = RECIPES["tiny_imagenet_resnet18"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from polarspike import training
+from polarspike.training import loop as training
 from polarspike.training_spec import TrainSpec
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import polarspike as ps
+from polarspike.common.inputs import Inputs, as_call, map_inputs
 from polarspike.errors import CalibrationError, OperatorError, SpecError
-from polarspike.inputs import Inputs, as_call, map_inputs
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 SPEC = ps.QuantSpec(negative=3, positive=5)

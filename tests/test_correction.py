@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import polarspike as ps
 from polarspike.correction import correct_bias
 from polarspike.errors import CalibrationError, SpecError
+from polarspike.graph.synaptic import add_bias
 from polarspike.quantized import QuantizedNetwork
 from polarspike.reconstruction import reconstruct
 from polarspike.specs import QuantSpec
-from polarspike.synaptic import add_bias
 
 COARSE = QuantSpec(negative=1, positive=2, signed="by-nature", init="mse")
 

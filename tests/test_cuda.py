@@ -15,12 +15,14 @@ import pytest
 import torch
 
 import polarspike as ps
-from polarspike import data, models, training
+from polarspike import data, models
 from polarspike.cli.deterministic import deterministic
+from polarspike.common.modules import move_for_training
 from polarspike.data import Augmentation
-from polarspike.experiment import Recipe, carry_out, prepare
-from polarspike.modules import move_for_training
+from polarspike.experiments import Recipe
+from polarspike.experiments.experiment import carry_out, prepare
 from polarspike.runs import RunDirectory
+from polarspike.training import loop as training
 from polarspike.training_spec import TrainSpec
 
 DEVICE = "cuda"

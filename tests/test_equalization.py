@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike.capture import capture
+from polarspike.common.modules import ranks_behind_linear
 from polarspike.equalization import equalize, pairs_of
 from polarspike.errors import CalibrationError
-from polarspike.modules import ranks_behind_linear
 from polarspike.specs import QuantSpec
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import polarspike as ps
+from polarspike.common.modules import evaluating
 from polarspike.errors import InputError, SpecError
 from polarspike.evaluation import Firing, FiringCounter, Observer, Spiking, evaluate
-from polarspike.modules import evaluating
 from polarspike.readings import OverFrames
 from tests.networks import calibrated, network, signal
 

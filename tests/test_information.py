@@ -172,7 +172,7 @@ def test_a_mixture_is_the_average_of_its_laws() -> None:
 def test_large_mixtures_are_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     law = NormalMixture(torch.linspace(-1, 1, 50).expand(2, 50), torch.linspace(0.1, 2, 50).expand(2, 50))
     whole = code_probabilities(law, (20, 30), 0.1)
-    monkeypatch.setattr("polarspike.laws._ELEMENTS", 300)
+    monkeypatch.setattr("polarspike.statistics.laws._ELEMENTS", 300)
     torch.testing.assert_close(code_probabilities(law, (20, 30), 0.1), whole, rtol=0.0, atol=0.0)
 
 

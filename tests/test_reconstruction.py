@@ -13,8 +13,8 @@ from polarspike import reconstruction
 from polarspike.errors import CalibrationError, SpecError
 from polarspike.quantized import QuantizedNetwork
 from polarspike.reconstruction import _rows, reconstruct
-from polarspike.regression import Sums, regress
 from polarspike.specs import QuantSpec
+from polarspike.statistics.regression import Sums, regress
 
 COARSE = QuantSpec(negative=1, positive=2, signed="by-nature", init="mse")
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike.calibration import law_of_batch_norm
+from polarspike.common.modules import hooked
 from polarspike.errors import CalibrationError
 from polarspike.information import entropy
-from polarspike.modules import hooked
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.runs import RunDirectory
 from polarspike.training_spec import TrainSpec

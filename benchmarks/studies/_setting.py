@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from polarspike import data, models
+from polarspike.common.modules import move_for_training
 from polarspike.data import Augmentation, Normalization
 from polarspike.data.fashion_mnist import halved
 from polarspike.data.splits import Split
-from polarspike.modules import move_for_training
-from polarspike.recipes import FASHION_MNIST
+from polarspike.experiments.recipes import FASHION_MNIST
 from polarspike.runs import RunDirectory
 from polarspike.training import fit
 from polarspike.training_spec import TrainSpec

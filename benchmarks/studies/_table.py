@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polarspike.cli.memory import keep_memory
-from polarspike.ledger import Ledger, as_text
+from polarspike.runs.ledger import Ledger, as_text
 
 RESULTS = Path(__file__).parents[1] / "results" / "studies"
 

@@ -35,7 +35,7 @@ from _table import Row, carry_out, options
 from torch import Tensor, nn
 
 import polarspike as ps
-from polarspike.recipes import FASHION_MNIST
+from polarspike.experiments.recipes import FASHION_MNIST
 from polarspike.training_spec import TrainSpec
 
 

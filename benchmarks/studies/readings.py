@@ -37,7 +37,7 @@ from polarspike.baselines import RivalSpec, prepare
 from polarspike.readings import AtOnce, OverFrames, seen
 from polarspike.runs import RunDirectory
 from polarspike.specs import Reading
-from polarspike.through_time import FIRST_LEAK
+from polarspike.spiking.through_time import FIRST_LEAK
 
 PARENT_EPOCHS, EPOCHS = 8, 4
 PARENT_RATE, LIF_RATES = 0.2, (0.2, 0.05)

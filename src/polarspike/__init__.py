@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from polarspike import data, models
     from polarspike.allocation import Allocation, allocate
+    from polarspike.analysis.diagnosis import Diagnosis, diagnose
     from polarspike.calibration import CalibratedSite, calibrate
     from polarspike.checkpoint import load, save
     from polarspike.conversion import convert
     from polarspike.correction import correct_bias
     from polarspike.counting import OperationCounts, count_operations
-    from polarspike.diagnosis import Diagnosis, diagnose
-    from polarspike.distillation import Distillation, distill
     from polarspike.energy import CostTable, EnergyEstimate, estimate_energy
     from polarspike.equalization import equalize
     from polarspike.equivalence import verify
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from polarspike.exporters import ExportReport, export
     from polarspike.information import best_step, entropy
     from polarspike.plan import Plan
-    from polarspike.proof import Proof
+    from polarspike.proofs.proof import Proof
     from polarspike.pruning import prune
     from polarspike.quantization import inspect, quantize
     from polarspike.quantized import QuantizedNetwork, fold_batch_norm, refine
@@ -36,8 +35,9 @@ if TYPE_CHECKING:
     from polarspike.snapping import snap_gains, snap_steps
     from polarspike.specs import ConvertSpec, QuantSpec
     from polarspike.spiking import Latency, SpikingNetwork, SpikingState
-    from polarspike.through_time import TemporalNetwork, unroll
+    from polarspike.spiking.through_time import TemporalNetwork, unroll
     from polarspike.training import History, fit
+    from polarspike.training.distillation import Distillation, distill
     from polarspike.training_spec import TrainSpec
     from polarspike.weights import fix_weights, quantize_weights
 
@@ -119,11 +119,11 @@ _HOMES = {
         "OperationCounts",
         "count_operations",
     ),
-    "diagnosis": (
+    "analysis.diagnosis": (
         "Diagnosis",
         "diagnose",
     ),
-    "distillation": (
+    "training.distillation": (
         "Distillation",
         "distill",
     ),
@@ -151,7 +151,7 @@ _HOMES = {
         "entropy",
     ),
     "plan": ("Plan",),
-    "proof": ("Proof",),
+    "proofs.proof": ("Proof",),
     "pruning": ("prune",),
     "quantization": (
         "inspect",
@@ -173,7 +173,7 @@ _HOMES = {
         "SpikingNetwork",
         "SpikingState",
     ),
-    "through_time": (
+    "spiking.through_time": (
         "TemporalNetwork",
         "unroll",
     ),

@@ -49,7 +49,7 @@ def bound_gain(raw: Tensor) -> Tensor:
 
     0 <= g <= 1 keeps decoding monotone, without which max pooling and encoding stop commuting. *At* a bound the whole
     gradient passes: what each process or piece of a batch computes is a part of a sum, and only the sum has a direction
-    (:func:`polarspike.optimization.keep_within` then holds the gain inside).
+    (:func:`polarspike.training.optimization.keep_within` then holds the gain inside).
 
     >>> bound_gain(torch.tensor([-0.2, 0.3, 1.7]))
     tensor([0.0000, 0.3000, 1.0000])

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from polarspike.analysis.observation import observe
 from polarspike.errors import CalibrationError, PolarspikeWarning, SpecError
+from polarspike.graph.operator_table import Meaning
+from polarspike.graph.operators import meaning_of
 from polarspike.information import Law, NormalMixture, best_step, entropy
-from polarspike.observation import observe
-from polarspike.operator_table import Meaning
-from polarspike.operators import meaning_of
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import SiteSpec
-from polarspike.statistics import StreamingHistogram
+from polarspike.statistics.streaming import StreamingHistogram
 
 _PERCENTILE = 0.999
 # QCFS starts every layer at lambda = 8 whatever its levels, so that s = 8 / P.

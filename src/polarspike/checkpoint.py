@@ -14,17 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from polarspike import seals
 from polarspike.capture import capture
+from polarspike.common import seals
+from polarspike.common.files import replacing
+from polarspike.common.inputs import Signature, to_device
 from polarspike.errors import CheckpointError, PolarspikeError, SpecError
-from polarspike.files import replacing
-from polarspike.graph import attribute
-from polarspike.inputs import Signature, to_device
+from polarspike.graph.editing import attribute
+from polarspike.graph.serialization import KNOWN_SITES, Sites, build_graph, describe_graph
 from polarspike.quantized import QuantizedNetwork, inputs_like
-from polarspike.serialization import KNOWN_SITES, Sites, build_graph, describe_graph
 from polarspike.specs import ConvertSpec, QuantSpec
 from polarspike.spiking import SpikingNetwork
-from polarspike.through_time import LeakyPolarityNeuron, TemporalNetwork
+from polarspike.spiking.through_time import LeakyPolarityNeuron, TemporalNetwork
 from polarspike.weights import trained_weights
 
 FORMAT = 2

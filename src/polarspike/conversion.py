@@ -2,8 +2,8 @@
 
 Quantizers become neurons with the same tensors, and dropout goes. Every other operator stays where it is: affine ones keep
 the running-mean contract as they are, and what the others do at later steps is decided by their rule
-(:mod:`polarspike.contract`) while the network runs. Nothing is folded: moving a step into a neighbouring weight, or a batch
-norm into a convolution, changes sums by rounding, and codes at a boundary with them.
+(:mod:`polarspike.graph.contract`) while the network runs. Nothing is folded: moving a step into a neighbouring weight, or
+a batch norm into a convolution, changes sums by rounding, and codes at a boundary with them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import copy
 
 from torch import fx
 
-from polarspike.contract import Rule, rules_of
 from polarspike.errors import SpecError
-from polarspike.graph import finish, signals
+from polarspike.graph.contract import Rule, rules_of
+from polarspike.graph.editing import finish, signals
+from polarspike.graph.operator_table import Meaning
+from polarspike.graph.operators import describe_target, meaning_of
 from polarspike.neurons import build_neuron
-from polarspike.operator_table import Meaning
-from polarspike.operators import describe_target, meaning_of
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import ConvertSpec

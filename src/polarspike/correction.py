@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
+from polarspike.common.inputs import batches_of, require_batches, to_device
+from polarspike.common.modules import apply, device_of, evaluating, hooked
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import batches_of, require_batches, to_device
-from polarspike.modules import apply, device_of, evaluating, hooked
-from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
-from polarspike.synaptic import (
+from polarspike.graph.synaptic import (
     SynapticLayer,
     add_bias,
     along_channels,
@@ -26,6 +25,7 @@ from polarspike.synaptic import (
     require_goal,
     synaptic_layers,
 )
+from polarspike.quantized import QuantizedNetwork, require_calibrated, require_same_graph
 
 # A shift below this part of the layer's root mean square is left: float32 sums do not agree better.
 _TOLERANCE = 1e-6

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-from polarspike.checks import is_not_negative
+from polarspike.common.checks import is_not_negative
+from polarspike.common.tables import aligned, fitted
 from polarspike.counting import MemoryCounts, MessageUnit, OperationCounts, SynapseCounts
 from polarspike.errors import SpecError
 from polarspike.specs import Spec
-from polarspike.tables import aligned, fitted
 
 Arithmetic = Literal["float32", "int8"]
 System = Literal["ann", "qann", "a", "b", "c", "d"]

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from polarspike.capture import capture, check_capture
-from polarspike.graph import finish
-from polarspike.inputs import Inputs, batches_of, require_batches, to_device
-from polarspike.modules import apply, device_of, evaluating, hooked, ranks_behind_linear
-from polarspike.operator_table import Meaning
-from polarspike.operators import argument, base_of, describe_target, meaning_of
+from polarspike.common.inputs import Inputs, batches_of, require_batches, to_device
+from polarspike.common.modules import apply, device_of, evaluating, hooked, ranks_behind_linear
+from polarspike.graph.editing import finish
+from polarspike.graph.operator_table import Meaning
+from polarspike.graph.operators import argument, base_of, describe_target, meaning_of
+from polarspike.graph.synaptic import SynapticLayer, synaptic_layers
 from polarspike.sites import require_float
-from polarspike.synaptic import SynapticLayer, synaptic_layers
 
 # f(a x) = a f(x) for every a > 0, channel by channel.
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity)

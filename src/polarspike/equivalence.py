@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from polarspike import ops
+from polarspike.common.frames import frames_of, running_means
+from polarspike.common.inputs import Inputs, batch_size, batches_of, float_leaves, require_finite, to_device
+from polarspike.common.modules import apply, device_of, evaluating
 from polarspike.errors import InputError, SpecError
-from polarspike.frames import frames_of, running_means
-from polarspike.inputs import Inputs, batch_size, batches_of, float_leaves, require_finite, to_device
-from polarspike.modules import apply, device_of, evaluating
-from polarspike.proof import Proof
+from polarspike.proofs.proof import Proof
+from polarspike.proofs.recordings import Record, run_quantized, run_spiking
+from polarspike.proofs.scope import Changes, changes
+from polarspike.proofs.simulator import simulate
+from polarspike.proofs.tallies import Tally, output_gap
 from polarspike.quantized import QuantizedNetwork, refine
-from polarspike.recordings import Record, run_quantized, run_spiking
-from polarspike.scope import Changes, changes
-from polarspike.simulator import simulate
 from polarspike.sites import require_exact_codes
 from polarspike.spiking import SpikingNetwork
-from polarspike.tallies import Tally, output_gap
-from polarspike.through_time import TemporalNetwork
+from polarspike.spiking.through_time import TemporalNetwork
 
 # Outputs after several steps are means of rounded sums: this much of their size is rounding.
 _OUTPUT_TOLERANCE = {torch.float64: 1e-10}
@@ -63,7 +63,7 @@ def verify(
             with another memory format; no network is independent of these in floating point (T = 1, first batch).
 
     Returns:
-        A :class:`~polarspike.proof.Proof`: ``proof.exact``, ``proof.sites``, ``proof.first_difference``.
+        A :class:`~polarspike.proofs.proof.Proof`: ``proof.exact``, ``proof.sites``, ``proof.first_difference``.
 
     Raises:
         SpecError: the two networks do not have the same sites, T is too large for exact codes, or a contradictory request.
@@ -73,7 +73,7 @@ def verify(
     if isinstance(snn, TemporalNetwork):
         raise SpecError(
             "verify: the weights of a network that is trained through time are not those of its quantized network any more, "
-            "and no code is compared with it; what holds is proved by polarspike.temporal_equivalence.verify_temporal"
+            "and no code is compared with it; what holds is proved by polarspike.proofs.temporal_equivalence.verify_temporal"
         )
     if not isinstance(qann, QuantizedNetwork) or not isinstance(snn, SpikingNetwork):
         raise SpecError(

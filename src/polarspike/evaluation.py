@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from polarspike import distributed
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
+from polarspike.common.inputs import Inputs, as_whole, to_device
+from polarspike.common.modules import apply, device_of, evaluating
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import Inputs, as_whole, to_device
-from polarspike.modules import apply, device_of, evaluating
+from polarspike.parallel import distributed
 from polarspike.spiking import Observer
 
 

@@ -1,7 +1,7 @@
 """Information and square error of a quantizer under a law of its input, and the step that is best for given levels.
 
 A quantizer with step ``s`` and levels ``(N, P)`` holds the code ``k = clip(floor(x / s + 1/2), -N, P)``: code ``k``
-begins at ``(k - 1/2) s``. With the survival function ``S`` and the excess ``L`` of :mod:`polarspike.laws`::
+begins at ``(k - 1/2) s``. With the survival function ``S`` and the excess ``L`` of :mod:`polarspike.statistics.laws`::
 
     P(code >= k) = S((k - 1/2) s)  for k >= 1,    and the mirrored law gives the negative codes;
     H            = - sum_k p_k log2 p_k           (bits; also the mutual information of x and k, a function of x);
@@ -21,9 +21,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from polarspike.checks import is_integer, is_within
+from polarspike.common.checks import is_integer, is_within
 from polarspike.errors import InputError
-from polarspike.laws import Law, NormalMixture, Samples
+from polarspike.statistics.laws import Law, NormalMixture, Samples
 
 __all__ = [
     "Law",

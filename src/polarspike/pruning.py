@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polarspike.checks import is_within
+from polarspike.common.checks import is_within
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork, require_calibrated
 

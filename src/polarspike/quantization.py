@@ -1,8 +1,8 @@
 """Float model -> quantized network: which signals become sites, and with which levels.
 
 A rectifier (ReLU, ReLU6, LeakyReLU, clipping at zero) that feeds a synapse *becomes* a site; any other operand of a synapse
-that is not made of spikes gets a site in front of the synapse (:mod:`polarspike.placement`). Every other operator of the
-table stays as it is. What the table does not know is an error, never skipped.
+that is not made of spikes gets a site in front of the synapse (:mod:`polarspike.graph.placement`). Every other operator
+of the table stays as it is. What the table does not know is an error, never skipped.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor, fx, nn
 
 from polarspike import ops
 from polarspike.capture import Route, capture, check_capture, graph_inputs
-from polarspike.contract import Rule, rules_of
+from polarspike.capture.preparation import frozen_in, tell_of_pruned
+from polarspike.common.inputs import Inputs, Signature
+from polarspike.common.modules import evaluating
 from polarspike.errors import OperatorError, SpecError
-from polarspike.graph import INTEGERS, finish, free_path, scope_of, signals
-from polarspike.inputs import Inputs, Signature
-from polarspike.modules import evaluating
-from polarspike.operator_table import Meaning
-from polarspike.operators import base_of, describe_target, meaning_of, moving, place_of
-from polarspike.placement import (
+from polarspike.graph.contract import Rule, rules_of
+from polarspike.graph.editing import INTEGERS, finish, free_path, scope_of, signals
+from polarspike.graph.operator_table import Meaning
+from polarspike.graph.operators import base_of, describe_target, meaning_of, moving, place_of
+from polarspike.graph.placement import (
     Arrival,
     arrivals,
     channel_dim_behind,
@@ -33,7 +34,6 @@ from polarspike.placement import (
     synapses_of,
 )
 from polarspike.plan import Plan, PlannedOperator, PlannedSite
-from polarspike.preparation import frozen_in, tell_of_pruned
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sites import require_float
@@ -102,7 +102,7 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
         model: a module that torch.fx or torch.export can capture and whose operators are all in the operator table.
         spec: levels, gain, granularity and initialization of the sites.
         example: an example input batch: a tensor, a tuple (positional) or a dict (keyword).
-        route: how the model is captured, see :func:`polarspike.capture.capture`.
+        route: how the model is captured, see :func:`polarspike.capture.capturing.capture`.
 
     Raises:
         InputError: the example does not fit the model, or holds NaN or Inf.

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from polarspike import passes
-from polarspike.checks import is_integer
+from polarspike.capture import passes
+from polarspike.common.checks import is_integer
+from polarspike.common.inputs import Inputs, Signature, bind, tensors_of, to_device
+from polarspike.common.modules import evaluating, ranks_behind_linear
 from polarspike.errors import CalibrationError, InputError, SpecError
-from polarspike.graph import INTEGERS, finish, modules_of
-from polarspike.inputs import Inputs, Signature, bind, tensors_of, to_device
-from polarspike.modules import evaluating, ranks_behind_linear
+from polarspike.graph.editing import INTEGERS, finish, modules_of
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sites import require_exact_codes
 from polarspike.specs import QuantSpec, SiteSpec
@@ -113,7 +113,8 @@ def fitting(signature: Signature, given: Mapping[str, Any]) -> Iterator[None]:
     """Refuse inputs that do not fit; within the context an error of torch says how they differ from the example.
 
     Raises:
-        InputError: what :meth:`~polarspike.inputs.Signature.check` refuses, or inputs of another size than the example's
+        InputError: what :meth:`~polarspike.common.inputs.Signature.check` refuses, or inputs of another size than the
+            example's
             that the network cannot take.
     """
     signature.check(given)

@@ -35,7 +35,7 @@ class PolarityQuantizer(Site):
 
     #: False: behave as the float activation that this site replaced (for calibration and for the capture check).
     enabled: bool = True
-    #: In training mode: compute the grid that a neuron has after so many timesteps (:mod:`polarspike.refinement`).
+    #: In training mode: compute the grid that a neuron has after so many timesteps (:mod:`polarspike.training.refinement`).
     timesteps: int = 1
 
     def forward(self, x: Tensor) -> Tensor:

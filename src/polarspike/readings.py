@@ -20,11 +20,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from polarspike.common.inputs import to_device
+from polarspike.common.modules import apply, device_of, evaluating
 from polarspike.equivalence import verify
 from polarspike.errors import InputError, SpecError
-from polarspike.inputs import to_device
-from polarspike.modules import apply, device_of, evaluating
-from polarspike.proof import Proof
+from polarspike.proofs.proof import Proof
 from polarspike.quantized import QuantizedNetwork
 from polarspike.specs import ConvertSpec, Reading
 from polarspike.spiking import Observer, SpikingNetwork, SpikingState

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
+from polarspike.common.inputs import Inputs, as_call, batches_of, bind, require_batches, to_device
+from polarspike.common.modules import device_of, evaluating
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import Inputs, as_call, batches_of, bind, require_batches, to_device
-from polarspike.modules import device_of, evaluating
+from polarspike.graph.synaptic import SynapticLayer, add_bias, mark_changed, require_goal, synaptic_layers
 from polarspike.quantized import QuantizedNetwork, parameters_of, require_calibrated, require_same_graph
-from polarspike.regression import Sums, regress
-from polarspike.synaptic import SynapticLayer, add_bias, mark_changed, require_goal, synaptic_layers
+from polarspike.statistics.regression import Sums, regress
 
 _GIB = 2**30
 # Of a layer's inputs per output: their products are a square matrix of float64, 170 MB at this size.

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polarspike.analysis.observation import observe
 from polarspike.bounds import LEAST_START
-from polarspike.distortion import distortion
-from polarspike.laws import Law
-from polarspike.observation import observe
 from polarspike.quantized import QuantizedNetwork, require_calibrated
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.sites import dyadic_gains
+from polarspike.statistics.distortion import distortion
+from polarspike.statistics.laws import Law
 
 #: Exponents of steps: down to the least start of a site, and up to where float32 still holds many of them.
 _EXPONENTS = (round(math.log2(LEAST_START)), 100)

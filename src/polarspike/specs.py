@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
-from polarspike.checks import is_integer, is_positive, is_within
+from polarspike.common.checks import is_integer, is_positive, is_within
 from polarspike.errors import SpecError
 
 Gain = float | Literal["learned"]

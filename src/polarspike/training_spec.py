@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from polarspike.checks import is_integer, is_not_negative, is_positive, is_within
+from polarspike.common.checks import is_integer, is_not_negative, is_positive, is_within
 from polarspike.errors import SpecError
 from polarspike.specs import Spec
 
@@ -40,8 +40,8 @@ class TrainSpec(Spec):
         activity: weight in the loss of the mean number of spikes per neuron and image at T = 1; needs a quantized network.
             Between .02 and .2, most often (docs/results.md).
         timesteps: the T for which a quantized network is trained. Each optimizer step computes what the spiking network
-            answers after one of them (:mod:`polarspike.refinement`). What is trained for T = 1 alone may lose by more
-            timesteps, as Transformers do (docs/results.md).
+            answers after one of them (:mod:`polarspike.training.refinement`). What is trained for T = 1 alone may lose by
+            more timesteps, as Transformers do (docs/results.md).
         first_share: how many of the optimizer steps are those of T = 1, as a share of all, where it is one of several
             T; the others come up equally often.
         accumulation: each batch is computed in so many pieces whose gradients are summed, for less memory; a batch norm sees

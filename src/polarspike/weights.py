@@ -9,10 +9,10 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from polarspike import ops
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
 from polarspike.errors import SpecError
-from polarspike.operator_table import Meaning
-from polarspike.operators import entry_of
+from polarspike.graph.operator_table import Meaning
+from polarspike.graph.operators import entry_of
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import WeightQuantizer
 from polarspike.sites import Site

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from polarspike import data, training
+from polarspike import data
 from polarspike.baselines import METHODS
 from polarspike.baselines import contest as contest_module
 from polarspike.baselines.comparison import Comparison
@@ -23,6 +23,7 @@ from polarspike.baselines.stages import own_stage, steps_read
 from polarspike.errors import SpecError
 from polarspike.runs import RunDirectory
 from polarspike.training import History
+from polarspike.training import loop as training
 from polarspike.training_spec import TrainSpec
 
 #: What is carried out once is read by many tests: one worker runs them all.

@@ -14,8 +14,8 @@ from polarspike.baselines.neurons import (
     ResidualMembraneNeuron,
     SignedMemoryNeuron,
 )
-from polarspike.sequences import SequenceNeuron
 from polarspike.specs import SiteSpec
+from polarspike.spiking.sequences import SequenceNeuron
 
 
 def made(

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import polarspike as ps
-from polarspike.activity import counted
 from polarspike.baselines.quantizers import (
     ClippingQuantizer,
     OffsetNeuron,
@@ -18,6 +17,7 @@ from polarspike.baselines.quantizers import (
 from polarspike.errors import SpecError
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.specs import SiteSpec
+from polarspike.training.activity import counted
 from tests.networks import calibrated, network, signal
 
 

@@ -13,10 +13,10 @@ import polarspike as ps
 from polarspike.baselines import METHODS, RivalSpec, SequenceNetwork, prepare
 from polarspike.baselines.counting import count_rival
 from polarspike.baselines.neurons import SoftResetNeuron
+from polarspike.common.modules import hooked
 from polarspike.errors import InputError, OperatorError
-from polarspike.modules import hooked
 from polarspike.quantized import respecify
-from polarspike.sequences import Walk
+from polarspike.spiking.sequences import Walk
 from tests.networks import calibrated, network, signal
 
 
@@ -90,7 +90,7 @@ def test_pieces_and_prefixes_give_the_same_answers(method: str, monkeypatch: pyt
     with torch.no_grad():
         whole = made(x, timesteps=5, every_step=True)
         assert torch.allclose(whole[-1], made(x, timesteps=5), atol=1e-6)
-        monkeypatch.setattr("polarspike.sequences._PIECE", 16)
+        monkeypatch.setattr("polarspike.spiking.sequences._PIECE", 16)
         assert torch.allclose(whole, made(x, timesteps=5, every_step=True), atol=1e-5)
         if method == "cos":  # whose rehearsal sees at least as many corrected inputs as it is long
             assert torch.allclose(made(x, timesteps=1), made(x, timesteps=3, every_step=True)[0], atol=1e-5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import polarspike as ps
-from polarspike.experiment import Recipe
+from polarspike.experiments import Recipe
 from polarspike.specs import QuantSpec
 from polarspike.training_spec import TrainSpec
 

@@ -10,7 +10,7 @@ from polarspike import data, models
 from polarspike.cli import doctor, main
 from polarspike.data import registry
 from polarspike.errors import DataError
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

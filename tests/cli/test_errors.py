@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import polarspike as ps
-from polarspike import cli, recipes
-from polarspike.experiment import Recipe
+from polarspike import cli
+from polarspike.experiments import Recipe, recipes
 from tests.cli.running import RECIPES, TINY, Call
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import polarspike as ps
-from polarspike import data, recipes
+from polarspike import data
+from polarspike.experiments import recipes
 from tests.cli.running import FLAGS, TINY, Call
 
 
@@ -89,7 +90,7 @@ def test_train_says_no_if_the_networks_differ(call: Call, tmp_path: Path, monkey
             next(snn.parameters()).mul_(1.5)
         return snn
 
-    monkeypatch.setattr("polarspike.experiment.convert", broken)
+    monkeypatch.setattr("polarspike.experiments.experiment.convert", broken)
     code, _, err = call("train", *FLAGS, "--run", tmp_path / "run")
     assert code == 1 and "not exact at T = 1: the first difference is at hidden.relu1" in err
 
@@ -102,7 +103,7 @@ def test_interrupted_training_says_how_to_resume_and_does(
 
     place = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("polarspike.experiment.quantize_for", interrupt)
+        patch.setattr("polarspike.experiments.experiment.quantize_for", interrupt)
         code, out, err = call("train", *FLAGS, "--run", place)
     assert code == 130 and out == ""
     last = err.splitlines()[-1]
@@ -128,7 +129,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("polarspike.files.os.replace", interrupt)  # the file is written, not yet in its place
+    monkeypatch.setattr("polarspike.common.files.os.replace", interrupt)  # the file is written, not yet in its place
     code, out, err = call("convert", trained / "qann.safetensors", tmp_path / "snn.safetensors")
     assert (code, out, err) == (130, "", "interrupted: nothing was written\n") and not list(tmp_path.iterdir())
 

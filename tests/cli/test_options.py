@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import polarspike as ps
-from polarspike import cli, recipes
+from polarspike import cli
 from polarspike.cli.experiments import Train, read_recipe
-from polarspike.experiment import Recipe
+from polarspike.experiments import Recipe, recipes
 from polarspike.specs import QuantSpec
 from tests.cli.running import FLAGS, RECIPES, TINY, Call, in_one_line
 
@@ -92,7 +92,7 @@ def test_another_dataset_starts_from_the_plain_recipe() -> None:
 def test_a_recipe_file_keeps_what_no_flag_can_say_and_flags_override_the_rest(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from polarspike.experiment import Recipe\nfrom polarspike.specs import QuantSpec\n"
+        "from polarspike.experiments import Recipe\nfrom polarspike.specs import QuantSpec\n"
         "quant = QuantSpec(positive=5, overrides={'a.*': QuantSpec(positive=9)})\n"
         "RECIPE = Recipe(data='digits', model='cnn', quant=quant)\n"
     )

@@ -16,7 +16,7 @@ import pytest
 
 from polarspike.cli.rivals_pages import written_pages
 from polarspike.errors import RunError
-from polarspike.recipe import Recipe
+from polarspike.experiments.recipe import Recipe
 from polarspike.report.numbers import decimals, entropy_of, interval, short
 from polarspike.report.record import Record
 from polarspike.report.run_figures import plot_run

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from polarspike import data, distributed
+from polarspike import data
 from polarspike.data import Augmentation, Normalization, Split, batches
 from polarspike.data import augment as augmenting
 from polarspike.data.loaders import Batch
 from polarspike.errors import DataError, MissingExtraError, SpecError
+from polarspike.parallel import distributed
 
 PLAIN = Normalization((0.0,), (1.0,))
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import polarspike as ps
-from polarspike import cli, data, distributed, sources
+from polarspike import cli, data, sources
 from polarspike.data.pictures import Files
 from polarspike.data.streamed import StreamedDataset, random_part
 from polarspike.errors import DataError, SpecError
+from polarspike.parallel import distributed
 from tests.data.pictures import CLASSES, EACH, LAYOUTS, folders, jpeg, shards
 
 pytestmark = pytest.mark.usefixtures("few_pictures")

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import polarspike as ps
-from polarspike import integer, seals
+from polarspike import integer
+from polarspike.common import seals
 from polarspike.errors import CheckpointError
 from polarspike.exporters.integer import integer_network
 from polarspike.integer.network import DESCRIPTION

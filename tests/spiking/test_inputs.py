@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import polarspike as ps
+from polarspike.common.frames import running_means
 from polarspike.errors import InputError, SpecError
-from polarspike.frames import running_means
 from polarspike.quantized import QuantizedNetwork
 from polarspike.spiking import SpikingNetwork
 from tests.networks import network, signal, trained_like

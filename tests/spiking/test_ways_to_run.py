@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import polarspike as ps
+from polarspike.common.frames import running_means
 from polarspike.errors import InputError, SpecError
-from polarspike.frames import running_means
 from polarspike.spiking import SpikingState
 from tests.networks import NETWORKS, calibrated, network, signal
 from tests.spiking.pairs import pair

@@ -13,7 +13,7 @@ from polarspike.baselines.choice import AS_GOOD
 from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.rival import Pooling
-from polarspike.checks import is_integer, is_not_negative, is_positive, is_within
+from polarspike.common.checks import is_integer, is_not_negative, is_positive, is_within
 from polarspike.specs import Spec
 
 #: What identifies a run; ``setup`` is a digest of every other setting that its result depends on.

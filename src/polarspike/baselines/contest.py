@@ -28,12 +28,12 @@ from polarspike.baselines.peers import PEERS, convert_with, version
 from polarspike.baselines.rival import Rival, RivalSpec, prepare
 from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import Stage, control_stage, float_stage, own_stage, steps_read
+from polarspike.common.locks import locked
 from polarspike.errors import InputError, MissingExtraError, OperatorError, RunError, SpecError
 from polarspike.evaluation import evaluate
-from polarspike.ledger import AT_THE_EDGE, Ledger, as_text
-from polarspike.locks import locked
 from polarspike.readings import AtOnce, OverFrames
 from polarspike.runs import RunDirectory
+from polarspike.runs.ledger import AT_THE_EDGE, Ledger, as_text
 from polarspike.training import fit
 from polarspike.training_spec import TrainSpec
 

@@ -24,9 +24,9 @@ from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.rival import RivalSpec, prepare
 from polarspike.baselines.stages import Kind, stages_of, steps_read
+from polarspike.common.modules import apply
 from polarspike.errors import OperatorError
-from polarspike.ledger import as_text
-from polarspike.modules import apply
+from polarspike.runs.ledger import as_text
 
 _BATCH, _ROUNDS = 64, 2
 _CALIBRATION = 2000  # images on which settings are tried

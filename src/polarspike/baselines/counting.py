@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
+from polarspike.common.inputs import as_call, batch_size, batches_of, bind, map_inputs
+from polarspike.common.modules import apply
 from polarspike.counting.counts import OperationCounts
 from polarspike.counting.recording import Recording
 from polarspike.counting.tally import Tally
 from polarspike.errors import SpecError
-from polarspike.inputs import as_call, batch_size, batches_of, bind, map_inputs
-from polarspike.modules import apply
 from polarspike.neurons import NeuronState
 from polarspike.quantized import parameters_of
 from polarspike.readings import OverFrames

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from polarspike import ops
-from polarspike.sequences import SequenceNeuron, SpikeTrain
 from polarspike.specs import SiteSpec
+from polarspike.spiking.sequences import SequenceNeuron, SpikeTrain
 
 
 class LeakyNeuron(SequenceNeuron):

@@ -16,8 +16,8 @@ from polarspike.baselines.neurons import (
 )
 from polarspike.baselines.thresholds import Threshold
 from polarspike.errors import SpecError
-from polarspike.sequences import SequenceNeuron
 from polarspike.specs import Init, SiteSpec
+from polarspike.spiking.sequences import SequenceNeuron
 
 Family = Literal["conversion", "quantization", "direct"]
 Spikes = Literal["binary", "signed", "multi"]

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from polarspike import ops
-from polarspike.sequences import SequenceNeuron, SpikeTrain
 from polarspike.specs import SiteSpec
+from polarspike.spiking.sequences import SequenceNeuron, SpikeTrain
 
 # What a potential is moved beyond a threshold by, in thresholds: as in the code published with COS (ICLR 2023).
 _MARGIN = 1e-3

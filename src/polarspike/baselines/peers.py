@@ -31,9 +31,9 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental import optimization
 from torch.fx.proxy import TraceError
 
+from polarspike.common.inputs import batches_of
+from polarspike.common.modules import hooked
 from polarspike.errors import InputError, MissingExtraError, PolarspikeError, SpecError
-from polarspike.inputs import batches_of
-from polarspike.modules import hooked
 from polarspike.spiking import Observable
 
 

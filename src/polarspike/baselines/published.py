@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from importlib import resources
 
-from polarspike.tables import aligned
+from polarspike.common.tables import aligned
 
 
 def published() -> list[dict[str, str]]:

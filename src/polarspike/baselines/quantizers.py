@@ -18,8 +18,8 @@ from polarspike import ops
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
-from polarspike.sequences import SequenceNeuron, SpikeTrain
 from polarspike.specs import SiteSpec
+from polarspike.spiking.sequences import SequenceNeuron, SpikeTrain
 
 # PACT regularizes the clip like the weights; this is TrainSpec's weight decay.
 _PACT_PENALTY = 5e-4

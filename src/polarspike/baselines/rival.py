@@ -26,22 +26,22 @@ from polarspike.baselines.methods import METHODS, Method, describe
 from polarspike.baselines.settling import SettlingNetwork
 from polarspike.baselines.thresholds import set_thresholds
 from polarspike.calibration import calibrate
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
+from polarspike.common.inputs import Inputs
 from polarspike.conversion import convert
 from polarspike.counting import OperationCounts, count_operations
 from polarspike.errors import OperatorError, SpecError
-from polarspike.graph import finish
-from polarspike.inputs import Inputs
-from polarspike.operator_table import Meaning
-from polarspike.operators import meaning_of
+from polarspike.graph.editing import finish
+from polarspike.graph.operator_table import Meaning
+from polarspike.graph.operators import meaning_of
 from polarspike.quantization import RULES, quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 from polarspike.runs import RunDirectory
-from polarspike.sequences import Contract, SequenceNetwork
 from polarspike.sites import Site
 from polarspike.specs import QuantSpec, SiteSpec, Spec
 from polarspike.spiking import SpikingNetwork
+from polarspike.spiking.sequences import Contract, SequenceNetwork
 from polarspike.training import History, fit
 from polarspike.training_spec import TrainSpec
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from polarspike import data, models
+from polarspike.common.modules import move_for_training
 from polarspike.data import ImageDataset
 from polarspike.data.splits import Split
-from polarspike.modules import move_for_training
 
 _BATCH = 128
 _VALIDATION = 1 / 12  # of the training images, where settings are chosen

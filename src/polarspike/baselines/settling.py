@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
 from polarspike.conversion import convert
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from polarspike import ops
+from polarspike.analysis.observation import observe
+from polarspike.common.inputs import batch_size, batches_of, require_batches, rows_of, to_device
+from polarspike.common.modules import apply, device_of, evaluating, hooked
 from polarspike.errors import CalibrationError, SpecError
-from polarspike.inputs import batch_size, batches_of, require_batches, rows_of, to_device
-from polarspike.modules import apply, device_of, evaluating, hooked
-from polarspike.observation import observe
 from polarspike.quantized import QuantizedNetwork
 from polarspike.quantizers import PolarityQuantizer
 

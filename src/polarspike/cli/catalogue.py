@@ -14,7 +14,7 @@ from polarspike import data, models
 from polarspike.cli.command import Command, show
 from polarspike.data import Augmentation
 from polarspike.data.registry import FOLDER_VARIABLE, DatasetEntry
-from polarspike.recipes import RECIPES
+from polarspike.experiments.recipes import RECIPES
 
 #: So many names of classes are shown.
 _CLASSES = 10

@@ -63,7 +63,7 @@ def ending_together() -> Iterator[None]:
     Raises:
         RunError: another process has ended; in place of what the connection to it then raises.
     """
-    from polarspike import distributed
+    from polarspike.parallel import distributed
 
     try:
         yield
@@ -83,6 +83,6 @@ def _is_main() -> bool:
     """Whether this process writes; without torch there is only one."""
     if "torch" not in sys.modules:
         return True
-    from polarspike import distributed
+    from polarspike.parallel import distributed
 
     return distributed.is_main()

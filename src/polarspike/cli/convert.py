@@ -11,8 +11,8 @@ from typing import Annotated
 
 import tyro
 
+from polarspike.allocation.candidates import Resource
 from polarspike.calibration import calibrate
-from polarspike.candidates import Resource
 from polarspike.checkpoint import save
 from polarspike.cli.command import options_given, show, tell
 from polarspike.cli.files import load_quantized, reading_of
@@ -22,7 +22,7 @@ from polarspike.conversion import convert
 from polarspike.equivalence import verify
 from polarspike.errors import CalibrationError, CheckpointError, SpecError
 from polarspike.plan import Plan
-from polarspike.proof import Proof
+from polarspike.proofs.proof import Proof
 from polarspike.quantization import inspect, quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import conversion_for

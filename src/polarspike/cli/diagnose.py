@@ -10,7 +10,7 @@ from polarspike.cli.command import show
 from polarspike.cli.files import load_quantized, noted
 from polarspike.cli.network import NetworkCommand
 from polarspike.errors import SpecError
-from polarspike.experiment import require_device
+from polarspike.experiments.experiment import require_device
 from polarspike.quantization import quantize
 
 
@@ -27,7 +27,7 @@ class Diagnose(NetworkCommand):
     effects: bool = False
 
     def execute(self) -> int:
-        from polarspike.diagnosis import diagnose
+        from polarspike.analysis.diagnosis import diagnose
 
         if self.images is None:
             raise SpecError("diagnose: expected --images, on which the losses are measured")

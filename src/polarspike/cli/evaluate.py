@@ -8,7 +8,6 @@ from typing import Annotated
 
 import tyro
 
-from polarspike import distributed
 from polarspike.checkpoint import load
 from polarspike.cli.command import Command, ending_together, show
 from polarspike.cli.files import Source, images_for
@@ -16,10 +15,11 @@ from polarspike.counting import count_operations
 from polarspike.energy import CostTable, estimate_energy
 from polarspike.errors import SpecError
 from polarspike.evaluation import evaluate
-from polarspike.processes import join
+from polarspike.parallel import distributed
+from polarspike.parallel.processes import join
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import timesteps_of
-from polarspike.through_time import TemporalNetwork
+from polarspike.spiking.through_time import TemporalNetwork
 
 _TIMESTEPS = (1, 2, 4, 8)
 

@@ -17,16 +17,18 @@ from typing import Annotated, Any, Self
 import torch
 import tyro
 
-from polarspike import data, distributed, recipes
+from polarspike import data
 from polarspike.cli.command import Command, ending_together, show, tell
 from polarspike.cli.deterministic import deterministic
 from polarspike.cli.memory import keep_memory
 from polarspike.cli.report_pages import PAGE, write_report
 from polarspike.errors import RunError, SpecError, closest
-from polarspike.experiment import Prepared, carry_out, prepare
-from polarspike.processes import join, launched
-from polarspike.recipe import Recipe
-from polarspike.rehearsal import rehearse
+from polarspike.experiments import recipes
+from polarspike.experiments.experiment import Prepared, carry_out, prepare
+from polarspike.experiments.recipe import Recipe
+from polarspike.experiments.rehearsal import rehearse
+from polarspike.parallel import distributed
+from polarspike.parallel.processes import join, launched
 from polarspike.runs import RunDirectory
 
 
@@ -184,7 +186,7 @@ def read_recipe(path: Path) -> Recipe:
         raise SpecError(f"--recipe {path}: the file fails with {type(error).__name__}: {error}") from error
     if not isinstance(recipe, Recipe):
         raise SpecError(
-            f"--recipe {path}: expected the file to set RECIPE = Recipe(...) (from polarspike.experiment import Recipe), "
+            f"--recipe {path}: expected the file to set RECIPE = Recipe(...) (from polarspike.experiments import Recipe), "
             f"got {'no RECIPE' if recipe is None else type(recipe).__name__}"
         )
     return recipe

@@ -12,10 +12,10 @@ import tyro
 
 from polarspike.cli.command import Command, show, tell
 from polarspike.cli.files import Source, images_for, load_spiking, pictures_for
+from polarspike.common.inputs import Inputs
 from polarspike.errors import SpecError
 from polarspike.exporters import export
 from polarspike.exporters.writing import Format
-from polarspike.inputs import Inputs
 from polarspike.quantized import inputs_like
 from polarspike.spiking import SpikingNetwork
 

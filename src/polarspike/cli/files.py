@@ -17,14 +17,14 @@ from polarspike.cli.command import tell
 from polarspike.data import AnyDataset, Normalization, StreamedDataset
 from polarspike.data.events import FrameSpec, SequenceDataset
 from polarspike.errors import CheckpointError, DataError, SpecError
-from polarspike.experiment import evaluation_batch, require_device
+from polarspike.experiments.experiment import evaluation_batch, require_device
+from polarspike.experiments.recipe import RecipeReading
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import AtOnce, OverFrames, Seen
-from polarspike.recipe import RecipeReading
 from polarspike.sources.preprocessing import Preprocessing
 from polarspike.specs import Reading
 from polarspike.spiking import SpikingNetwork
-from polarspike.through_time import TemporalNetwork
+from polarspike.spiking.through_time import TemporalNetwork
 
 _BATCH = 256
 

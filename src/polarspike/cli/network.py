@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from polarspike import data, sources
 from polarspike.cli.command import Command, tell
 from polarspike.errors import SpecError
-from polarspike.experiment import require_device
+from polarspike.experiments.experiment import require_device
 from polarspike.sources import Preprocessing
 from polarspike.sources.preprocessing import parse_normalization, parse_shape
 from polarspike.specs import QuantSpec

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from polarspike.allocation import Allocation, allocate
-from polarspike.answers import Answers
-from polarspike.candidates import Resource
+from polarspike.allocation.candidates import Resource
+from polarspike.analysis.answers import Answers
 from polarspike.cli.command import show, tell
-from polarspike.inputs import float_leaves
-from polarspike.modules import evaluating
+from polarspike.common.inputs import float_leaves
+from polarspike.common.modules import evaluating
 from polarspike.quantized import QuantizedNetwork
 from polarspike.spiking import SpikingNetwork
 
@@ -51,7 +51,7 @@ def improved(
         tell("correcting biases")
         correct_bias(qann, batches, reference=reference)
     if distillation:
-        from polarspike.distillation import distill
+        from polarspike.training.distillation import distill
 
         tell(f"distilling from the float network in {distillation} steps")
         answers = _answers(qann, batches)

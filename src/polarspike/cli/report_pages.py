@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from polarspike.cli.command import tell
+from polarspike.common.files import replacing
 from polarspike.errors import MissingExtraError, RunError
-from polarspike.files import replacing
-from polarspike.recipe import Recipe
+from polarspike.experiments.recipe import Recipe
 from polarspike.report.pages import as_html
 from polarspike.report.plotting import pyplot
 from polarspike.report.record import Record

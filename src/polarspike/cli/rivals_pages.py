@@ -9,8 +9,8 @@ from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.published import published
 from polarspike.cli.report_pages import drawn
+from polarspike.common.files import replacing
 from polarspike.errors import RunError
-from polarspike.files import replacing
 from polarspike.report.claims import Kind
 from polarspike.report.pages import as_html, as_markdown
 from polarspike.report.rivals import plot_rivals

@@ -14,12 +14,13 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from polarspike import integer, seals
-from polarspike.checks import is_share
+from polarspike import integer
 from polarspike.cli.command import Command, show, tell
+from polarspike.common import seals
+from polarspike.common.checks import is_share
+from polarspike.common.files import replacing
 from polarspike.decoding import SUFFIXES, decoded, pictures_in
 from polarspike.errors import DataError, ExportError, SpecError
-from polarspike.files import replacing
 from polarspike.integer.network import DESCRIPTION, DESCRIPTION_FORMAT
 from polarspike.integer.storage import is_integer_network
 from polarspike.sessions import open_session

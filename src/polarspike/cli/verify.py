@@ -17,12 +17,12 @@ from polarspike.cli.command import Command, show, tell
 from polarspike.cli.files import Images, Source, as_spiking, images_for, load_quantized
 from polarspike.equivalence import verify
 from polarspike.errors import CheckpointError, SpecError
-from polarspike.proof import Proof
+from polarspike.proofs.proof import Proof
+from polarspike.proofs.temporal_equivalence import verify_temporal
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import timesteps_of, verify_sequences
 from polarspike.spiking import SpikingNetwork
-from polarspike.temporal_equivalence import verify_temporal
-from polarspike.through_time import TemporalNetwork
+from polarspike.spiking.through_time import TemporalNetwork
 
 _NOISE = 0.5
 

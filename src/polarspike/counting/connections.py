@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from polarspike.errors import OperatorError
-from polarspike.operators import base_of
+from polarspike.graph.operators import base_of
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, TypeVar
 
+from polarspike.common.tables import aligned, fitted
 from polarspike.counting.rows import ElementwiseCounts, MemoryCounts, SiteCounts, SynapseCounts
 from polarspike.errors import SpecError
-from polarspike.tables import aligned, fitted
 
 MessageUnit = Literal["event", "spike", "dense"]
 _Row = TypeVar("_Row")

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import fx
 
+from polarspike.common.frames import frames_of
+from polarspike.common.inputs import Inputs, as_call, batch_size, batches_of, bind, require_finite
 from polarspike.counting.counts import OperationCounts
 from polarspike.counting.recording import Recording
 from polarspike.counting.rows import ElementwiseCounts
 from polarspike.counting.tally import Tally
 from polarspike.errors import InputError, SpecError
-from polarspike.frames import frames_of
-from polarspike.inputs import Inputs, as_call, batch_size, batches_of, bind, require_finite
 from polarspike.neurons import NeuronState
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork, SpikingState
-from polarspike.through_time import StreamState, TemporalNetwork
+from polarspike.spiking.through_time import StreamState, TemporalNetwork
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from polarspike.counting.connections import ThroughOperator
 from polarspike.counting.recording import Recording
 from polarspike.counting.streams import Spikes
 from polarspike.errors import OperatorError
-from polarspike.operator_table import Meaning
-from polarspike.operators import argument, describe_target, meaning_of, place_of
+from polarspike.graph.operator_table import Meaning
+from polarspike.graph.operators import argument, describe_target, meaning_of, place_of
 
 _BARE = ("input", "other", "mat2", "vec")
 _ADDING = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}

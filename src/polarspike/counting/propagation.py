@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from polarspike.contract import Rule
 from polarspike.counting.recording import Recording, label, operand_of
 from polarspike.counting.streams import Graded, Operand, Spikes, Stream, fired, graded_among, is_static
+from polarspike.graph.contract import Rule
+from polarspike.graph.operator_table import Meaning
+from polarspike.graph.operators import argument, meaning_of, moving, unknown
 from polarspike.neurons import NeuronState, PolarityNeuron
-from polarspike.operator_table import Meaning
-from polarspike.operators import argument, meaning_of, moving, unknown
 
 #: Keep every element where it is, with its value.
 _STILL = frozenset({"Identity", "contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to", "type",

@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from polarspike.contract import Rule, rules_of
 from polarspike.counting.connections import Connections, Links, ThroughOperator, of_resampling
 from polarspike.errors import OperatorError
-from polarspike.graph import scope_of, signals
-from polarspike.operators import describe_target, place_of
+from polarspike.graph.contract import Rule, rules_of
+from polarspike.graph.editing import scope_of, signals
+from polarspike.graph.operators import describe_target, place_of
 
 
 class Recording:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from polarspike.contract import Rule
 from polarspike.counting import products
 from polarspike.counting.connections import Connections, Links, comparisons_of, of_convolution
 from polarspike.counting.counts import OperationCounts
@@ -19,9 +18,10 @@ from polarspike.counting.recording import Recording, label, operand_of
 from polarspike.counting.rows import ElementKind, ElementwiseCounts, Kind
 from polarspike.counting.streams import Graded, Operand, Spikes, Stream, graded_among, is_static
 from polarspike.counting.subtotals import SiteSubtotal, SynapseSubtotal, has_second_scale
+from polarspike.graph.contract import Rule
+from polarspike.graph.operator_table import Meaning
+from polarspike.graph.operators import meaning_of, moving
 from polarspike.neurons import NeuronState, PolarityNeuron
-from polarspike.operator_table import Meaning
-from polarspike.operators import meaning_of, moving
 
 _CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _SYNAPTIC = (Meaning.CONVOLUTION, Meaning.LINEAR, Meaning.MATMUL)

@@ -1,5 +1,10 @@
 """Image data sets with fixed parts, in memory or on disk, and batches of them.
 
+``registry`` knows them by name: ``digits``, ``mnist_5k``, ``fashion_mnist``, ``cifar``, ``imagenet``, ``photo_patches``,
+and the event cameras of ``events``. Files: ``local`` finds them, ``reading`` reads or refuses one, ``idx`` and
+``pictures`` are formats. In memory: ``dataset``, ``splits`` and ``parts``; on disk: ``streamed``. ``loaders`` make
+batches, with ``normalization`` and ``augment``.
+
 >>> from polarspike import data
 >>> digits = data.load("digits")
 >>> images, labels = next(iter(data.batches(digits.train, 64, normalization=digits.normalization)))

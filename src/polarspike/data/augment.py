@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polarspike.checks import is_integer, is_not_negative, is_within
+from polarspike.common.checks import is_integer, is_not_negative, is_within
 from polarspike.errors import InputError, MissingExtraError
 from polarspike.specs import Spec
 

@@ -17,8 +17,8 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from polarspike.common.files import replacing
 from polarspike.errors import DataError
-from polarspike.files import replacing
 
 _UNSIGNED_BYTES = 0x800
 _GZIP_START = b"\x1f\x8b"

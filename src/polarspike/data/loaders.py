@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from polarspike import distributed
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
 from polarspike.data.augment import Augmentation, Rows
 from polarspike.data.normalization import Normalization
 from polarspike.data.splits import Split
 from polarspike.errors import DataError, PolarspikeError, SpecError
+from polarspike.parallel import distributed
 
 Batch = tuple[Tensor, Tensor]
 

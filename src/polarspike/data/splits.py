@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
 from polarspike.errors import DataError, SpecError
 
 

@@ -14,10 +14,10 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
+from polarspike.common.inputs import Inputs
+from polarspike.common.modules import apply
 from polarspike.errors import ExportError
-from polarspike.graph import finish
-from polarspike.inputs import Inputs
-from polarspike.modules import apply
+from polarspike.graph.editing import finish
 from polarspike.neurons import CappedNeuron, PolarityNeuron
 from polarspike.spiking import SpikingNetwork
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from polarspike import integer
+from polarspike.common.inputs import Inputs, as_call, bind
+from polarspike.common.modules import apply
 from polarspike.errors import ExportError
 from polarspike.exporters import nir_graph, nir_modules, onnx_float, onnx_int8, programs, runtime
 from polarspike.exporters.description import KEY, describe
 from polarspike.exporters.first_timestep import first_timestep
 from polarspike.exporters.integer import as_arrays, integer_network
 from polarspike.exporters.report import CodeCheck, Runner
-from polarspike.inputs import Inputs, as_call, bind
 from polarspike.integer import IntegerNetwork
-from polarspike.modules import apply
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from polarspike.common.inputs import Inputs, as_call, bind
 from polarspike.errors import ExportError, InputError
 from polarspike.exporters.aten import shape_of
 from polarspike.exporters.description import describe
@@ -21,7 +22,6 @@ from polarspike.exporters.lowering import Grid, Lowering
 from polarspike.exporters.marking import marked_program
 from polarspike.exporters.observed import observe
 from polarspike.exporters.signals import Normalized, Vector
-from polarspike.inputs import Inputs, as_call, bind
 from polarspike.integer.network import IntegerNetwork
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork

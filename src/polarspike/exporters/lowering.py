@@ -32,7 +32,7 @@ from polarspike.exporters.signals import (
     Vector,
     array_of,
 )
-from polarspike.graph import attribute
+from polarspike.graph.editing import attribute
 from polarspike.neurons import PolarityNeuron
 
 #: Step, offset, the smallest and the largest code.

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from polarspike.common.inputs import Inputs, as_call, bind
 from polarspike.exporters.first_timestep import FixedSite, first_timestep, value_of
 from polarspike.exporters.programs import program_of
-from polarspike.graph import modules_of
-from polarspike.inputs import Inputs, as_call, bind
+from polarspike.graph.editing import modules_of
 from polarspike.quantized import parameters_of
 from polarspike.spiking import SpikingNetwork
 

@@ -29,7 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from polarspike import ops, seals
+from polarspike import ops
+from polarspike.common import seals
+from polarspike.common.inputs import Inputs
 from polarspike.errors import ExportError, MissingExtraError
 from polarspike.exporters.aten import (
     arguments_of,
@@ -44,8 +46,7 @@ from polarspike.exporters.aten import (
 from polarspike.exporters.description import KEY, describe
 from polarspike.exporters.marking import marked_program
 from polarspike.exporters.nir_modules import digest_of
-from polarspike.graph import attribute
-from polarspike.inputs import Inputs
+from polarspike.graph.editing import attribute
 from polarspike.neurons import PolarityNeuron
 from polarspike.spiking import SpikingNetwork
 

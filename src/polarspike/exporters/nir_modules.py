@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polarspike import seals
+from polarspike.common import seals
+from polarspike.common.inputs import Inputs, tensors_of
 from polarspike.errors import ExportError, MissingExtraError
 from polarspike.exporters.description import KEY
 from polarspike.exporters.report import Runner
-from polarspike.inputs import Inputs, tensors_of
 
 #: What nodes of ours hold.
 _HELD = ("weight", "bias", "threshold", "stride", "padding", "dilation", "groups", "kernel_size", "start_dim", "end_dim",

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from polarspike.common.inputs import Inputs, tensors_of
 from polarspike.errors import ExportError, MissingExtraError
 from polarspike.exporters import runtime
 from polarspike.exporters.description import KEY
 from polarspike.exporters.report import Runner
-from polarspike.inputs import Inputs, tensors_of
 
 
 def save(program: ExportedProgram, path: Path, description: str, names: list[str]) -> None:

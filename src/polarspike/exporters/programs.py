@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
+from polarspike.common.inputs import Inputs, as_call, float_leaves
 from polarspike.errors import ExportError
 from polarspike.exporters.description import KEY
 from polarspike.exporters.report import Runner
-from polarspike.inputs import Inputs, as_call, float_leaves
 
 
 def program_of(network: fx.GraphModule, arguments: dict[str, Any]) -> ExportedProgram:

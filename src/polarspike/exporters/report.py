@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from polarspike.common.inputs import Inputs, batch_size
 from polarspike.errors import ExportError
-from polarspike.inputs import Inputs, batch_size
 
 Runner = Callable[[Inputs], list[Tensor]]
 #: On a batch: codes compared; those that differ between the spiking network and whole numbers; and those that differ

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polarspike import seals
+from polarspike.common import seals
 from polarspike.errors import ExportError
 from polarspike.sessions import open_session
 
@@ -32,7 +32,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def seal(path: Path) -> None:
-    """Seal a written model (:mod:`polarspike.seals`), and name ``<path>.data`` beside it by its content.
+    """Seal a written model (:mod:`polarspike.common.seals`), and name ``<path>.data`` beside it by its content.
 
     ``<path>.<the first digits of its SHA-256>.data``: between the replacement of one file and of the other, a model finds
     its own weights or none, in any runtime.

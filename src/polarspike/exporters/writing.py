@@ -13,13 +13,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from polarspike.common.inputs import Inputs, batch_size, batches_of, float_leaves, require_finite, to_device
+from polarspike.common.modules import apply, device_of
 from polarspike.errors import ExportError, SpecError
 from polarspike.exporters import formats, runtime
 from polarspike.exporters.report import ExportReport, compare
-from polarspike.inputs import Inputs, batch_size, batches_of, float_leaves, require_finite, to_device
-from polarspike.modules import apply, device_of
 from polarspike.spiking import SpikingNetwork
-from polarspike.through_time import TemporalNetwork
+from polarspike.spiking.through_time import TemporalNetwork
 
 Format = Literal["onnx-int8", "onnx-float", "nir", "integer", "torch-export"]
 FORMATS: tuple[str, ...] = get_args(Format)

@@ -18,9 +18,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from polarspike import seals
+from polarspike.common import seals
+from polarspike.common.files import replacing
 from polarspike.errors import CheckpointError
-from polarspike.files import replacing
 from polarspike.integer.execution import FLOAT_OPERATORS, run
 from polarspike.integer.network import DESCRIPTION, KINDS, Array, Instruction, IntegerNetwork
 

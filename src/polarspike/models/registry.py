@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
 from polarspike.errors import SpecError, closest
 
 Builder = Callable[..., nn.Module]

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from polarspike.ledger import AT_THE_EDGE
 from polarspike.report.rivals import Row, grouped, mean_of, name_of
+from polarspike.runs.ledger import AT_THE_EDGE
 
 _FREE = "polarspike-free"
 #: Our methods: trained for one timestep, for several, and not at all.

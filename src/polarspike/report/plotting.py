@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from polarspike.common.files import replacing
 from polarspike.errors import MissingExtraError, RunError
-from polarspike.files import replacing
 
 #: One color for each network, in every figure.
 COLORS = {"ann": "#444444", "qann": "#e08214", "snn": "#2166ac", "control": "#999999", "through_time": "#1b7837"}

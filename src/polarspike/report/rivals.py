@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from polarspike.common.tables import aligned
 from polarspike.report.numbers import decimals
 from polarspike.report.plotting import MARKS, drawing
-from polarspike.tables import aligned
 
 Row = Mapping[str, str]
 _KEYS = ("data", "network", "method", "levels", "trained_steps", "budget")

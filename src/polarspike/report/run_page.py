@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polarspike.evaluation import Firing
-from polarspike.proof import Proof
+from polarspike.proofs.proof import Proof
 from polarspike.readings import SAID
 from polarspike.report.numbers import decimals, entropy_of, short
 from polarspike.report.pages import Section

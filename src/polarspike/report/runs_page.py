@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from polarspike.errors import RunError
-from polarspike.proof import Proof
+from polarspike.proofs.proof import Proof
 from polarspike.report.numbers import decimals, interval
 from polarspike.report.pages import Section
 from polarspike.report.plotting import MARKS, drawing

@@ -1,5 +1,8 @@
 """Networks and images that somebody already has: by name, from weights, from a Python factory, from an exported program.
 
+``models`` reads a reference and asks ``packages`` (torchvision, timm), ``factories`` (own code) or ``exported`` (programs);
+``weights`` fills a model from a file, ``images`` and ``preprocessing`` give it what it expects.
+
 Nothing is ever downloaded, and no file but a factory that the user names is executed.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from polarspike.checks import is_integer
+from polarspike.common.checks import is_integer
 from polarspike.data import Normalization
 from polarspike.errors import SpecError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polarspike.common.tables import aligned
 from polarspike.speed.footprint import Footprint
 from polarspike.speed.measurement import Heat
-from polarspike.tables import aligned
 
 _WIDTH = 132
 _CLOCKS = {"cpu": "processor time", "wall": "wall time"}

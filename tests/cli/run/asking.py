@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from polarspike import seals
+from polarspike.common import seals
 from tests.cli.running import Call
 
 NOTES = {"normalization": {"mean": [0.3, 0.4, 0.2], "std": [0.25, 0.3, 0.2]}, "classes": ["cat", "dog", "owl"]}

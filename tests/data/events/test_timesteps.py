@@ -16,7 +16,8 @@ from polarspike import cli, data
 from polarspike.data import Augmentation
 from polarspike.data.events import FrameSpec, SequenceDataset
 from polarspike.errors import DataError, SpecError
-from polarspike.experiment import Recipe, fingerprint, prepare
+from polarspike.experiments import Recipe
+from polarspike.experiments.experiment import fingerprint, prepare
 from polarspike.readings import AtOnce, OverFrames
 
 from .test_event_datasets import alone  # noqa: F401

@@ -14,14 +14,16 @@ import torch
 from torch import nn
 
 import polarspike as ps
-from polarspike import cli, experiment, training
+from polarspike import cli
 from polarspike.data.events import FrameSpec
 from polarspike.errors import OperatorError, SpecError
-from polarspike.experiment import Recipe, prepare
-from polarspike.proof import Proof
-from polarspike.rehearsal import rehearse
+from polarspike.experiments import Recipe, experiment
+from polarspike.experiments.experiment import prepare
+from polarspike.experiments.rehearsal import rehearse
+from polarspike.proofs.proof import Proof
+from polarspike.proofs.temporal_equivalence import verify_temporal
 from polarspike.runs import RunDirectory
-from polarspike.temporal_equivalence import verify_temporal
+from polarspike.training import loop as training
 from polarspike.training_spec import TrainSpec
 
 from .test_event_datasets import alone  # noqa: F401
@@ -218,8 +220,8 @@ def test_a_network_that_cannot_be_unrolled_is_refused_before_any_training(
     root = str(ordered(tmp_path))
     assert prepare(EVENTS, root=root).dataset.frames == 2
     for module in ("experiment", "rehearsal"):
-        monkeypatch.setattr(f"polarspike.{module}.build_model", lambda *_: Mixing())
-    monkeypatch.setattr("polarspike.rehearsal._learn", lambda *_: pytest.fail("trained"))
+        monkeypatch.setattr(f"polarspike.experiments.{module}.build_model", lambda *_: Mixing())
+    monkeypatch.setattr("polarspike.experiments.rehearsal._learn", lambda *_: pytest.fail("trained"))
     for start in (lambda: prepare(EVENTS, root=root), lambda: rehearse(EVENTS)):
         with pytest.raises(OperatorError, match="expected the batch in dimension 0"):
             start()
@@ -237,7 +239,7 @@ def test_a_teacher_is_for_the_stages_that_ask_and_a_stream_that_differs_is_a_fai
         return dataclasses.replace(verify_temporal(*given), output_equal=False)
 
     monkeypatch.setattr(experiment, "fit", fit)
-    monkeypatch.setattr("polarspike.outcome.verify_temporal", differing)
+    monkeypatch.setattr("polarspike.experiments.outcome.verify_temporal", differing)
     flags = [*FLAGS, *THROUGH, "--qann.distillation", "0", "--through-time.distillation", "0.5"]
     assert cli.main(["train", *flags, "--root", str(ordered(tmp_path / "data")), "--run", str(tmp_path / "run")]) == 1
     printed = capsys.readouterr()

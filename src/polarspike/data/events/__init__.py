@@ -1,5 +1,9 @@
 """Event-camera data sets: recordings, their file formats, and the frames that a network sees.
 
+``formats`` reads files into ``streams``, ``frames`` bins them, ``cache`` keeps the bins, ``sequences`` gives them as
+timesteps. ``published`` are recorded data sets, ``simulated`` those of the camera in ``simulation``; ``dataset`` names
+all of them.
+
 >>> from polarspike.data import events
 >>> events.names()
 ['cifar10-dvs', 'dvs128-gesture', 'events-fashion-mnist', 'n-caltech101', 'n-mnist', 'saccade-order']

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from polarspike.common.locks import locked
 from polarspike.data.events.frames import Frames
 from polarspike.data.splits import Split
 from polarspike.errors import DataError
-from polarspike.locks import locked
 
 #: To be raised whenever readers or frames make something else of the same files.
 FORMAT = 1

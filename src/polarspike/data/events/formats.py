@@ -24,10 +24,10 @@ import zipfile
 import numpy as np
 from numpy.typing import NDArray
 
+from polarspike.common.files import replacing
 from polarspike.data.events.streams import EventStream
 from polarspike.data.reading import bytes_of
 from polarspike.errors import DataError, MissingExtraError
-from polarspike.files import replacing
 
 _BIN_EVENT = 5
 _OVERFLOW_ROW, _OVERFLOW = 240, 1 << 13

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from polarspike.checks import is_integer, is_not_negative, is_positive
+from polarspike.common.checks import is_integer, is_not_negative, is_positive
 from polarspike.data.events.streams import EventStream
 from polarspike.errors import InputError
 from polarspike.specs import Spec

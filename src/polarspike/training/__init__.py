@@ -1,0 +1,9 @@
+"""Training: the ``loop``, what it moves (``course``, ``optimization``), and what it keeps (``state``).
+
+``activity`` makes the number of spikes a quantity to train, ``refinement`` trains for several timesteps, and
+``distillation`` needs no labels.
+"""
+
+from polarspike.training.loop import History, fit, training_loss
+
+__all__ = ["History", "fit", "training_loss"]
