@@ -10,7 +10,7 @@ Published: by others, not reproduced here:
            COS (rho=4): 59.22 % at T = 1 (true latency 5)
            Self-dropping neuron (direct): 69.45 % at T = 1
 
-The values are ``RECIPES["cifar100_resnet20"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["cifar100_resnet20"]`` in ``polarspike/experiments/recipes.py``: an installed command line has them.
 """
 
 import sys

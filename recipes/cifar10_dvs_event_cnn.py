@@ -9,7 +9,8 @@ Published: by others, not reproduced here:
            RTFormer (direct): 83.6 %
            QB-LIF (direct): 81.6 %
 
-The values are ``RECIPES["cifar10_dvs_event_cnn"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["cifar10_dvs_event_cnn"]`` in ``polarspike/experiments/recipes.py``: an installed command line
+has them.
 """
 
 import sys

@@ -9,7 +9,7 @@ Published: by others, not reproduced here:
            Error compensation: 94.75 % at T = 2
            Self-dropping neuron (direct): 92.20 % at T = 1
 
-The values are ``RECIPES["cifar10_resnet18"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["cifar10_resnet18"]`` in ``polarspike/experiments/recipes.py``: an installed command line has them.
 """
 
 import sys

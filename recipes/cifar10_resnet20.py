@@ -8,7 +8,7 @@ Expected:  unknown: it has not been run on its data
 Published: by others, not reproduced here:
            Self-dropping neuron (direct): 92.20 % at T = 1
 
-The values are ``RECIPES["cifar10_resnet20"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["cifar10_resnet20"]`` in ``polarspike/experiments/recipes.py``: an installed command line has them.
 """
 
 import sys

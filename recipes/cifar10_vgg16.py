@@ -12,7 +12,7 @@ Published: by others, not reproduced here:
            QCFS: 95.00 % at T = 8
            Self-dropping neuron (direct): 92.20 % at T = 1
 
-The values are ``RECIPES["cifar10_vgg16"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["cifar10_vgg16"]`` in ``polarspike/experiments/recipes.py``: an installed command line has them.
 """
 
 import sys

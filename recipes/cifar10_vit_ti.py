@@ -10,7 +10,7 @@ Published: by others, not reproduced here:
            PMSM v1, a larger ViT-S: 98.5 % at T = 1
            Self-dropping neuron (direct): 92.20 % at T = 1
 
-The values are ``RECIPES["cifar10_vit_ti"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["cifar10_vit_ti"]`` in ``polarspike/experiments/recipes.py``: an installed command line has them.
 """
 
 import sys

@@ -9,7 +9,7 @@ Expected:  ANN 98.5 %, SNN 98.5 % at T = 1 and 98.6 % at T = 2, 4, 8 of 1,000 im
            these same test images, so read the figures as a demonstration.
 Published: unknown
 
-The values are ``DEMO`` in ``polarspike/recipes.py``, so that an installed command line has them, too.
+The values are ``DEMO`` in ``polarspike/experiments/recipes.py``, so that an installed command line has them, too.
 """
 
 import sys

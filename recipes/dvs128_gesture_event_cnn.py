@@ -9,7 +9,8 @@ Published: by others, not reproduced here:
            RTFormer (direct): 98.61 %
            QB-LIF (direct): 98.28 %
 
-The values are ``RECIPES["dvs128_gesture_event_cnn"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["dvs128_gesture_event_cnn"]`` in ``polarspike/experiments/recipes.py``: an installed command line
+has them.
 """
 
 import sys

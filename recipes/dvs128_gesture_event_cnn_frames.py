@@ -9,7 +9,8 @@ Published: by others, not reproduced here:
            RTFormer (direct): 98.61 %
            QB-LIF (direct): 98.28 %
 
-The values are ``RECIPES["dvs128_gesture_event_cnn_frames"]`` in ``polarspike/recipes.py``, for an installed command line.
+The values are ``RECIPES["dvs128_gesture_event_cnn_frames"]`` in ``polarspike/experiments/recipes.py``, for an installed
+command line.
 """
 
 import sys

@@ -7,7 +7,8 @@ Cost:      half an hour for the frames of 70,000 images, then 15 + 5 epochs, and
 Expected:  unknown: it has not been run on its data
 Published: unknown
 
-The values are ``RECIPES["events_fashion_mnist_event_cnn"]`` in ``polarspike/recipes.py``, for an installed command line.
+The values are ``RECIPES["events_fashion_mnist_event_cnn"]`` in ``polarspike/experiments/recipes.py``, for an installed
+command line.
 """
 
 import sys

@@ -8,8 +8,8 @@ Cost:      half an hour for the frames of 70,000 images, then 15 + 5 epochs, and
 Expected:  unknown: it has not been run on its data (docs/results.md has this reading of smaller frames)
 Published: unknown
 
-The values are ``RECIPES["events_fashion_mnist_event_cnn_frames"]`` in ``polarspike/recipes.py``, for an installed command
-line.
+The values are ``RECIPES["events_fashion_mnist_event_cnn_frames"]`` in ``polarspike/experiments/recipes.py``, for an
+installed command line.
 """
 
 import sys

@@ -10,7 +10,7 @@ Expected:  ANN 94.7 %; SNN 94.6 % at T = 1 (94.51, 94.65, 94.58 with seeds 0, 1,
 Published: by others, not reproduced here:
            Self-dropping neuron (direct): 93.72 % at T = 1
 
-The values are ``FASHION_MNIST`` in ``polarspike/recipes.py``, so that an installed command line has them, too.
+The values are ``FASHION_MNIST`` in ``polarspike/experiments/recipes.py``, so that an installed command line has them, too.
 """
 
 import sys

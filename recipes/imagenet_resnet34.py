@@ -13,7 +13,7 @@ Published: by others, not reproduced here:
            SDT-V3 10M (direct): 78.5 %
            SDT-V3 173M (direct): 86.2 %
 
-The values are ``RECIPES["imagenet_resnet34"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["imagenet_resnet34"]`` in ``polarspike/experiments/recipes.py``: an installed command line has them.
 """
 
 import sys

@@ -7,7 +7,7 @@ Cost:      30 + 10 epochs, and 10 of the control; its time is not measured
 Expected:  unknown: it has not been run on its data
 Published: unknown
 
-The values are ``RECIPES["n_mnist_event_cnn"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["n_mnist_event_cnn"]`` in ``polarspike/experiments/recipes.py``: an installed command line has them.
 """
 
 import sys

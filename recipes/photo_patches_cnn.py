@@ -8,7 +8,7 @@ Expected:  ANN 89.3, 89.2, 85.4 %; SNN 88.4, 89.9, 86.0 % at T = 1 and 89.1, 90.
            2026-11-29, torch 2.14.1, one thread; all 1,500 test patches, last epoch); 0 codes differ at T = 1
 Published: unknown
 
-The values are ``RECIPES["photo_patches_cnn"]`` in ``polarspike/recipes.py``: an installed command line has them.
+The values are ``RECIPES["photo_patches_cnn"]`` in ``polarspike/experiments/recipes.py``: an installed command line has them.
 """
 
 import sys
