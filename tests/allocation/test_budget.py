@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import polarspike as ps
-from polarspike import allocation as module
 from polarspike.allocation.candidates import Option, candidates
 from polarspike.allocation.meter import Meter
 from polarspike.errors import CalibrationError, SpecError
@@ -168,7 +167,7 @@ def test_a_short_negative_side_gets_a_gain_below_one(granularity: str, tmp_path:
 
 def test_gains_are_put_back_where_the_prediction_errs(monkeypatch: pytest.MonkeyPatch) -> None:
     qann, x, budget = short_tailed()
-    real = module.candidates
+    real = candidates
 
     def deceived(*given: object) -> list[Option]:
         return [
@@ -176,7 +175,7 @@ def test_gains_are_put_back_where_the_prediction_errs(monkeypatch: pytest.Monkey
             for option in real(*given)  # type: ignore[arg-type]
         ]
 
-    monkeypatch.setattr(module, "candidates", deceived)
+    monkeypatch.setattr("polarspike.allocation.budget.candidates", deceived)
     allocation = ps.allocate(qann, x, budget, gains="dyadic")
     assert [site.gain for site in qann.sites().values()] == [1.0]
     assert fired(qann, x)["spikes"] == pytest.approx(allocation.spent) and allocation.spent <= budget
