@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from polarspike.data import Augmentation
-from polarspike.data.augment import Rows, random_cutout, random_flip, random_shift
+from polarspike.data.augment import Rows, random_cutout, random_drop, random_flip, random_shift
 from polarspike.errors import InputError, SpecError
 
 
@@ -55,6 +55,26 @@ def test_cutout_blackens_one_square_clipped_at_the_border() -> None:
         assert int(black.sum()) == len(rows) * len(columns)
         areas.add((len(rows), len(columns)))
     assert areas == {(h, w) for h in (2, 3) for w in (2, 3)}  # a middle on the border leaves 2 of 3 lines
+
+
+def test_events_go_one_by_one_with_a_probability_of_their_image() -> None:
+    before = torch.full((400, 2, 8, 8), 10, dtype=torch.uint8)
+    before[:, :, 0] = 0
+    after = random_drop(before, 0.8, generator(), Rows.every(400))
+    assert (after <= before).all() and (before == 10).any() and after.dtype == torch.uint8
+    gone = 1 - after.float().sum((1, 2, 3)) / (10 * 2 * 7 * 8)  # the share of 1120 events
+    # Uniform over 0..0.8: mean 0.4 with a standard error of 0.8 / sqrt(12 * 400) = 0.012.
+    assert abs(float(gone.mean()) - 0.4) < 0.05 and float(gone.min()) < 0.02 and float(gone.max()) > 0.78
+    # Within an image counts are binomial: their variance is n p (1 - p), here over its 112 pixels.
+    ratio = after[:, :, 1:].float().flatten(1).var(1) / (10 * gone * (1 - gone))
+    assert abs(float(ratio[gone > 0.1].mean()) - 1) < 0.05
+
+
+def test_events_that_are_dropped_do_not_depend_on_the_rows_at_hand() -> None:
+    before, kept = images(12), torch.tensor([3, 4, 9])
+    every = random_drop(before, 0.5, generator(), Rows.every(12))
+    assert torch.equal(random_drop(before[kept], 0.5, generator(), Rows(kept, 12)), every[kept])
+    assert not torch.equal(every, before) and torch.equal(Augmentation(drop=0.5)(before, generator()), every)
 
 
 def test_a_square_of_even_side_has_that_side_inside() -> None:
@@ -201,6 +221,8 @@ def test_both_mixtures_take_turns() -> None:
     [
         {"randaugment": 31},
         {"erasing": 1.5},
+        {"drop": -0.1},
+        {"drop": 2},
         {"erasing": "half"},
         {"cutout": True},
         {"mixup": -1.0},

@@ -54,6 +54,9 @@ class Augmentation(Spec):
             fraction of the size is what others call a random crop with padding.
         cutout: side in pixels of a black square whose middle is uniform over the image, clipped at the border; 0 for
             none. Source: DeVries and Taylor 2017, arXiv 1708.04552 (they fill with the mean).
+        drop: of frames of event counts: every event goes with a probability that each image draws for itself, uniform up to
+            this one; 0 for none. Source: EventDrop, Gu et al. 2021, arXiv 2106.05836 (random dropping; ``cutout`` is their
+            dropping by area).
         randaugment: magnitude in 0..30 of two random operations of torchvision's RandAugment; 0 for none.
         erasing: probability of torchvision's RandomErasing (a black rectangle of 2 to 33 % of the area).
         mixup: alpha of torchvision's MixUp, which mixes images and labels of a batch; 0 for none.
@@ -69,6 +72,7 @@ class Augmentation(Spec):
     flip: bool = False
     shift: int = 0
     cutout: int = 0
+    drop: float = 0.0
     randaugment: int = 0
     erasing: float = 0.0
     mixup: float = 0.0
@@ -80,7 +84,8 @@ class Augmentation(Spec):
         for name in ("shift", "cutout", "randaugment"):
             self._require(name, is_integer(getattr(self, name), 0), "an integer of at least 0")
         self._require("randaugment", self.randaugment <= 30, "an integer in 0..30")
-        self._require("erasing", is_within(self.erasing, 0.0, 1.0), "a probability")
+        for name in ("drop", "erasing"):
+            self._require(name, is_within(getattr(self, name), 0.0, 1.0), "a probability")
         for name in ("mixup", "cutmix"):
             self._require(name, is_not_negative(getattr(self, name)), "a finite number of at least 0")
 
@@ -93,7 +98,7 @@ class Augmentation(Spec):
         """These changes, and the usual ones where these ask for none.
 
         >>> Augmentation(shift=4, erasing=0.25).over(Augmentation(flip=True, shift=2))
-        Augmentation(flip=True, shift=4, cutout=0, randaugment=0, erasing=0.25, mixup=0.0, cutmix=0.0)
+        Augmentation(flip=True, shift=4, cutout=0, drop=0.0, randaugment=0, erasing=0.25, mixup=0.0, cutmix=0.0)
         """
         asked = {one.name: value for one in dataclasses.fields(self) if (value := getattr(self, one.name))}
         return dataclasses.replace(usual, **asked)
@@ -122,7 +127,7 @@ class Augmentation(Spec):
     @property
     def one_by_one(self) -> bool:
         """Whether images are changed one after the other, which is work for the processes that make batches."""
-        return self.randaugment > 0 or self.erasing > 0
+        return self.drop > 0 or self.randaugment > 0 or self.erasing > 0
 
     @property
     def mixes(self) -> bool:
@@ -152,6 +157,8 @@ class Augmentation(Spec):
             images = random_shift(images, self.shift, generator, rows)
         if self.cutout:
             images = random_cutout(images, self.cutout, generator, rows)
+        if self.drop:
+            images = random_drop(images, self.drop, generator, rows)
         if self.randaugment or self.erasing:
             images = self._by_torchvision(images, generator, rows)
         return images
@@ -235,6 +242,22 @@ def random_cutout(images: Tensor, side: int, generator: torch.Generator, rows: R
         _covered(height, side, rows.of(down))[:, None, :, None] & _covered(width, side, rows.of(right))[:, None, None]
     )
     return images.masked_fill(square.to(images.device), 0)  # where (N, 1, H, W) is
+
+
+def random_drop(images: Tensor, most: float, generator: torch.Generator, rows: Rows) -> Tensor:
+    """Counts of events (N, C, H, W) without those that went, each by itself with a probability of its image's own.
+
+    A count n becomes a binomial number of n: the same as dropping events before they are counted.
+    """
+    seeds = rows.of(torch.randint(1 << 62, (rows.batch,), generator=generator))
+    kept = images.clone()
+    for counts, seed in zip(kept, seeds, strict=True):
+        own = torch.Generator().manual_seed(int(seed))
+        stays = 1.0 - most * torch.rand((), generator=own)
+        there = counts.nonzero(as_tuple=True)  # most pixels of a frame have seen nothing
+        seen = counts[there].float().cpu()
+        counts[there] = torch.binomial(seen, stays.expand_as(seen), generator=own).to(counts)
+    return kept
 
 
 def _covered(length: int, side: int, middle: Tensor) -> Tensor:

@@ -100,7 +100,13 @@ class Recipe(Spec):
                 "Recipe.options"
             )
         self._require("workers", is_integer(self.workers, 0), "an integer of at least 0")
-        if self.in_time and self.data in data.names() and not data.describe(self.data).events:
+        pictures = self.data in data.names() and not data.describe(self.data).events
+        if self.augmentation.drop and pictures:
+            raise SpecError(
+                f"Recipe.augmentation.drop: expected 0 for {self.data}, which has no events, got {self.augmentation.drop}; "
+                f"event datasets are: {', '.join(data.events.names())}"
+            )
+        if self.in_time and pictures:
             raise SpecError(
                 f"Recipe.reading: expected 'channels' for {self.data}, whose images are no sequences, got {self.reading!r}; "
                 f"those of event datasets are: {', '.join(data.events.names())}"

@@ -177,6 +177,9 @@ def test_what_has_no_frames_has_no_reading(capsys: pytest.CaptureFixture[str]) -
         Recipe(data="digits", reading="frames")
     assert cli.main(["train", "--data", "digits", "--reading", "frames"]) == 2
     assert "expected 'channels' for digits" in capsys.readouterr().err
+    assert Recipe(data="n-mnist", augmentation=Augmentation(drop=0.5)).changes(Augmentation()).drop == 0.5
+    with pytest.raises(SpecError, match=r"Recipe\.augmentation\.drop: expected 0 for digits, .* got 0\.5; .*n-mnist"):
+        Recipe(data="digits", augmentation=Augmentation(drop=0.5))
     older = {name: value for name, value in Recipe(data="n-mnist").to_dict().items() if name != "reading"}
     assert Recipe.from_dict(older).reading == "channels"
 
