@@ -128,6 +128,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(RunError, match="No space left"):
             run.append({"epoch": 1})
     assert run.read_json("metrics.json") == {"accuracy": 0.5}
+    run.close()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["config.json", "log.jsonl", "metrics.json"]
 
 

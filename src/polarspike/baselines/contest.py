@@ -321,8 +321,8 @@ class Contest:
         """Train, or load what was trained before; the seconds of training. One process at a time trains a stage."""
         name = stage.name.replace(".", "_")
         path = self.place / f"{self.asked.network}-{self.asked.training}" / name
-        with locked(self.place / "locks" / f"{path.parent.name}-{name}.lock"):
-            run = RunDirectory(path, resume=path.exists())
+        lock = locked(self.place / "locks" / f"{path.parent.name}-{name}.lock")
+        with lock, RunDirectory(path, resume=path.exists()) as run:
             history = fit(
                 model,
                 self.scene.training(sequences),

@@ -29,7 +29,7 @@ from polarspike.experiments.recipe import Recipe
 from polarspike.experiments.rehearsal import rehearse
 from polarspike.parallel import distributed
 from polarspike.parallel.processes import join, launched
-from polarspike.runs import RunDirectory
+from polarspike.runs import RunDirectory, require_free
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,11 @@ class Demo(Command):
             raise SpecError("demo --resume: expected --run DIR, the run to continue")
         device = join()
         with ending_together():
-            prepared = prepare(recipes.DEMO, device=device)
             place = distributed.common(self.run or _first_free(Path("runs/demo")))
-            return _work(prepared, RunDirectory(place, resume=self.resume))
+            require_free(place)
+            prepared = prepare(recipes.DEMO, device=device)
+            with RunDirectory(place, resume=self.resume) as run:
+                return _work(prepared, run)
 
     def after_interrupt(self, arguments: Sequence[str]) -> str:
         return "start again, or continue with --run DIR --resume" if self.run is None else _advice(self.run, arguments)
@@ -141,9 +143,10 @@ class Train(Command):
         with deterministic(self.deterministic):
             device = join(self.device)
             with ending_together():
+                require_free(self.place)
                 prepared = prepare(self.values, root=root, download=self.download, device=device)
-                run = RunDirectory(self.place, resume=self.resume, tensorboard=self.tensorboard)
-                return _work(prepared, run)
+                with RunDirectory(self.place, resume=self.resume, tensorboard=self.tensorboard) as run:
+                    return _work(prepared, run)
 
     def after_interrupt(self, arguments: Sequence[str]) -> str:
         return _advice(self.place, arguments)

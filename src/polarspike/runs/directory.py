@@ -4,6 +4,8 @@ A run directory holds ``config.json`` (what was asked, by which versions), ``log
 ``training.safetensors`` (the last checkpoint) and any other JSON file; a run of several stages holds one such directory
 for each. Every file but the log is written beside its place and then moved there in one step, so that a reader sees the
 old file or the new one. The log only grows; a last line that a kill has torn is dropped when the run is resumed.
+
+One process writes a run, and a second one is refused as long as the first lives (``ownership``). Who only reads asks nobody.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,19 +28,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from polarspike.common.files import PARTIAL, replacing
+from polarspike.common.locks import Hold
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.parallel import distributed
+from polarspike.runs.ownership import LOCK, own
+from polarspike.runs.reading import FORMAT, VERSION, differences, read_config, read_json, read_records
 from polarspike.runs.trackers import TensorBoard
 from polarspike.specs import Spec
 
-FORMAT = "polarspike-run"
-VERSION = 1
 _PARTIALS = f".*{PARTIAL}"
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class RunDirectory:
     """One directory for one job: created and checked at once, before any work.
+
+    It is this process's own until all its objects of this run are closed or gone; several may follow each other.
 
     Args:
         path: where; missing parents are made.
@@ -47,7 +53,7 @@ class RunDirectory:
     Raises:
         MissingExtraError: TensorBoard is asked for and not installed.
         RunError: the directory cannot be written, holds something that is not a run, holds a run and ``resume`` is
-            false, or ``resume`` is true and there is nothing.
+            false, or ``resume`` is true and there is nothing; or another process has it, or the run that it is a stage of.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, resume: bool = False, tensorboard: bool = False) -> None:
@@ -56,14 +62,37 @@ class RunDirectory:
         # In every process, so that all refuse together where it is not installed; the main one alone writes.
         self._tracker = TensorBoard(self.path / "tensorboard") if tensorboard else None
         self._stages: dict[str, RunDirectory] = {}
+        self._hold: Hold | None = None
+        self._closed = False
         with distributed.together():
             if distributed.is_main():  # it makes and checks the directory, and alone writes
-                self._begin()
+                try:
+                    self._begin()
+                except BaseException:  # whose traceback keeps this object
+                    self.close()
+                    raise
+
+    def close(self) -> None:
+        """Let other processes have the run, unless another object of this process has it; nothing is written any more."""
+        self._closed, self._hold = True, None
+        for stage in self._stages.values():
+            stage.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
     def _begin(self) -> None:
-        existed = self._check_place()
+        self._check_place()  # before anything is made there
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._hold = own(self.path)
+        except OSError as error:
+            self._refuse(error)
+        existed = self._check_place()  # another process may have begun, and ended, before the lock was ours
+        try:
             probe = self.path / f".probe{PARTIAL}"
             probe.touch()
             probe.unlink(missing_ok=True)
@@ -147,6 +176,7 @@ class RunDirectory:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record to the log; it is on the disk when the call returns."""
+        self._require_open()
         if not distributed.is_main():
             return
         line = _to_json(record, "a log record", indent=None) + "\n"
@@ -232,7 +262,7 @@ class RunDirectory:
             return False
         try:
             # What is not finished says nothing, and may be another's who writes it now.
-            names = [entry.name for entry in self.path.iterdir() if not entry.match(_PARTIALS)]
+            names = [e.name for e in self.path.iterdir() if e.name != LOCK and not e.match(_PARTIALS)]
         except OSError as error:
             self._refuse(error)
         if "config.json" not in names:
@@ -259,6 +289,7 @@ class RunDirectory:
         self._replace(place, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def _replace(self, place: Path, write: Callable[[Path], object]) -> None:
+        self._require_open()
         if not distributed.is_main():
             return
         try:
@@ -267,76 +298,18 @@ class RunDirectory:
         except (OSError, SafetensorError) as error:
             self._refuse(error)
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RunError(
+                f"{self.path}: expected an open run, this one was closed, and may be another's by now; "
+                "open it again with RunDirectory(path, resume=True)"
+            )
+
     def _refuse(self, error: Exception) -> NoReturn:
         raise RunError(
             f"{self.path}: the run directory cannot be written ({error}); "
             "check permissions and free space, or give another directory"
         ) from error
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """What ``config.json`` of the run at ``path`` says; nothing is created or changed.
-
-    Raises:
-        RunError: there is none, or it is that of something else.
-    """
-    place = path / "config.json"
-    config = read_json(place)
-    if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") != VERSION:
-        raise RunError(
-            f"{place}: expected the configuration of a run, format {FORMAT!r} version {VERSION}; it was written by "
-            "something else or by another release; give another directory"
-        )
-    return config
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of the run at ``path``, without a torn last line; none if it has no log.
-
-    Raises:
-        RunError: a line before the last one is not a record.
-    """
-    place = path / "log.jsonl"
-    if not place.exists():
-        return []
-    *lines, torn = place.read_bytes().split(b"\n")  # a whole log ends with a newline, so torn is then empty
-    del torn
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise RunError(f"{place}, line {number}: expected a JSON object; repair or remove the line")
-        records.append(record)
-    return records
-
-
-def read_json(place: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        RunError: it is missing, or none.
-    """
-    try:
-        return json.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{place}: no such file; this run has not written it") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{place}: expected a JSON file, got {error}") from error
-
-
-def differences(first: object, second: object, where: str) -> list[str]:
-    """Where two plain values differ, one sentence for each place."""
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        keys = sorted({*first, *second})
-        return [
-            line
-            for key in keys
-            for line in differences(first.get(key), second.get(key), f"{where}.{key}")
-        ]  # fmt: skip
-    return [] if first == second else [f"{where} was {first!r} and is {second!r} now"]
 
 
 def _to_json(data: object, what: str, indent: int | None = 2) -> str:
