@@ -83,12 +83,7 @@ def verify(
         raise SpecError("verify: the two networks have different sites; the second was not converted from the first")
     if against not in ("network", "events"):
         raise SpecError(f"verify: expected against='network' or 'events', got {against!r}")
-    if (time_dim is not None or timesteps != 1) and snn.spec.reading != "integrate":
-        raise SpecError(
-            f"verify: a network with reading={snn.spec.reading!r} takes every frame as a first timestep; "
-            "give the frames as a batch, with timesteps=1 and no time_dim"
-        )
-    _require_window(snn, timesteps, f"timesteps={timesteps}")
+    require_timesteps(snn, timesteps, sequences=time_dim is not None)
     tallies: dict[str, Tally] = {}
 
     def fired(name: str, codes: Tensor) -> None:
@@ -156,6 +151,21 @@ def verify(
         margin=margin,
         note=note,
     )
+
+
+def require_timesteps(snn: SpikingNetwork, timesteps: int, *, sequences: bool = False) -> None:
+    """Refuse so many timesteps of a network, before anything is compared.
+
+    Raises:
+        SpecError: it has no time, starts again before, or its codes leave the integers that are exact.
+    """
+    if (sequences or timesteps != 1) and snn.spec.reading != "integrate":
+        raise SpecError(
+            f"verify: a network with reading={snn.spec.reading!r} takes every frame as a first timestep; "
+            "give the frames as a batch, with timesteps=1 and no time_dim"
+        )
+    _require_window(snn, timesteps, f"timesteps={timesteps}")
+    require_exact_codes("verify", snn.sites(), timesteps)
 
 
 def _require_window(snn: SpikingNetwork, timesteps: int, asked: str) -> None:

@@ -239,6 +239,7 @@ def test_convert_refuses_before_work_is_lost(call: Call, tmp_path: Path, own: li
     assert "nothing is downloaded" in refused(call, tmp_path, factory, new, *rest[2:])
     assert "no folder, no file, and no dataset" in refused(call, tmp_path, factory, new, *rest[:2], "--images", "digit")
     assert "at least 1" in refused(call, tmp_path, factory, new, *rest, "--timesteps", 0)
+    assert "15 levels x 1000000" in refused(call, tmp_path, factory, new, *rest, "--timesteps", 1, 1000000)
     assert "at least 1" in refused(call, tmp_path, factory, new, *rest, "--batch-size", 0)
     assert "NAME=VALUE" in refused(call, tmp_path, factory, new, *rest, "--options", "classes:4")
     assert "of another shape" in refused(call, tmp_path, factory, new, *rest, "--options", "classes=4")

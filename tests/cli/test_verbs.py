@@ -89,6 +89,7 @@ def test_verify_says_no(call: Call, tmp_path: Path, trained: Path, against: str)
     ("options", "says"),
     [
         (["--timesteps", "0"], "at least 1"),
+        (["--timesteps", "1", "2", "3000000"], "3 levels x 3000000 timesteps"),
         (["--images", "400"], "expected 1..359"),
         (["--against", "events", "--precision", "bf16"], "expected --precision fp32 or fp64"),
         (["--device", "abacus"], "expected one that this machine has"),

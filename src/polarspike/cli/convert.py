@@ -26,6 +26,7 @@ from polarspike.proofs.proof import Proof
 from polarspike.quantization import inspect, quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import conversion_for
+from polarspike.sites import require_exact_codes
 
 _ROWS, _WIDTH = 6, 120
 #: What also the conversion of a quantized network's file reads.
@@ -104,8 +105,9 @@ class Convert(NetworkCommand):
         model = network.model
         if self.equalize:
             model = equalized(model, network.example, network.batches)
-        show(in_short(inspect(model, self.quant, network.example)))
         qann = quantize(model, self.quant, example=network.example)
+        require_exact_codes("convert", qann.sites(), max(1, *self.timesteps))  # before hours of improvements
+        show(in_short(inspect(model, self.quant, network.example)))
         qann.notes = dict(network.notes)
         try:
             rows = calibrate(qann, network.batches)

@@ -15,7 +15,7 @@ from torch import Tensor
 from polarspike.checkpoint import load
 from polarspike.cli.command import Command, show, tell
 from polarspike.cli.files import Images, Source, as_spiking, images_for, load_quantized
-from polarspike.equivalence import verify
+from polarspike.equivalence import require_timesteps, verify
 from polarspike.errors import CheckpointError, SpecError
 from polarspike.proofs.proof import Proof
 from polarspike.proofs.temporal_equivalence import verify_temporal
@@ -81,8 +81,11 @@ class Verify(Command):
         if self.precision == "fp64":
             qann.double()
             snn.double()
+        wanted = self._wanted(images)
+        if images.frames is None or snn.spec.reading == "integrate":  # all of them, before hours are spent on the first
+            require_timesteps(snn, max(wanted))
         failed, void = [], False
-        for t in self._wanted(images):
+        for t in wanted:
             with self._autocast():
                 proof = self._prove(qann, snn, images, t)
             show(proof)

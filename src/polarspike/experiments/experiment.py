@@ -32,6 +32,7 @@ from polarspike.conversion import convert
 from polarspike.data import AnyDataset, Split
 from polarspike.data.events import FrameSpec
 from polarspike.data.streamed import StreamedDataset
+from polarspike.equivalence import require_timesteps
 from polarspike.errors import RunError, SpecError
 from polarspike.experiments import parents
 from polarspike.experiments.outcome import Outcome, examine, examine_through_time
@@ -273,7 +274,7 @@ def require_converts(recipe: Recipe, ann: nn.Module, batch: torch.Tensor) -> Non
         batch: images (batch, C, H, W), or where the recipe reads sequences, (batch, T, C, H, W).
 
     Raises:
-        SpecError: levels or a gain that reach no site.
+        SpecError: levels or a gain that reach no site; more timesteps than codes stay exact for.
         OperatorError: an operator that cannot be quantized, or where the network learns through time, one that does not
             keep the batch in front.
     """
@@ -282,6 +283,8 @@ def require_converts(recipe: Recipe, ann: nn.Module, batch: torch.Tensor) -> Non
     for site in qann.sites().values():
         site.set_step(1.0)
     snn = convert(qann, conversion_for(recipe.converted_reading))
+    if not recipe.in_time:  # sequences have few timesteps
+        require_timesteps(snn, max(recipe.asked_timesteps))
     if recipe.learns_order:
         with torch.no_grad():
             unroll_for(recipe, snn)(batch)
