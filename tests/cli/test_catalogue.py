@@ -51,6 +51,9 @@ def test_a_network_says_its_size_and_options(capsys: pytest.CaptureFixture[str])
     code, out, _ = said(capsys, "models", "cnn", "--classes", "7", "--channels", "1")
     count = sum(p.numel() for p in models.create("cnn", num_classes=7, in_channels=1).parameters())
     assert code == 0 and f"{count:,} at their defaults" in out and "width" in out
+    for command, options in (("models", ["--classes", "7"]), ("datasets", ["--download"])):
+        code, out, err = said(capsys, command, *options)
+        assert (code, out) == (2, "") and err.startswith(f"error: {options[0]}: without the name of a "), err
     code, _, err = said(capsys, "models", "cnm")
     assert code == 2 and "did you mean 'cnn'?" in err
 

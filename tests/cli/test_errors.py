@@ -105,5 +105,13 @@ def test_a_recipe_by_name_is_rehearsed_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
     code, _, err = call("train", "demos", "--rehearse")
     assert code == 2 and "unknown recipe 'demos'" in err and "did you mean 'demo'?" in err
+    code, out, err = call("train", "demo", "--rehearse", "--resume")
+    assert (code, out) == (2, "") and err.startswith("error: --resume: train --rehearse is of random images"), err
+    ignored = ("--run", "run", "--tensorboard", "--root", "data", "--download", "--device", "cuda")
+    code, out, err = call("train", "demo", "--rehearse", *ignored)
+    given = " and ".join(option for option in ignored if option.startswith("--"))
+    assert (code, out) == (2, "") and err.startswith(f"error: {given}: ") and err.endswith("; leave them out\n")
+    code, _, err = call("train", "demo", "--recipe", "mine.py")
+    assert code == 2 and "error: --recipe: the recipe is that of the name in front, demo; leave it out" in err
     code, _, err = call("train", "--seed", "1", "demo")
     assert code == 2 and "a recipe's name in front of all options, got 'demo' behind one" in err

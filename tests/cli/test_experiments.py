@@ -170,6 +170,8 @@ def test_a_file_is_exported_for_another_runtime(call: Call, tmp_path: Path, trai
     source.write_bytes((trained / "snn.safetensors").read_bytes())
     code, _, err = call("export", source, "--to", "torch-export")
     assert code == 2 and "this is the network itself" in err
+    code, _, err = call("export", trained / "snn.safetensors", *options, "--data", "digits")
+    assert code == 2 and "--data: only a number of test images (--images N) reads a dataset, got --images 0" in err
     code, _, err = call("export", trained / "snn.safetensors", *options, "--images", "-1")
     assert code == 2 and "at least 0, got -1" in err
 

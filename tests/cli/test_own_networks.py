@@ -68,6 +68,8 @@ def test_convert_a_network_with_weights(call: Call, tmp_path: Path, own: list[st
     }
     code, out, _ = call("diagnose", qann, "--images", own[-1])
     assert code == 0 and out.startswith("1 sites, 1 batches")
+    code, out, err = call("diagnose", qann, "--images", own[-1], "--quant.positive", 3)
+    assert (code, out) == (2, "") and f"--quant: {qann} names the file of a quantized network" in err
 
 
 def test_converted_twice_is_the_same_file(call: Call, tmp_path: Path, own: list[str]) -> None:
@@ -239,6 +241,9 @@ def test_convert_refuses_before_work_is_lost(call: Call, tmp_path: Path, own: li
     assert "nothing is downloaded" in refused(call, tmp_path, factory, new, *rest[2:])
     assert "no folder, no file, and no dataset" in refused(call, tmp_path, factory, new, *rest[:2], "--images", "digit")
     assert "at least 1" in refused(call, tmp_path, factory, new, *rest, "--timesteps", 0)
+    plain = [value for value in rest if value not in ("--images", own[-1])]
+    assert "--timesteps: without --images" in refused(call, tmp_path, factory, new, *plain, "--timesteps", 1, 2)
+    assert "--resource: without --budget" in refused(call, tmp_path, factory, new, *rest, "--resource", "bits")
     assert "15 levels x 1000000" in refused(call, tmp_path, factory, new, *rest, "--timesteps", 1, 1000000)
     assert "at least 1" in refused(call, tmp_path, factory, new, *rest, "--batch-size", 0)
     assert "NAME=VALUE" in refused(call, tmp_path, factory, new, *rest, "--options", "classes:4")

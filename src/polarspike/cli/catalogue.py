@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from polarspike import data, models
-from polarspike.cli.command import Command, show
+from polarspike.cli.command import Command, refuse, show
 from polarspike.data import Augmentation
 from polarspike.data.registry import FOLDER_VARIABLE, DatasetEntry
 from polarspike.experiments.recipes import RECIPES
@@ -35,6 +35,11 @@ class Datasets(Command):
     download: bool = False
 
     def execute(self) -> int:
+        if not self.name:
+            refuse(
+                {"--root": self.root is not None, "--download": self.download},
+                "without the name of a data set nothing is read",
+            )
         show(self._one() if self.name else _datasets())
         return 0
 
@@ -77,6 +82,9 @@ class Models(Command):
     channels: int = 3
 
     def execute(self) -> int:
+        if not self.name:
+            asked = {"--classes": self.classes != 10, "--channels": self.channels != 3}
+            refuse(asked, "without the name of a network none is described")
         show(self._one() if self.name else _models())
         return 0
 

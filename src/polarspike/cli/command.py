@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 
-from polarspike.errors import PolarspikeError, RunError
+from polarspike.errors import PolarspikeError, RunError, SpecError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,16 @@ def options_given(command: Command) -> list[str]:
         if getattr(command, field.name) != default:
             given.append(field.name)
     return given
+
+
+def refuse(options: Mapping[str, bool], why: str) -> None:
+    """Refuse those options that were given and would change nothing.
+
+    Raises:
+        SpecError: there are some.
+    """
+    if given := [option for option, is_given in options.items() if is_given]:
+        raise SpecError(f"{' and '.join(given)}: {why}; leave {'it' if len(given) == 1 else 'them'} out")
 
 
 def show(text: object) -> None:

@@ -14,7 +14,7 @@ import tyro
 from polarspike.allocation.candidates import Resource
 from polarspike.calibration import calibrate
 from polarspike.checkpoint import save
-from polarspike.cli.command import options_given, show, tell
+from polarspike.cli.command import options_given, refuse, show, tell
 from polarspike.cli.files import load_quantized, reading_of
 from polarspike.cli.network import Network, NetworkCommand
 from polarspike.cli.refinement import Likeness, equalized, improved, within_budget
@@ -81,6 +81,13 @@ class Convert(NetworkCommand):
                 "--correct-bias, --reconstruct, --budget and --distill: expected --images, on which they compare two "
                 "networks"
             )
+        refuse(
+            {"--resource": self.resource != "spikes" and not self.budget}, "without --budget it is the unit of nothing"
+        )
+        refuse(
+            {"--timesteps": self.images is None and set(self.timesteps) != {1}},
+            "without --images nothing is proved",
+        )
         network = self.prepare()
         qann = self._quantized(network)
         snn = convert(qann)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polarspike.calibration import calibrate
-from polarspike.cli.command import show
+from polarspike.cli.command import refuse, show
 from polarspike.cli.files import load_quantized, noted
-from polarspike.cli.network import NetworkCommand
+from polarspike.cli.network import TRAINING_FREE, NetworkCommand
 from polarspike.errors import SpecError
 from polarspike.experiments.experiment import require_device
 from polarspike.quantization import quantize
@@ -35,6 +35,15 @@ class Diagnose(NetworkCommand):
             require_device(self.device)
             path = Path(self.model)
             qann = load_quantized(path).to(self.device)
+            asked = {
+                "--weights": self.weights is not None,
+                "--random-weights": self.random_weights,
+                "--options": bool(self.options),
+                "--quant": self.quant != TRAINING_FREE,
+            }
+            refuse(
+                asked, f"{self.model} names the file of a quantized network, which has its weights, levels and steps"
+            )
             batches, _ = self.batches(self.wanted(noted(path, qann.notes)))
         else:
             network = self.prepare()

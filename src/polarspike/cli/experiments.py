@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from polarspike import data
-from polarspike.cli.command import Command, ending_together, show, tell
+from polarspike.cli.command import Command, ending_together, refuse, show, tell
 from polarspike.cli.deterministic import deterministic
 from polarspike.cli.memory import keep_memory
 from polarspike.cli.report_pages import PAGE, write_report
@@ -70,7 +70,8 @@ class Train(Command):
             options.
         recipe: a Python file that sets RECIPE = Recipe(...); it is run, as your own code. Without it, the recipe that is
             published for the dataset. Options override its values.
-        rehearse: run every stage on 64 random images of the right shape, write nothing, and fail where anything is wrong.
+        rehearse: run every stage on 64 random images of the right shape, write nothing, and fail where anything is wrong;
+            on the CPU, and without the options on data and the run.
         run: the directory for everything that it makes; runs/DATA-MODEL if not given (and -READING of bins that are
             timesteps).
         resume: continue the run that is there (`--run`), with what it was asked for.
@@ -132,9 +133,20 @@ class Train(Command):
                 f"train: expected a recipe's name in front of all options, got {self.name!r} behind one, where it would "
                 f"change nothing; start with polarspike train {self.name}"
             )
+        if self.named:
+            refuse({"--recipe": self.recipe is not None}, f"the recipe is that of the name in front, {self.name}")
         if self.rehearse:
             if launched() > 1:
                 raise SpecError("train --rehearse: expected one process, on the CPU; start it without a launcher")
+            unused = {
+                "--resume": self.resume,
+                "--run": self.run is not None,
+                "--tensorboard": self.tensorboard,
+                "--root": self.root is not None,
+                "--download": self.download,
+                "--device": self.device not in ("auto", "cpu"),
+            }
+            refuse(unused, "train --rehearse is of random images on the CPU, from the start, and writes nothing")
             start = time.monotonic()
             rehearse(self.values, say=lambda message: tell(f"[{time.monotonic() - start:5.0f} s] {message}"))
             show(f"rehearsed: {self.values.model} on {self.values.data}")

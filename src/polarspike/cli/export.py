@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from polarspike.cli.command import Command, show, tell
+from polarspike.cli.command import Command, refuse, show, tell
 from polarspike.cli.files import Source, images_for, load_spiking, pictures_for
 from polarspike.common.inputs import Inputs
 from polarspike.errors import SpecError
@@ -56,6 +56,10 @@ class Export(Command):
         count = int(self.images) if re.fullmatch(r"[+-]?\d+", self.images) else None
         if count is not None and count < 0:
             raise SpecError(f"--images: expected a number of at least 0, got {count}")
+        refuse(
+            {"--data": self.data is not None and not count, "--root": self.root is not None and not count},
+            f"only a number of test images (--images N) reads a dataset, got --images {self.images}",
+        )
         snn = load_spiking(self.file)
         chosen: Format = "onnx-int8" if self.to == "onnx" else self.to
         output = self.output or self.file.with_suffix(_ENDINGS[chosen])

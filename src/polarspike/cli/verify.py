@@ -13,7 +13,7 @@ import tyro
 from torch import Tensor
 
 from polarspike.checkpoint import load
-from polarspike.cli.command import Command, show, tell
+from polarspike.cli.command import Command, refuse, show, tell
 from polarspike.cli.files import Images, Source, as_spiking, images_for, load_quantized
 from polarspike.equivalence import require_timesteps, verify
 from polarspike.errors import CheckpointError, SpecError
@@ -98,7 +98,7 @@ class Verify(Command):
 
     def _through_time(self, net: TemporalNetwork, source: Source) -> int:
         """What can be proved where the weights have moved."""
-        _refuse(
+        refuse(
             {"--varying": self.varying, "--precision bf16": self.precision == "bf16"},
             f"{self.snn} was trained through time on sequences, whose frames vary by themselves, and is compared in float64",
         )
@@ -136,7 +136,7 @@ class Verify(Command):
         """The T to prove: of sequences those that they have."""
         if images.frames is None:
             return tuple(sorted({1, *self.timesteps}))
-        _refuse(
+        refuse(
             {"--varying": self.varying, "--against events": self.against == "events"},
             f"expected a network of images, {self.snn} reads sequences, whose frames vary by themselves",
         )
@@ -187,9 +187,3 @@ def _concluded(failed: list[str], void: bool, what: str) -> int:
 
 def _levels(levels: tuple[int, int] | None) -> str:
     return "no site" if levels is None else f"levels {levels}"
-
-
-def _refuse(options: dict[str, bool], why: str) -> None:
-    """Refuse those options that were given."""
-    if given := [option for option, is_given in options.items() if is_given]:
-        raise SpecError(f"{' and '.join(given)}: {why}; leave {'it' if len(given) == 1 else 'them'} out")
