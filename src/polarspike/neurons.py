@@ -80,13 +80,13 @@ class PolarityNeuron(Site):
         if state is None:
             return self._coded(ops.widen(x), state, timestep)
         step = self.broadcast_step(state.total)
-        return NeuronState(*ops.integrate(x, state.total, step, self._reach(timestep)))
+        return NeuronState(*ops.integrate(x, state.total, step, self._reach(timestep), self._effective_gain))
 
     def meet(self, mean: Tensor, state: NeuronState | None, timestep: int) -> NeuronState:
         """The state after ``timestep`` steps whose inputs had this mean: the codes of the refined quantizer."""
         require_same_shape(mean, None if state is None else state.total, self.name)
         mean = ops.widen(mean)
-        codes = ops.encode(mean, self.broadcast_step(mean) / timestep, *self._reach(timestep))
+        codes = self._code(mean, timestep, self.broadcast_step(mean) / timestep)
         return NeuronState(mean if timestep == 1 else mean * timestep, codes)
 
     def emitted(self, before: NeuronState | None, after: NeuronState) -> Tensor:
@@ -115,13 +115,18 @@ class PolarityNeuron(Site):
             return ops.overwrite(x, step, self.gain, levels)
         return ops.quantize(x, step, self.gain, levels)
 
+    def _code(self, x: Tensor, timestep: int = 1, step: Tensor | None = None) -> Tensor:
+        """The code of ``x`` within the levels of a timestep, with a gradient where one is asked for."""
+        step = self.broadcast_step(x) if step is None else step
+        return ops.encode_through(x, step, self._reach(timestep), self._effective_gain)
+
     @property
     def _effective_gain(self) -> Tensor | float:
         return self.gain if self.spec.negative else 1.0
 
     def _coded(self, total: Tensor, state: NeuronState | None, timestep: int) -> NeuronState:
         del state
-        return NeuronState(total, ops.encode(total, self.broadcast_step(total), *self._reach(timestep)))
+        return NeuronState(total, self._code(total, timestep))
 
     def _reach(self, timesteps: int) -> tuple[int, int]:
         return self.levels[0] * timesteps, self.levels[1] * timesteps
@@ -150,11 +155,11 @@ class HoldingNeuron(PolarityNeuron):
         require_same_shape(x, None if state is None else state.total, self.name)
         total = x.to(ops.sum_dtype(x)) if state is None else state.total + x
         mean = (total / timestep).to(ops.widen(x).dtype)
-        return NeuronState(total, self.encode(mean) * timestep)
+        return NeuronState(total, self._code(mean) * timestep)
 
     def meet(self, mean: Tensor, state: NeuronState | None, timestep: int) -> NeuronState:
         require_same_shape(mean, None if state is None else state.total, self.name)
-        return NeuronState(mean.to(ops.sum_dtype(mean)) * timestep, self.encode(ops.widen(mean)) * timestep)
+        return NeuronState(mean.to(ops.sum_dtype(mean)) * timestep, self._code(ops.widen(mean)) * timestep)
 
     def average(self, state: NeuronState, timestep: int) -> Tensor:
         return self.decode(state.codes / timestep)
@@ -192,7 +197,7 @@ class CappedNeuron(PolarityNeuron):
         return site
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decode(self.encode(x).clamp_(-self.cap, self.cap)).to(x.dtype)
+        return self.decode(self._code(x).clamp(-self.cap, self.cap)).to(x.dtype)
 
     def advance(
         self, x: Tensor, state: NeuronState | None, timestep: int, *, reuse: bool = False

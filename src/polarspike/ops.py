@@ -48,6 +48,48 @@ def encode(x: Tensor, step: Tensor | float, negative: int, positive: int, *, out
     return scaled.add_(0.5).floor_().clamp_(-negative, positive)
 
 
+def encode_through(x: Tensor, step: Tensor, levels: tuple[int, int], gain: Tensor | float) -> Tensor:
+    """:func:`encode`, whose gradient goes straight through the rounding, where one is asked for.
+
+        dk/dx = 1 / s,   dk/ds = -x / s^2    for -(N + 1/2) s <= x < (P + 1/2) s, else 0
+
+    With :func:`decode` behind it these are the gradients of :func:`quantize`. There what x < 0 makes has the slope g, also
+    where its code is 0; a code of 0 does not know its sign, so its slope here has the factor g.
+
+    Args:
+        x: any shape.
+        step: s > 0; broadcasts against ``x``.
+        levels: (N, P).
+        gain: g of the decoder, of which this has no gradient.
+    """
+    if not _is_watched(x, step):
+        return encode(x, step, *levels)
+    codes: Tensor = _Encode.apply(x, step, levels, gain.detach() if isinstance(gain, Tensor) else gain)
+    return codes
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, levels: tuple[int, int], gain: Tensor | float) -> Tensor:
+        ctx.save_for_backward(x, step)
+        ctx.levels, ctx.gain = levels, gain
+        return encode(x, step, *levels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, step = ctx.saved_tensors
+        negative, positive = ctx.levels
+        part = step.to(grad.dtype)
+        scaled = (widen(x) / part).clamp_(-negative - 1, positive + 1)  # as in _Quantize
+        unclipped = (scaled + 0.5).floor_()
+        slope = unclipped.eq(unclipped.clamp(-negative, positive)).to(grad.dtype).mul_(grad).div_(part)
+        if not (isinstance(ctx.gain, float) and ctx.gain == 1.0):
+            slope = torch.where((unclipped == 0) & (scaled < 0), slope * ctx.gain, slope)
+        grad_step = slope.mul(scaled).neg_().sum_to_size(part.shape) if ctx.needs_input_grad[1] else None
+        return slope.to(x.dtype), None if grad_step is None else grad_step.to(step.dtype), None, None
+
+
 def decode(codes: Tensor, step: Tensor | float, gain: Tensor | float = 1.0) -> Tensor:
     """The value of every code: ``s k`` for ``k >= 0`` and ``g s k`` for ``k < 0``.
 
@@ -69,8 +111,10 @@ def decode(codes: Tensor, step: Tensor | float, gain: Tensor | float = 1.0) -> T
         return codes * step
     if isinstance(gain, Tensor):
         gain = gain.to(codes.dtype)
-    # With 0 <= g <= 1 the larger of the two is s k where k >= 0 and g s k below; a selection would cost five times this.
     values = codes * step
+    if _is_watched(codes):  # at zero the larger of the two would pass the mean of both slopes
+        return torch.where(codes < 0, values * gain, values)
+    # With 0 <= g <= 1 the larger of the two is s k where k >= 0 and g s k below; a selection would cost five times this.
     return torch.maximum(values, values * gain)
 
 
@@ -226,7 +270,9 @@ class _CountSpikes(torch.autograd.Function):
         )
 
 
-def integrate(x: Tensor, total: Tensor, step: Tensor, levels: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def integrate(
+    x: Tensor, total: Tensor, step: Tensor, levels: tuple[int, int], gain: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
     """The neuron's sum and code: ``A' = A + x``, ``C' = encode(A')`` within ``levels``.
 
     Walked in cache-sized pieces on a CPU, as :func:`quantize` is, where nothing asks for a gradient.
@@ -236,13 +282,14 @@ def integrate(x: Tensor, total: Tensor, step: Tensor, levels: tuple[int, int]) -
         total: A, the sum of all input before; at least float32, the shape of ``x``.
         step: s > 0; broadcasts against ``x`` without its batch dimension.
         levels: (N t, P t).
+        gain: g, for the gradient alone (:func:`encode_through`).
 
     Returns:
         ``(A', C')``, in the type of ``total``.
     """
     if _is_watched(x, total, step):
         total = total + x
-        return total, encode(total, step, *levels)
+        return total, encode_through(total, step, levels, gain)
     new_total, codes = torch.empty_like(total), torch.empty_like(total)
     for piece, at in _pieces(total, step):
         part = torch.add(total[piece], x[piece], out=new_total[piece])
@@ -267,7 +314,7 @@ def fire(
     ``take``, too, x is given up, C' takes its memory, and y that of the old code.
     """
     if _is_watched(x, total, step, *((gain,) if isinstance(gain, Tensor) else ())):
-        new_total, after = integrate(x, total, step, levels)
+        new_total, after = integrate(x, total, step, levels, gain)
         return emit(codes, after, step, gain), new_total, after
     if reuse and take and x.dtype == total.dtype and x.stride() == codes.stride():
         for piece, at in _pieces(total, step):
@@ -298,7 +345,7 @@ def emit(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> T
         gain: g in [0, 1].
     """
     polar = not (isinstance(gain, float) and gain == 1.0)
-    if _is_watched(step, *((gain,) if isinstance(gain, Tensor) else ())):
+    if _is_watched(before, after, step, *((gain,) if isinstance(gain, Tensor) else ())):
         return _polar_change(before, after, step, gain) if polar else (after - before) * step
     y = torch.empty_like(after)
     for piece, at in _pieces(after, step):
@@ -317,11 +364,16 @@ def _emit_into(y: Tensor, before: Tensor, after: Tensor, step: Tensor, gain: Ten
 
 
 def _polar_change(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> Tensor:
-    below = after.clamp(max=0.0) - before.clamp(max=0.0)
+    below = _below(after) - _below(before)
     values = below * step.to(after.dtype)
     if isinstance(gain, Tensor):
         gain = gain.to(after.dtype)
     return (after - before - below) * step.to(after.dtype) + values * gain
+
+
+def _below(codes: Tensor) -> Tensor:
+    """What of a code is negative; at zero nothing is, nor has it a slope."""
+    return torch.where(codes < 0, codes, torch.zeros((), dtype=codes.dtype, device=codes.device))
 
 
 def _is_watched(*values: Tensor) -> bool:
