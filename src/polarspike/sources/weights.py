@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -104,7 +104,12 @@ class Weights:
 
 
 def fit_weights(
-    model: nn.Module, weights: Mapping[str, Tensor], path: Path, reference: str, say: Say = silent
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    path: Path,
+    reference: str,
+    say: Say = silent,
+    fresh: Collection[str] = (),
 ) -> nn.Module:
     """Load the weights into the model, in place, if every one of them fits; return the model.
 
@@ -114,32 +119,38 @@ def fit_weights(
         path: where they come from, for the message.
         reference: what the model was built from, for the message.
         say: told which prefix was left out.
+        fresh: names of the model that keep its own values, whatever the file has for them.
 
     Raises:
         CheckpointError: names are missing or unexpected, or shapes differ; the message lists the first few of each.
     """
     held = renamed(model, weights, say)
     wanted = model.state_dict()
-    # A counter that evaluation does not read; files that are older than it lack it.
-    missing = [name for name in wanted if name not in held and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in held if name not in wanted]
-    shaped = [
-        f"{name} (model {tuple(wanted[name].shape)}, file {tuple(held[name].shape)})"
-        for name in wanted
-        if name in held and held[name].shape != wanted[name].shape
-    ]
-    faults = [
-        f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{' and more' if len(names) > _SHOWN else ''}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shaped))
-        if names
-    ]
+    faults = []
+    for kind, names in misfits(model, held, fresh).items():
+        shown = names[:_SHOWN]
+        if kind == "of another shape":
+            shown = [f"{name} (model {tuple(wanted[name].shape)}, file {tuple(held[name].shape)})" for name in shown]
+        if names:
+            faults.append(f"{len(names)} {kind}: {', '.join(shown)}{' and more' if len(names) > _SHOWN else ''}")
     if faults:
         raise CheckpointError(
             f"{path}: does not fit {reference}, which expects {len(wanted)} tensors; the file holds {len(held)}, "
             f"{'; '.join(faults)}. Give the network that these weights were trained in, with its options"
         )
-    model.load_state_dict(dict(held), strict=False)
+    model.load_state_dict({name: value for name, value in held.items() if name not in fresh}, strict=False)
     return model
+
+
+def misfits(model: nn.Module, held: Mapping[str, Tensor], fresh: Collection[str] = ()) -> dict[str, list[str]]:
+    """Names that keep the weights of :func:`renamed` from fitting, by what is wrong; those in ``fresh`` are right anyhow."""
+    wanted = {name: value.shape for name, value in model.state_dict().items() if name not in fresh}
+    return {
+        # A counter that evaluation does not read; files that are older than it lack it.
+        "missing": [name for name in wanted if name not in held and not name.endswith("num_batches_tracked")],
+        "unexpected": [name for name in held if name not in wanted and name not in fresh],
+        "of another shape": [name for name in wanted if name in held and held[name].shape != wanted[name]],
+    }
 
 
 def renamed(model: nn.Module, weights: Mapping[str, Tensor], say: Say = silent) -> dict[str, Tensor]:
