@@ -81,6 +81,24 @@ def test_workers_make_the_batches_of_a_recipe(call: Call, tmp_path: Path, traine
     assert code == 2 and "Recipe.workers: expected an integer of at least 0, got -1" in err
 
 
+def test_a_fresh_head_on_the_weights_of_a_file(call: Call, tmp_path: Path) -> None:
+    other = ps.models.create("mlp", num_classes=7, in_channels=1, image_size=(8, 8), width=24)
+    torch.save(other.state_dict(), tmp_path / "w.pth")
+    flags, place = [*FLAGS, "--weights", tmp_path / "w.pth"], tmp_path / "run"
+    code, _, err = call("train", *flags, "--run", place)
+    assert code == 2 and "2 of another shape: head.weight" in err and "--fresh-head True" in err and not place.exists()
+    code, _, err = call("train", *FLAGS, "--fresh-head", "True", "--run", place)
+    assert code == 2 and "Recipe.fresh_head: expected a file of weights" in err and not place.exists()
+    code, out, err = call("train", *flags, "--fresh-head", "True", "--run", place)
+    assert code == 0 and "a fresh head, as asked for: head.weight, head.bias (of another shape in the file)" in err
+    assert "train the ANN: mlp on digits from the weights of w.pth and a fresh head, 2 epochs" in err
+    code, again, _ = call("train", "--run", place, "--resume")
+    assert code == 0 and again == out
+    assert "<td>fresh_head</td><td>True</td>" in (place / "report.html").read_text()
+    code, _, err = call("train", "--run", place, "--resume", "--fresh-head", "False")
+    assert code == 2 and "--fresh-head True" in err  # the file does not fit without
+
+
 def test_train_says_no_if_the_networks_differ(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert = ps.convert
 

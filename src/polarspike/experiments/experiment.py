@@ -42,7 +42,7 @@ from polarspike.quantization import quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import Seen, conversion_for, seen
 from polarspike.runs import RunDirectory
-from polarspike.sources import Weights
+from polarspike.sources import Say, Weights, silent
 from polarspike.spiking import SpikingNetwork
 from polarspike.spiking.through_time import TemporalNetwork, unroll
 from polarspike.training import fit
@@ -57,7 +57,7 @@ _FINGERPRINT_IMAGES = 32
 class Prepared:
     """An experiment whose data are loaded and whose network is built: what could not work, or convert, was refused by now.
 
-    ``digest`` is the SHA-256 of its file of weights, if it has one.
+    ``digest`` is the SHA-256 of its file of weights, if it has one, and ``said`` what became of them, one line each.
     """
 
     recipe: Recipe
@@ -65,6 +65,7 @@ class Prepared:
     ann: nn.Module
     device: str
     digest: str | None = None
+    said: tuple[str, ...] = ()
 
 
 def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, device: str = "cpu") -> Prepared:
@@ -81,6 +82,7 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
         DataError: the dataset is unknown, missing or damaged, or its validation part would lack a class.
         InputError: random changes that images of this shape cannot have.
         OperatorError: the network cannot be quantized, or not be trained through time, as the recipe asks.
+        CheckpointError: the file of weights is missing or damaged, or does not fit.
         MissingExtraError: they need torchvision, which is not installed.
     """
     with distributed.together():
@@ -104,9 +106,10 @@ def prepare(recipe: Recipe, *, root: str | None = None, download: bool = False, 
         dataset.augmentation.require(dataset.in_channels, *dataset.image_size)
         torch.manual_seed(recipe.seed)
         digest = None if weights is None else weights.sha256
-        ann = build_model(dataset, recipe, weights)
+        said: list[str] = []
+        ann = build_model(dataset, recipe, weights, said.append)
         require_converts(recipe, ann, next(iter(dataset.evaluation(2, images=2)))[0])
-        return Prepared(recipe, dataset, ann, device, digest)
+        return Prepared(recipe, dataset, ann, device, digest, tuple(said))
 
 
 def load_dataset(
@@ -175,12 +178,16 @@ def carry_out(prepared: Prepared, run: RunDirectory, *, say: Callable[[str], Non
             + (f", which have no T = {', '.join(map(str, left))}" if left else "")
         )
 
-    if recipe.weights is None:
+    for line in prepared.said:
+        say(line)
+    file = "" if recipe.weights is None else Path(recipe.weights).name
+    if recipe.trains_ann:
         where = device if processes == 1 else f"{processes} x {torch.device(device).type}"
-        say(f"train the ANN: {recipe.model} on {recipe.data}, {recipe.ann.epochs} epochs ({where})")
+        start = f" from the weights of {file} and a fresh head" if file else ""
+        say(f"train the ANN: {recipe.model} on {recipe.data}{start}, {recipe.ann.epochs} epochs ({where})")
         fit(reader, train, recipe.ann, validate=validate, run=run.stage("ann"), resume=run.resume)
     else:
-        say(f"take the ANN as it is: {recipe.model} with the weights of {Path(recipe.weights).name}")
+        say(f"take the ANN as it is: {recipe.model} with the weights of {file}")
         ann.eval()
     say(f"quantize and calibrate ({recipe.quant.init})")
     qann = quantize_for(recipe, dataset, ann, calibration, prepared.digest)
@@ -251,6 +258,8 @@ def quantize_for(
     }
     if recipe.weights is not None and digest is not None:
         qann.notes["weights"] = {"file": Path(recipe.weights).name, "sha256": digest}
+        if recipe.fresh_head:  # these are not the weights of the file alone
+            qann.notes["weights"]["fresh_head"] = True
     if isinstance(dataset, StreamedDataset):
         qann.notes |= {"shape": [dataset.in_channels, *dataset.image_size], "crop": dataset.size / dataset.resize}
     if (frames := recipe.asked_frames) is not None:
@@ -290,11 +299,14 @@ def require_converts(recipe: Recipe, ann: nn.Module, batch: torch.Tensor) -> Non
             unroll_for(recipe, snn)(batch)
 
 
-def build_model(dataset: AnyDataset, recipe: Recipe, weights: Weights | None = None) -> nn.Module:
-    """The recipe's network for the images of a dataset, with these weights, or fresh ones from torch's global generator."""
+def build_model(dataset: AnyDataset, recipe: Recipe, weights: Weights | None = None, say: Say = silent) -> nn.Module:
+    """The recipe's network for the images of a dataset, with these weights, or fresh ones from torch's global generator.
+
+    ``say`` is told what became of the weights.
+    """
     shape = data.Shape(dataset.in_channels, *dataset.image_size, dataset.num_classes)
     options = {**recipe.options, **({} if recipe.width is None else {"width": recipe.width})}
-    return parents.build(recipe.model, shape, options, weights)
+    return parents.build(recipe.model, shape, options, weights, fresh_head=recipe.fresh_head, say=say)
 
 
 def fingerprint(dataset: AnyDataset) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,13 @@ def require(model: str, weights: str | None) -> sources.Weights | None:
 
 
 def build(
-    model: str, shape: data.Shape, options: Mapping[str, Any] | None = None, weights: sources.Weights | None = None
+    model: str,
+    shape: data.Shape,
+    options: Mapping[str, Any] | None = None,
+    weights: sources.Weights | None = None,
+    *,
+    fresh_head: bool = False,
+    say: sources.Say = sources.silent,
 ) -> nn.Module:
     """A float network for images of this shape and as many classes, with fresh weights from torch's global generator.
 
@@ -57,21 +64,27 @@ def build(
         shape: of the images.
         options: of the builder.
         weights: of a file, None for fresh ones.
+        fresh_head: leave the file's last layer out, whether it fits or not; everything else has to fit.
+        say: told what became of the weights: prefixes, the fresh layer, position embeddings that were resampled.
 
     Raises:
-        SpecError: an unknown name or option, or images that the network cannot take.
-        CheckpointError: the weights do not fit.
+        SpecError: an unknown name or option, images that the network cannot take, or no single last layer.
+        CheckpointError: the weights do not fit; where a fresh head would be enough, the message says so.
         MissingExtraError: the package is not installed.
     """
     package, given = package_of(model), dict(options or {})
     if package is not None:
-        return _of_package(package, model, shape, given, weights)
+        return _of_package(package, model, shape, given, weights, fresh_head, say)
     if models.describe(model).needs_image_size:
         given["image_size"] = (shape.height, shape.width)
-    made = models.create(model, num_classes=shape.classes, in_channels=shape.channels, **given)
+
+    def make(classes: int) -> nn.Module:
+        return models.create(model, num_classes=classes, in_channels=shape.channels, **given)
+
+    made = make(shape.classes)
     if weights is None:
         return made
-    return sources.fit_weights(made, weights.tensors, weights.path, model)
+    return sources.take_over(made, weights, model, lambda: make(shape.classes + 1), fresh_head=fresh_head, say=say)
 
 
 def as_trained(dataset: data.AnyDataset, model: str) -> data.AnyDataset:
@@ -94,7 +107,13 @@ def as_trained(dataset: data.AnyDataset, model: str) -> data.AnyDataset:
 
 
 def _of_package(
-    package: str, model: str, shape: data.Shape, options: dict[str, Any], weights: sources.Weights | None
+    package: str,
+    model: str,
+    shape: data.Shape,
+    options: dict[str, Any],
+    weights: sources.Weights | None,
+    fresh_head: bool,
+    say: sources.Say,
 ) -> nn.Module:
     options = {"num_classes": shape.classes, **options}
     if shape.channels != 3:
@@ -105,20 +124,35 @@ def _of_package(
         options = {_CHANNELS[package]: shape.channels, **options}
     side = {_SIDE[package]: shape.height} if shape.height == shape.width and _SIDE[package] not in options else {}
     refusals: list[PolarspikeError | str] = []
+    misfits: list[PolarspikeError] = []
     for more in ({}, side) if side else ({},):
+        said: list[str] = []  # of the network that is taken, not of one that refuses the images
+
+        def make(added: int = 0, more: Mapping[str, Any] = more) -> nn.Module:
+            classes = options["num_classes"] + added
+            return sources.build(model, random_weights=True, options={**options, **more, "num_classes": classes})
+
         try:
-            made = sources.build(
-                model,
-                weights,
-                random_weights=weights is None,
-                options={**options, **more},
-            )
+            made = make()
         except PolarspikeError as error:
             refusals.append(error)
             continue
-        if not (refusal := _refusal(made, shape)):
+        if said_no := _refusal(made, shape):
+            refusals.append(said_no)
+            continue
+        if weights is None:
             return made
-        refusals.append(refusal)
+        try:
+            another = functools.partial(make, 1)
+            sources.take_over(made, weights, model, another, fresh_head=fresh_head, say=said.append)
+        except PolarspikeError as error:
+            misfits.append(error)
+            continue
+        for line in said:
+            say(line)
+        return made
+    if misfits:  # a network took the images
+        raise misfits[0]
     if isinstance(refusals[0], PolarspikeError):  # of what was asked for itself, not of the size
         raise refusals[0]
     raise SpecError(

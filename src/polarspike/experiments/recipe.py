@@ -37,6 +37,8 @@ class Recipe(Spec):
         weights: a local file of trained weights for it; the float network is then taken as it is, without the training of
             ``ann``. Pixels are normalized and pictures cut as its package says, but scaled by bilinear interpolation to the
             data set's own size, which may cost some tenths of its published accuracy. Nothing is downloaded.
+        fresh_head: take from that file all but the last layer, the one that makes the scores, whose classes may be others;
+            the float network is then trained as ``ann`` says, from these weights and a last layer of fresh ones.
         width: channels of its first layer, None for its own default.
         options: of the network beside its width, by name.
         batch_size: of training.
@@ -69,6 +71,7 @@ class Recipe(Spec):
     data: str = "fashion-mnist"
     model: str = "resnet20"
     weights: str | None = None
+    fresh_head: bool = False
     width: int | None = None
     options: Mapping[str, int | str] = field(default_factory=dict)
     batch_size: int = 128
@@ -98,6 +101,12 @@ class Recipe(Spec):
             raise SpecError(
                 f"Recipe.width: expected None for {self.model}, got {self.width}; what its builder takes belongs in "
                 "Recipe.options"
+            )
+        self._require("fresh_head", isinstance(self.fresh_head, bool), "True or False")
+        if self.fresh_head and self.weights is None:
+            raise SpecError(
+                "Recipe.fresh_head: expected a file of weights, whose other layers are taken, got none; give --weights "
+                "FILE, or leave it out: without a file all layers are fresh"
             )
         self._require("workers", is_integer(self.workers, 0), "an integer of at least 0")
         pictures = self.data in data.names() and not data.describe(self.data).events
@@ -166,10 +175,11 @@ class Recipe(Spec):
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without what only training through time reads where there is none: no later default changes that.
 
-        Nor with a validation where there is none: runs of releases that had none go on.
+        Nor with a validation or a fresh head where there is none: runs of releases that had none go on.
         """
         data = super().to_dict()
-        left_out = {*(() if self.learns_order else _THROUGH_TIME), *(() if self.validation else ("validation",))}
+        later = {name for name in ("validation", "fresh_head") if not getattr(self, name)}
+        left_out = {*(() if self.learns_order else _THROUGH_TIME), *later}
         return {key: value for key, value in data.items() if key not in left_out}
 
     @classmethod
@@ -197,6 +207,11 @@ class Recipe(Spec):
         """``frames``, or None where they say nothing of images that are none."""
         plain = self.data in data.names() and not data.describe(self.data).events
         return None if plain and self.frames == FrameSpec() else self.frames
+
+    @property
+    def trains_ann(self) -> bool:
+        """Whether the float network is trained first: not where a file has all of its weights."""
+        return self.weights is None or self.fresh_head
 
     @property
     def in_time(self) -> bool:

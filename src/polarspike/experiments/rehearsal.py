@@ -77,7 +77,8 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     weights = parents.require(recipe.model, recipe.weights)
     if weights is not None:  # whether they fit; the rehearsal itself learns from the start, on small images
         width = {} if recipe.width is None else {"width": recipe.width}
-        parents.build(recipe.model, _shape(recipe), {**recipe.options, **width}, weights)
+        options = {**recipe.options, **width}
+        parents.build(recipe.model, _shape(recipe), options, weights, fresh_head=recipe.fresh_head, say=say)
     shape = _shape(recipe)
     recipe.augmentation.require(shape.channels, shape.height, shape.width)
     ann = build_model(dataset, recipe)
