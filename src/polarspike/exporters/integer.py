@@ -21,6 +21,7 @@ from polarspike.exporters.description import describe
 from polarspike.exporters.lowering import Grid, Lowering
 from polarspike.exporters.marking import marked_program
 from polarspike.exporters.observed import observe
+from polarspike.exporters.rules import RULES
 from polarspike.exporters.signals import Normalized, Vector
 from polarspike.integer.network import IntegerNetwork
 from polarspike.quantized import parameters_of
@@ -65,7 +66,7 @@ def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inpu
     def grid_of(input_: Normalized, seen: tuple[float, float]) -> Grid | None:
         return _grid(input_, seen, shapes[input_.origin], snn.notes)
 
-    lowering = Lowering(program, snn.sites(), ranges, grid_of)
+    lowering = Lowering(program, snn.sites(), ranges, grid_of, RULES)
     lowering.run()
     emitter = lowering.emitter
     return IntegerNetwork(

@@ -17,7 +17,6 @@ from polarspike.exporters.aten import Arguments, arguments_of, leaves_of, place_
 from polarspike.exporters.constants import for_one_sample, only_shapes
 from polarspike.exporters.emission import Emitter
 from polarspike.exporters.observed import Ranges
-from polarspike.exporters.rules import RULES
 from polarspike.exporters.signals import (
     ONE,
     ZERO,
@@ -50,6 +49,7 @@ class Lowering:
         ranges: of its values on the given batches.
         grid_of: of an input, as the network normalizes it, with this range: the step and the offset of its grid, one number
             or one per channel, and its codes; None where the batches do not show one.
+        rules: by the name of an operator (:mod:`polarspike.exporters.rules`).
     """
 
     def __init__(
@@ -58,8 +58,10 @@ class Lowering:
         neurons: Mapping[str, PolarityNeuron],
         ranges: Ranges,
         grid_of: Callable[[Normalized, tuple[float, float]], Grid | None],
+        rules: Mapping[str, Rule],
     ) -> None:
         self.program, self.neurons, self.ranges, self.grid_of = program, neurons, ranges, grid_of
+        self.rules = rules
         self.emitter = Emitter()
         self.signals: dict[fx.Node, Any] = {}
         self.sites: dict[str, str] = {}
@@ -117,11 +119,11 @@ class Lowering:
         if all(part is None or isinstance(part, Constant) for part in operands):
             return self._computed(node)
         name = node.target._schema.name
-        rule = RULES.get(name)
+        rule = self.rules.get(name)
         if rule is None:
             raise self.emitter.refuse(
                 f"no rule for {name.removeprefix('aten::')} in whole numbers; there are rules for "
-                f"{', '.join(sorted(known.removeprefix('aten::') for known in RULES))}. Export as onnx-float instead"
+                f"{', '.join(sorted(known.removeprefix('aten::') for known in self.rules))}. Export as onnx-float instead"
             )
         if not only_shapes(node):
             raise self.emitter.refuse("values that depend on the size of the batch")
