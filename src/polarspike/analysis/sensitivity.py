@@ -52,7 +52,7 @@ def sensitivities(
     def watch(name: str, y: Tensor) -> Tensor:
         # Where nothing before a site asks for a gradient, its output starts the graph.
         watched = y if y.requires_grad else y.detach().requires_grad_()
-        watched.register_hook(lambda gradient: add(name, gradient))  # type: ignore[no-untyped-call]
+        watched.register_hook(lambda gradient: add(name, gradient))
         return watched
 
     def add(name: str, gradient: Tensor) -> None:
@@ -74,7 +74,7 @@ def sensitivities(
                 if not leaves or any(leaf.dim() == 0 for leaf in leaves):
                     raise SpecError("expected outputs of float numbers with the images in dimension 0, got none")
                 images += leaves[0].shape[0]
-                _score(leaves, answers, generator).backward()  # type: ignore[no-untyped-call]
+                _score(leaves, answers, generator).backward()
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)

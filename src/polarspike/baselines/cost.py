@@ -68,7 +68,7 @@ def measured_pace(contest: Contest) -> Pace:
 
     def step(network: nn.Module) -> None:
         network.zero_grad()
-        functional.cross_entropy(apply(network, inputs), labels).backward()  # type: ignore[no-untyped-call]
+        functional.cross_entropy(apply(network, inputs), labels).backward()
 
     training = {kind: _ms(functools.partial(step, network.train()), inputs) for kind, network in networks.items()}
     training["direct"] /= 2  # it was run for two timesteps

@@ -101,7 +101,7 @@ def freeze(model: nn.Module, hooks: bool = False) -> nn.Module:
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
             elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call]
+                prune.remove(module, hook._tensor_name)
         if not hooks:
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()

@@ -146,7 +146,7 @@ def _descend(qann: QuantizedNetwork, pairs: list[Pair], answers: Answers, steps:
                     "as it was before)"
                 )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             before = [offset.detach().clone() for offset in offsets]
             optimizer.step()
             # Adam's moves do not depend on the size of a parameter; as parts of each step they fit steps of every size.

@@ -281,7 +281,7 @@ def _train_epoch(
                 _refuse_loss(model, part, guide, where, value)
             # Gradients are averaged over processes, and summed over pieces: the mean over the whole batch.
             weight = samples * distributed.world_size() / share.whole
-            course.scaler.scale(loss if weight == 1 else loss * weight).backward()  # type: ignore[no-untyped-call]
+            course.scaler.scale(loss if weight == 1 else loss * weight).backward()
             total_loss += value * samples
             right = logits.argmax(dim=1) == (wanted if wanted.ndim == 1 else wanted.argmax(dim=1))
             correct += right[:samples].sum()

@@ -44,7 +44,7 @@ def randomness_kept(loader: object) -> Iterator[None]:
     """Put every generator that :func:`seed_everything` seeds back to where it was."""
     own = [(generator, generator.get_state()) for generator in generators_of(loader)]
     cpu, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
     finally:
