@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import polarspike
+from polarspike import data
 from polarspike.baselines.peers import version
 from polarspike.errors import MissingExtraError
 
@@ -43,10 +44,18 @@ def require(package: str) -> str:
         raise SystemExit(str(error)) from None
 
 
-def keep(name: str, data: dict[str, Any]) -> None:
+def load_images(name: str) -> data.ImageDataset:
+    """A data set of images in memory, which the registry does not promise of a name: others stay on disk."""
+    found = data.load(name)
+    if not isinstance(found, data.ImageDataset):
+        raise SystemExit(f"expected a data set in memory, got {name!r}, whose pictures stay on disk")
+    return found
+
+
+def keep(name: str, found: dict[str, Any]) -> None:
     """Write a result to ``benchmarks/results/<name>.json``."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def interleaved(actions: dict[str, Any], rounds: int, warm_up: int = 1) -> dict[str, dict[str, list[float]]]:

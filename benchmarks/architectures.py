@@ -98,7 +98,8 @@ class Functional(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.max_pool2d(torch.relu(self.norm(self.first(x))), 2)
         x = nn.functional.dropout(nn.functional.gelu(self.second(x)), 0.1, self.training)
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 class Shared(nn.Module):
@@ -111,7 +112,8 @@ class Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for _ in range(3):
             x = self.act(self.conv(x) + x)
-        return self.head(x.mean((2, 3)))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
 
 
 class Attention(nn.Module):
@@ -124,7 +126,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        return self.head((x + self.mha(h, h, h)[0]).mean(1))
+        logits: Tensor = self.head((x + self.mha(h, h, h)[0]).mean(1))
+        return logits
 
 
 def build(name: str) -> tuple[nn.Module, Any]:
@@ -194,7 +197,7 @@ def pictures(count: int, size: int) -> Tensor:
     """Smooth random pictures of different brightness and contrast, as photographs are; (count, 3, size, size)."""
     coarse = [nn.functional.interpolate(torch.randn(count, 3, n, n), size, mode="bilinear") for n in (3, 8, 24)]
     contrast, shift = torch.rand(count, 1, 1, 1) * 1.5 + 0.2, torch.randn(count, 1, 1, 1)
-    return (sum(coarse) + 0.3 * torch.randn(count, 3, size, size)) * contrast + shift  # type: ignore[operator]
+    return (sum(coarse[1:], coarse[0]) + 0.3 * torch.randn(count, 3, size, size)) * contrast + shift
 
 
 def sharpened(model: nn.Module) -> nn.Module:
@@ -275,7 +278,9 @@ def theorem(name: str, steps: tuple[int, ...]) -> dict[str, Any]:
 
 
 def prove(qann: Any, snn: Any, x: Any, kind: torch.dtype, total: int, way: str) -> ps.Proof:
-    cast = (lambda v: v.to(kind) if v.is_floating_point() else v) if kind else None
+    def cast(value: Tensor) -> Tensor:
+        return value.to(kind) if value.is_floating_point() else value
+
     inputs = {name: cast(value) for name, value in x.items()} if isinstance(x, dict) else cast(x)
     if way == "repeated":
         return ps.verify(qann, snn, [inputs], timesteps=total, scope=False)

@@ -76,9 +76,10 @@ def distances(qann: Any, x: Tensor, varying: bool) -> dict[int, float]:
 
 def slope(found: dict[int, float]) -> float:
     """Of the least-squares line through log distance over log T."""
-    points = [(math.log(t), math.log(found[t])) for t in FITTED]
-    mean_x, mean_y = (sum(part) / len(points) for part in zip(*points, strict=True))
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+    xs, ys = [math.log(t) for t in FITTED], [math.log(found[t]) for t in FITTED]
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    products = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True))
+    return products / sum((x - mean_x) ** 2 for x in xs)
 
 
 def main() -> None:

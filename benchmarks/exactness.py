@@ -22,15 +22,18 @@ import json
 from typing import Any
 
 import torch
-from _common import RESULTS, conditions, keep
+from _common import RESULTS, conditions, keep, load_images
 from architectures import sharpened
+from torch import nn
 
 import polarspike as ps
 from polarspike import data, models
 from polarspike.proofs.proof import ROUNDING_MARGIN, ROUNDING_SHARE
 from polarspike.quantized import QuantizedNetwork
+from polarspike.specs import Granularity
 
 SEED = 0
+GRANULARITIES: tuple[Granularity, ...] = ("tensor", "channel")
 TIMESTEPS = (2, 4, 8)
 
 
@@ -89,18 +92,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=models.names())
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    digits = data.load("digits")
+    digits = load_images("digits")
     loader = data.batches(digits.train, 32, normalization=digits.normalization, shuffle=True, drop_last=True)
     calibration = list(itertools.islice(loader, 8))
     images, _ = next(iter(data.batches(digits.test, 64, normalization=digits.normalization)))
     kept = RESULTS / "exactness.json"
     results: dict[str, Any] = json.loads(kept.read_text())["results"] if kept.exists() else {}  # of other models
     failures = 0
-    for name, granularity in itertools.product(options.models, ("tensor", "channel")):
+    for name, granularity in itertools.product(options.models, GRANULARITIES):
         torch.manual_seed(SEED)
         size = {"image_size": digits.image_size} if models.describe(name).needs_image_size else {}
         model = sharpened(models.create(name, num_classes=10, in_channels=1, **size)).train()
-        for norm in (part for part in model.modules() if hasattr(part, "running_mean")):
+        for norm in (part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)):
             norm.momentum = None  # the plain mean over these batches
         with torch.no_grad():
             for batch, _ in calibration:  # running statistics of the batch norms, without training

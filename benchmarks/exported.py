@@ -30,9 +30,10 @@ from _setting import NETWORKS, Setting, parent, setting
 
 import polarspike as ps
 from polarspike.exporters import runtime
+from polarspike.exporters.writing import Format
 
 EPOCHS = {"resnet9-wide": 10}
-FORMATS = ("onnx-int8", "integer", "onnx-float", "torch-export")
+FORMATS: tuple[Format, ...] = ("onnx-int8", "integer", "onnx-float", "torch-export")
 
 
 def converted(network: str, seed: int, where: Setting) -> tuple[torch.nn.Module, ps.SpikingNetwork]:
@@ -51,10 +52,10 @@ def opened(path: Path, name: str) -> Callable[[torch.Tensor], np.ndarray[Any, An
     """What says the class of each image, from a file."""
     if name == "torch-export":
         module = torch.export.load(io.BytesIO(path.read_bytes())).module()
-        return lambda images: module(images).argmax(1).numpy()  # type: ignore[no-any-return]
+        return lambda images: module(images).argmax(1).numpy()
     session = runtime.session(path)
     given = session.get_inputs()[0].name
-    return lambda images: session.run(None, {given: images.numpy()})[0].argmax(1)  # type: ignore[no-any-return]
+    return lambda images: session.run(None, {given: images.numpy()})[0].argmax(1)
 
 
 def measure(network: str, seed: int) -> dict[str, Any]:
@@ -64,11 +65,11 @@ def measure(network: str, seed: int) -> dict[str, Any]:
     shown = [images for images, _ in where.batches(where.train, 4000)]
     row: dict[str, Any] = {"float_bytes": sum(4 * value.numel() for value in model.parameters())}
     with tempfile.TemporaryDirectory() as folder:
-        files = {}
-        for name in FORMATS:
-            files[name] = Path(folder) / f"net.{name}"
-            report = ps.export(snn, files[name], name, shown[0], shown)  # type: ignore[arg-type]
-            row[name] = {
+        files: dict[str, Path] = {}
+        for kind in FORMATS:
+            files[kind] = Path(folder) / f"net.{kind}"
+            report = ps.export(snn, files[kind], kind, shown[0], shown)
+            row[kind] = {
                 "bytes": report.bytes,
                 "codes": report.codes,
                 "codes_rounded": report.codes_rounded,

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import conditions, keep
+from _common import conditions, keep, load_images
 from torch import nn
 
 from polarspike import data, models
@@ -45,7 +45,7 @@ def fashion(folder: Path) -> Case:
 
 
 def events(folder: Path) -> Case:
-    images = data.load("fashion-mnist").test
+    images = load_images("fashion-mnist").test
     spec = FrameSpec()
     seen = [to_frames(simulate(images.images[i, 0].numpy(), CameraSpec(), seed=i), spec) for i in range(500)]
     place = folder / "frames.npy"

@@ -53,7 +53,7 @@ def work() -> None:
     model = ps.models.create("resnet9", num_classes=10, in_channels=1, width=20)
     qann = ps.quantize(model, ps.QuantSpec(0, 15), example=images[:2])
     ps.calibrate(qann, [images[:32]])
-    qann.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    qann.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(qann.parameters(), lr=0.01, momentum=0.9)
     qann.train()
     for line in sys.stdin:

@@ -25,6 +25,7 @@ from torch import nn
 from polarspike import integer
 from polarspike.exporters import onnx_float, onnx_int8, programs, runtime
 from polarspike.integer import Instruction, IntegerNetwork
+from polarspike.integer.network import Array
 
 SEED, LAYERS, LEVELS = 0, 9, 15
 WIDE, WIDE_FLOAT = 16_384, 8_192
@@ -38,7 +39,7 @@ def integer_network() -> IntegerNetwork:
     made = [Instruction("quantize", ("x",), "site0", {}, {"step": np.array(0.25, np.float32)}, (0, LEVELS))]
     attributes = {"operator": "linear", "axis": 1, "shape": [WIDE]}
     for layer in range(1, LAYERS + 1):
-        tensors = {
+        tensors: dict[str, Array] = {
             "weight": generator.integers(-127, 128, (WIDE, WIDE), dtype=np.int8),
             "bias": np.full(WIDE, 2 * DIVISOR, np.int32),
             "divisor": np.full(WIDE, DIVISOR, np.int32),

@@ -38,7 +38,8 @@ class PoolingCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28)."""
-        return self.classifier(torch.flatten(self.features(x), 1))
+        logits: Tensor = self.classifier(torch.flatten(self.features(x), 1))
+        return logits
 
 
 class Block(nn.Module):
@@ -56,7 +57,8 @@ class Block(nn.Module):
         y = self.norm1(x)
         y, _ = self.mha(y, y, y)
         x = x + y
-        return x + self.mlp(self.norm2(x))
+        tokens: Tensor = x + self.mlp(self.norm2(x))
+        return tokens
 
 
 class SmallViT(nn.Module):
@@ -75,7 +77,8 @@ class SmallViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, 10) of images (N, 1, 28, 28)."""
         tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions  # (N, 49, D)
-        return self.classifier(self.norm(self.blocks(tokens)).mean(dim=1))
+        logits: Tensor = self.classifier(self.norm(self.blocks(tokens)).mean(dim=1))
+        return logits
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -57,6 +57,7 @@ def spikingjellys(method: str, site: LeakyNeuron) -> Callable[[Tensor], Tensor]:
     elif method == "plif":
         assert site.raw_decay is not None
         node = neuron.ParametricLIFNode(init_tau=2.0, decay_input=True, **hard)
+        assert isinstance(node.w, Tensor)  # the parameter that decay comes from
         node.w.data.copy_(site.raw_decay.detach())
     elif method == "ternary":
         node = neuron.TernaryLIFNode(tau=4.0 / 3.0, decay_input=False, v_threshold=0.5, **hard)

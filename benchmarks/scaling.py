@@ -16,6 +16,7 @@ python benchmarks/scaling.py [--rounds 5] [--only GROUP ...]
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import subprocess
 import sys
@@ -24,11 +25,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from _common import conditions, interleaved, keep, ratios
+from _common import conditions, interleaved, keep, load_images, ratios
 
 import polarspike as ps
 from polarspike import data, models
-from polarspike.data.splits import Split
 
 SEED, IMAGES, CHANNELS = 0, 1024, 16
 SPEC = ps.QuantSpec(0, 7)
@@ -44,8 +44,8 @@ def quantized(channels: int = CHANNELS) -> ps.QuantizedNetwork:
 
 
 def batches(images: int) -> Any:
-    dataset = data.load("fashion-mnist")
-    part: Split = dataset.train.subset(torch.arange(images))
+    dataset = load_images("fashion-mnist")
+    part = dataset.train.subset(torch.arange(images))
     size = min(128, images)
     return data.batches(part, size, normalization=dataset.normalization, shuffle=True, drop_last=True)
 
@@ -71,7 +71,7 @@ def by_timesteps() -> dict[str, Callable[[], object]]:
         with torch.inference_mode():
             return snn(images, timesteps=timesteps)
 
-    return {str(T): lambda T=T: run(T) for T in (1, 2, 4, 8)}  # type: ignore[misc]
+    return {str(T): functools.partial(run, T) for T in (1, 2, 4, 8)}
 
 
 def by_processes(rounds: int) -> dict[str, dict[str, list[float]]]:

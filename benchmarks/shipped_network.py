@@ -39,9 +39,11 @@ from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike.evaluation import FiringCounter
+from polarspike.specs import Granularity
 
 SEED = 0
 BATCH = 64
+GRANULARITIES: tuple[Granularity, ...] = ("tensor", "channel")
 LEVELS = {16: (7, 8), 8: (3, 4), 3: (1, 1)}  # codes -> (negative, positive)
 NOISE = 0.1  # standard deviation of the noise on the faces, where black to white is 2
 DOWNLOAD = "pip download --no-deps facenet-pytorch==2.6.0 scikit-image==0.26.0 magika==1.0.3"
@@ -126,13 +128,15 @@ class FileType(nn.Module):
             (self.classifier.weight, get["jax2tf_get_logits_/Const_24:0"].T),
             (self.classifier.bias, get["Dense_1/Reshape:0"]),
         ):
+            assert parameter is not None  # all of these layers have a bias
             parameter.data = value.reshape(parameter.shape).clone()
 
     def forward(self, codes: Tensor) -> Tensor:
         """Four bytes make one position: (N, 2048, 64) is read as (N, 512, 256)."""
         x = self.activation(self.embedding(codes)).reshape(-1, 512, 256).transpose(1, 2)  # (N, 256, 512)
         x = self.activation(self.convolution(self.first_norm(x)))  # (N, 512, 508)
-        return self.classifier(self.last_norm(x.amax(dim=2)))
+        logits: Tensor = self.classifier(self.last_norm(x.amax(dim=2)))
+        return logits
 
 
 def integer(message: bytes, at: int) -> tuple[int, int]:
@@ -276,8 +280,9 @@ def compare(task: Task) -> dict[str, Any]:
         "float": {name: score(expected[name], expected[name], labels) for name, (_, labels) in task.tests.items()}
     }
     for codes, (negative, positive) in LEVELS.items():
-        for granularity, wide in itertools.product(("tensor", "channel"), (False, True) if task.entry else (False,)):
-            overrides = {task.entry: ps.QuantSpec(127, 128, granularity=granularity, init="mse")} if wide else {}
+        for granularity, entry in itertools.product(GRANULARITIES, (None, task.entry) if task.entry else (None,)):
+            wide = ps.QuantSpec(127, 128, granularity=granularity, init="mse")
+            overrides = {} if entry is None else {entry: wide}
             spec = ps.QuantSpec(negative, positive, granularity=granularity, init="mse", overrides=overrides)
             qann = ps.quantize(task.network, spec, example=task.calibration[:2])
             ps.calibrate(qann, task.calibration.split(BATCH))
@@ -292,7 +297,7 @@ def compare(task: Task) -> dict[str, Any]:
                 row[name] |= {"events": fired.events_per_neuron, "spikes": fired.spikes_per_neuron}
             row["proof"] = {"exact": proof.exact, "compared": proof.compared, "different": proof.diverged,
                             "conclusive": proof.conclusive, "sites": len(proof.sites)}  # fmt: skip
-            rows[f"{codes} levels, step per {granularity}{', entry of 256' if wide else ''}"] = row
+            rows[f"{codes} levels, step per {granularity}{', entry of 256' if entry else ''}"] = row
     return rows
 
 

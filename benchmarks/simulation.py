@@ -36,10 +36,12 @@ def build(name: str) -> nn.Module:
     if name == "vit_s":
         import timm
 
-        return timm.create_model("vit_small_patch16_224").eval()
-    from torchvision import models
+        model: nn.Module = timm.create_model("vit_small_patch16_224")
+    else:
+        from torchvision import models
 
-    return models.get_model(name, weights=None).eval()
+        model = models.get_model(name, weights=None)
+    return model.eval()
 
 
 def example(name: str, batch: int) -> torch.Tensor:

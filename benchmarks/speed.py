@@ -57,7 +57,8 @@ def resnet50() -> nn.Module:
     from torchvision import models
 
     torch.manual_seed(SEED)
-    return models.resnet50(num_classes=1000)
+    network: nn.Module = models.resnet50(num_classes=1000)
+    return network
 
 
 def _resnet50() -> speed.Subject:
@@ -132,7 +133,7 @@ def codes(name: str) -> dict[str, Any]:
     known = NETWORKS[name]
     network = known.build().network
     readers = {f"onnxruntime, {threads} threads": onnxruntime_codes(network, threads) for threads in (1, 2)}
-    splits = dict.fromkeys(readers, SPLITS)
+    splits: dict[str, tuple[int, ...]] = dict.fromkeys(readers, SPLITS)
     try:
         readers["openvino, 1 threads"] = openvino_codes(network, 1)
         splits["openvino, 1 threads"] = (PORTION,)

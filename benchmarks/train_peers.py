@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import torch
-from _common import RESULTS, conditions, keep
+from _common import RESULTS, conditions, keep, load_images
 from peer_networks import NETWORKS, TRAININGS, WEIGHTS, title, weights_file
 from safetensors.torch import save_file
 from torch import nn
@@ -86,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     WEIGHTS.mkdir(parents=True, exist_ok=True)
-    clothes = data.load("fashion-mnist")
+    clothes = load_images("fashion-mnist")
     test = data.batches(clothes.test, 500, normalization=clothes.normalization)
     for seed, training, network in itertools.product(options.seeds, options.trainings, options.networks):
         name, path = title(network, training, seed), weights_file(network, training, seed)

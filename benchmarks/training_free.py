@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _common import RESULTS, conditions, keep
+from _common import RESULTS, conditions, keep, load_images
 from peer_networks import NETWORKS, TRAININGS, load, title
 from torch import Tensor, nn
 
@@ -112,10 +112,11 @@ class Improvement:
 def find(module: str, function: str) -> Callable[..., Any] | None:
     """A function of the library, or None where this version has none."""
     try:
-        return getattr(importlib.import_module(f"polarspike.{module}"), function)
+        found: Callable[..., Any] = getattr(importlib.import_module(f"polarspike.{module}"), function)
     except (ImportError, AttributeError):
         print(f"skipped: this version has no polarspike.{module}.{function}", flush=True)
         return None
+    return found
 
 
 def improvements() -> dict[str, Improvement]:
@@ -134,7 +135,8 @@ def improvements() -> dict[str, Improvement]:
     if equalize is not None:
 
         def equalized(model: nn.Module, batches: list[Tensor]) -> nn.Module:
-            return equalize(model, batches[0][:2], batches)
+            made: nn.Module = equalize(model, batches[0][:2], batches)
+            return made
 
         # With one step per channel there is nothing left to equalize.
         found["equalize"] = Improvement((("mse", "tensor"),), before=equalized)
@@ -168,12 +170,8 @@ class Task:
     calibration: list[Tensor]
     unlabeled: Callable[[], list[Tensor]]  # all training images
     test: Any
+    labels: Tensor  # the right answers
     answers: Tensor
-
-    @property
-    def labels(self) -> Tensor:
-        """The right answers."""
-        return self.test.dataset.split.labels
 
     @property
     def accuracy(self) -> float:
@@ -306,7 +304,7 @@ def run(task: Task, network: str, options: argparse.Namespace, known: dict[str, 
             row["reached"] = row["difference"] >= -TARGETS[count]
         entry["rows"][title] = row
         keep("training_free", {"seed": SEED, "calibration_images": IMAGES, "results": kept})
-        verdict = {True: ", target reached", False: ", target missed"}.get(row.get("reached"), "")
+        verdict = {True: ", target reached", False: ", target missed", None: ""}[row.get("reached")]
         print(
             f"  {title:>42}: {row['accuracy']:.2f} % ({row['difference']:+.2f} +- "
             f"{row['standard_error']:.2f}){verdict}; {row['events']:.0f} events, "
@@ -339,7 +337,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure rows that are in the file already")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    clothes = data.load("fashion-mnist")
+    clothes = load_images("fashion-mnist")
     test = data.batches(clothes.test, 500, normalization=clothes.normalization)
     shuffled = data.batches(clothes.train, 128, normalization=clothes.normalization, shuffle=True, seed=SEED)
     calibration = [images for images, _ in itertools.islice(shuffled, IMAGES // 128)]
@@ -356,7 +354,15 @@ def main() -> None:
         with answers_of(model) as answers:
             ps.evaluate(model, test)
         run(
-            Task(title(network, training, seed), model, calibration, unlabeled, test, torch.cat(answers)),
+            Task(
+                title(network, training, seed),
+                model,
+                calibration,
+                unlabeled,
+                test,
+                clothes.test.labels,
+                torch.cat(answers),
+            ),
             network,
             options,
             known,

@@ -48,7 +48,7 @@ def main() -> None:
     torch.manual_seed(0)
     images, labels = torch.randn(options.batch, 3, 32, 32), torch.randint(0, 10, (options.batch,))
     model = ps.models.create("resnet18", num_classes=10)
-    networks: dict[str, nn.Module] = {}
+    networks: dict[str, ps.QuantizedNetwork] = {}
     for name, spec in CASES.items():
         networks[name] = ps.quantize(model, spec, example=images[:2])
         ps.calibrate(networks[name], [images[:32]])

@@ -41,7 +41,8 @@ class Body(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x)
-        return self.head(self.body(torch.relu(y[0] if isinstance(y, tuple) else y)))
+        answer: Tensor = self.head(self.body(torch.relu(y[0] if isinstance(y, tuple) else y)))
+        return answer
 
 
 def altered_behind_a_view(x: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ def _part(task: str, name: str) -> Split:
 
 
 def _fashion(name: str) -> Split:
-    images = getattr(data.load("fashion-mnist"), name)
+    images = data.load("fashion-mnist").part(name)
+    assert isinstance(images, Split)  # Fashion-MNIST is in memory
     count = TRAINING_IMAGES["fashion"] if name == "train" else len(images)
     camera = CameraSpec()
 

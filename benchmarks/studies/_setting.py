@@ -31,6 +31,7 @@ from polarspike.training import fit
 from polarspike.training_spec import TrainSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from _common import load_images
 from peer_networks import SmallViT
 
 RUNS = Path(__file__).parents[2] / "runs" / "studies"
@@ -79,12 +80,12 @@ class _Moved:
 @functools.cache
 def setting(name: str, device: str = "cpu") -> Setting:
     """One of the two settings above; its networks and batches are on ``device``."""
-    whole = data.load("fashion-mnist")
+    whole = load_images("fashion-mnist")
     if name == "full":
         return Setting(name, whole.train, None, whole.test, whole.normalization, whole.augmentation, device)
     if name != "small":
         raise SystemExit(f"expected the setting 'small' or 'full', got {name!r}")
-    small = data.load("fashion-mnist-14")
+    small = load_images("fashion-mnist-14")
     others = whole.train.subset(torch.arange(30_000, 40_000))
     return Setting(
         name,

@@ -70,21 +70,21 @@ def run(asked: Row) -> Row:
     negative, positive = (int(part) for part in asked["levels"].strip("()").split(","))
     signed: Any = "all" if negative else "by-nature"
     gradual = ((7, 1), (3, 1), (positive, EPOCHS - 2)) if asked["recipe"] == "gradual" else ((positive, after),)
-    model = start
+    qann: ps.QuantizedNetwork | None = None
     for high, epochs in gradual:
         # A quantized network is captured again: its weights go on, and its steps start anew for the fewer levels.
         source = copy.deepcopy(start)
-        if model is not start:
-            source.load_state_dict({k: v for k, v in model.network.state_dict().items() if k in source.state_dict()})
+        if qann is not None:
+            source.load_state_dict({k: v for k, v in qann.network.state_dict().items() if k in source.state_dict()})
         spec = ps.QuantSpec(negative, high, "learned" if negative else 1.0, signed, init="mse")
-        qann = quantized(source, where, spec)
-        model = tuned(qann, start, NETWORK, where, epochs, seed, **recipe)
-    found = firing(model, where.batches(where.test))
+        qann = tuned(quantized(source, where, spec), start, NETWORK, where, epochs, seed, **recipe)
+    assert qann is not None  # there is one way of levels at least
+    found = firing(qann, where.batches(where.test))
     return {
-        **accuracies(model, where),
+        **accuracies(qann, where),
         "events": found["events"],
         "spikes": found["spikes"],
-        "different": differing_codes(model, where),
+        "different": differing_codes(qann, where),
     }
 
 
