@@ -197,7 +197,7 @@ class CappedNeuron(PolarityNeuron):
         return site
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decode(self._code(x).clamp(-self.cap, self.cap)).to(x.dtype)
+        return self.decode(self._toward(self._code(x), None)).to(x.dtype)
 
     def advance(
         self, x: Tensor, state: NeuronState | None, timestep: int, *, reuse: bool = False
@@ -223,8 +223,13 @@ class CappedNeuron(PolarityNeuron):
         return NeuronState(total, self._toward(goal, state))
 
     def _toward(self, goal: Tensor, state: NeuronState | None) -> Tensor:
-        before = torch.zeros_like(goal) if state is None else state.codes
-        return before + (goal - before).clamp_(-self.cap, self.cap)
+        change = goal if state is None else goal - state.codes
+        fired = change.clamp(-self.cap, self.cap)
+        if (
+            torch.is_grad_enabled() and change.requires_grad
+        ):  # torch's clamp has no slope at its bounds, where codes lie
+            fired = torch.where(change.abs() <= self.cap, change, fired.detach())
+        return fired if state is None else state.codes + fired
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, cap={self.cap}"

@@ -55,7 +55,7 @@ def to_mean(step: Any, before: Any, timestep: int, place: str, masked: bool = Fa
     def move(mean: Tensor, x: Tensor) -> Tensor:
         require_same_shape(x, mean, place)
         moved = torch.lerp(mean, x.to(mean.dtype), 1.0 / timestep)
-        return torch.where(mean == x, mean, moved) if masked else moved
+        return torch.where(_same_infinity(mean, x), mean, moved) if masked else moved
 
     return _map(move, before, step)
 
@@ -67,7 +67,7 @@ def to_step(mean: Any, before: Any, timestep: int, masked: bool = False) -> Any:
 
     def move(old: Tensor, new: Tensor) -> Tensor:
         moved = torch.lerp(old, new.to(old.dtype), float(timestep))
-        return torch.where(old == new, old, moved) if masked else moved
+        return torch.where(_same_infinity(old, new), old, moved) if masked else moved
 
     return _map(move, before, mean)
 
@@ -79,7 +79,12 @@ def change_of(mean: Any, before: Any, timestep: int) -> Any:
 
 def less(value: Any, other: Any) -> Any:
     """``value - other``, and nothing where both are the same infinity."""
-    return _map(lambda old, new: torch.where(old == new, 0.0, new - old), other, value)
+    return _map(lambda old, new: torch.where(_same_infinity(old, new), 0.0, new - old), other, value)
+
+
+def _same_infinity(old: Tensor, new: Tensor) -> Tensor:
+    """Where there is no difference to take; two equal numbers have one, through which gradients pass."""
+    return (old == new) & new.isinf()
 
 
 def moved_by(change: Any, before: Any, timestep: int) -> Any:
@@ -124,7 +129,7 @@ def advance_homogeneous(
     response = function(total)
 
     def move(old: Tensor, new: Tensor) -> Tensor:
-        return torch.where((old == new) & new.isinf(), new, new - old) if masked else new - old
+        return torch.where(_same_infinity(old, new), new, new - old) if masked else new - old
 
     change = response if state is None else _map(move, state.response, response)
     return _map(lambda leaf: leaf.to(x.dtype), change), SumState(total, response)

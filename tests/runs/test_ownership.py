@@ -181,3 +181,25 @@ def test_who_reads_asks_nobody_and_who_writes_is_refused_before_any_work(
             assert f"error: {place}: this run is being written by process" in capsys.readouterr().err
         assert cli.main(["report", str(place), "--output", str(tmp_path / "page.html")]) == 2
         assert "being written by" not in capsys.readouterr().err  # it has no results yet, which is another matter
+
+
+def test_a_closed_run_opens_no_stage(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.close()
+    with pytest.raises(RunError, match="this one was closed"):
+        run.stage("ann")
+    assert not (tmp_path / "run" / "ann").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_copy_by_fork_does_not_write(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    child = os.fork()
+    if child == 0:
+        try:
+            run.append({"epoch": 1})
+        except RunError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    run.append({"epoch": 1})

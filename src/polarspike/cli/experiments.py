@@ -198,7 +198,9 @@ def read_recipe(path: Path) -> Recipe:
     try:
         recipe = runpy.run_path(str(path)).get("RECIPE")
     except Exception as error:  # whatever the user's file raises
-        raise SpecError(f"--recipe {path}: the file fails with {type(error).__name__}: {error}") from error
+        moved = isinstance(error, ModuleNotFoundError) and str(error.name).startswith("polarspike.")
+        repair = "; write: from polarspike.experiments import Recipe" if moved else ""
+        raise SpecError(f"--recipe {path}: the file fails with {type(error).__name__}: {error}{repair}") from error
     if not isinstance(recipe, Recipe):
         raise SpecError(
             f"--recipe {path}: expected the file to set RECIPE = Recipe(...) (from polarspike.experiments import Recipe), "

@@ -247,7 +247,8 @@ def random_cutout(images: Tensor, side: int, generator: torch.Generator, rows: R
 def random_drop(images: Tensor, most: float, generator: torch.Generator, rows: Rows) -> Tensor:
     """Counts of events (N, C, H, W) without those that went, each by itself with a probability of its image's own.
 
-    A count n becomes a binomial number of n: the same as dropping events before they are counted.
+    A whole number n becomes a binomial one of n: the same as dropping events before they are counted, below the 255 at
+    which bytes stop.
     """
     seeds = rows.of(torch.randint(1 << 62, (rows.batch,), generator=generator))
     kept = images.clone()

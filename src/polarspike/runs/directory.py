@@ -64,6 +64,7 @@ class RunDirectory:
         self._stages: dict[str, RunDirectory] = {}
         self._hold: Hold | None = None
         self._closed = False
+        self._process = os.getpid()
         with distributed.together():
             if distributed.is_main():  # it makes and checks the directory, and alone writes
                 try:
@@ -167,6 +168,7 @@ class RunDirectory:
         if not _STAGE.fullmatch(name):
             raise SpecError(f"a stage is named by letters, digits, '-' and '_', got {name!r}")
         if name not in self._stages:
+            self._require_open()
             place = self.path / name
             # A resumed run may have been killed before it came to this stage.
             self._stages[name] = RunDirectory(
@@ -303,6 +305,11 @@ class RunDirectory:
             raise RunError(
                 f"{self.path}: expected an open run, this one was closed, and may be another's by now; "
                 "open it again with RunDirectory(path, resume=True)"
+            )
+        if self._process != os.getpid():
+            raise RunError(
+                f"{self.path}: expected the process {self._process}, which has the run, this is its copy {os.getpid()} by "
+                "os.fork; write there, or give the copy a directory of its own"
             )
 
     def _refuse(self, error: Exception) -> NoReturn:

@@ -138,13 +138,17 @@ def resample_positions(model: nn.Module, held: Mapping[str, Tensor], say: Say = 
         return dict(held)
     wanted = model.pos_embed.shape  # (1, tokens, D)
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    if found.shape == wanted or found.dim() != 3 or (found.shape[0], found.shape[2]) != (wanted[0], wanted[2]):
+    rows, columns = model.patch_embed.grid_size
+    if found.shape == wanted:
+        if rows != columns:  # a file does not say which grid it has
+            say(f"weights: {_POSITIONS} is taken to be of the network's own grid, {rows}x{columns} patches")
+        return dict(held)
+    if found.dim() != 3 or (found.shape[0], found.shape[2]) != (wanted[0], wanted[2]):
         return dict(held)
     patches = found.shape[1] - prefix
     side = math.isqrt(max(patches, 0))
     if side == 0 or side * side != patches:
         return dict(held)
-    rows, columns = model.patch_embed.grid_size
     say(f"weights: {_POSITIONS} is resampled by timm, from {side}x{side} patches to {rows}x{columns}")
     resampled = resample_abs_pos_embed(found, [rows, columns], [side, side], num_prefix_tokens=prefix)
     return {**held, _POSITIONS: resampled}

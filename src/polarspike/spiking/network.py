@@ -112,7 +112,7 @@ class SpikingNetwork(Observable):
 
     It holds no state between calls: the same input gives the same output. :func:`polarspike.convert` makes one.
     It is always in evaluation mode, because dropout and batch statistics would break the running-mean contract.
-    Gradients go straight through the rounding of every code, at any T (docs/theory.md).
+    Gradients go straight through the rounding of every code, at any T (docs/theory.md); what they need grows with T.
     Several threads may call it; what watches its sites (evaluate, verify, counts) is for one thread at a time.
 
     Args:
