@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from polarspike import ops
+from polarspike import firing, ops
 from polarspike.errors import CheckpointError
 from polarspike.sites import Site
 from polarspike.specs import ConvertSpec, SiteSpec
@@ -69,7 +69,7 @@ class PolarityNeuron(Site):
         require_same_shape(x, state.total, self.name)
         step = self.broadcast_step(state.total)
         levels, take = self._reach(timestep), reuse and self._may_overwrite
-        y, total, codes = ops.fire(
+        y, total, codes = firing.fire(
             x, state.total, state.codes, step, self._effective_gain, levels, reuse=reuse, take=take
         )
         return y.to(x.dtype), NeuronState(total, codes)
@@ -80,7 +80,7 @@ class PolarityNeuron(Site):
         if state is None:
             return self._coded(ops.widen(x), state, timestep)
         step = self.broadcast_step(state.total)
-        return NeuronState(*ops.integrate(x, state.total, step, self._reach(timestep), self._effective_gain))
+        return NeuronState(*firing.integrate(x, state.total, step, self._reach(timestep), self._effective_gain))
 
     def meet(self, mean: Tensor, state: NeuronState | None, timestep: int) -> NeuronState:
         """The state after ``timestep`` steps whose inputs had this mean: the codes of the refined quantizer."""
@@ -93,7 +93,7 @@ class PolarityNeuron(Site):
         """What the next operator receives in the step between two states."""
         if before is None:
             return self.decode(after.codes)
-        return ops.emit(before.codes, after.codes, self.broadcast_step(after.codes), self._effective_gain)
+        return firing.emit(before.codes, after.codes, self.broadcast_step(after.codes), self._effective_gain)
 
     def average(self, state: NeuronState, timestep: int) -> Tensor:
         """The running mean of what the next operator received: the value of the refined quantizer."""
@@ -225,9 +225,7 @@ class CappedNeuron(PolarityNeuron):
     def _toward(self, goal: Tensor, state: NeuronState | None) -> Tensor:
         change = goal if state is None else goal - state.codes
         fired = change.clamp(-self.cap, self.cap)
-        if (
-            torch.is_grad_enabled() and change.requires_grad
-        ):  # torch's clamp has no slope at its bounds, where codes lie
+        if ops.is_watched(change):  # torch's clamp has no slope at its bounds, where codes lie
             fired = torch.where(change.abs() <= self.cap, change, fired.detach())
         return fired if state is None else state.codes + fired
 

@@ -62,7 +62,7 @@ def encode_through(x: Tensor, step: Tensor, levels: tuple[int, int], gain: Tenso
         levels: (N, P).
         gain: g of the decoder, of which this has no gradient.
     """
-    if not _is_watched(x, step):
+    if not is_watched(x, step):
         return encode(x, step, *levels)
     codes: Tensor = _Encode.apply(x, step, levels, gain.detach() if isinstance(gain, Tensor) else gain)
     return codes
@@ -81,8 +81,7 @@ class _Encode(torch.autograd.Function):
         x, step = ctx.saved_tensors
         negative, positive = ctx.levels
         part = step.to(grad.dtype)
-        scaled = (widen(x) / part).clamp_(-negative - 1, positive + 1)  # as in _Quantize
-        unclipped = (scaled + 0.5).floor_()
+        scaled, unclipped = _unclipped(x, part, ctx.levels)
         slope = unclipped.eq(unclipped.clamp(-negative, positive)).to(grad.dtype).mul_(grad).div_(part)
         if not (isinstance(ctx.gain, float) and ctx.gain == 1.0):
             slope = torch.where((unclipped == 0) & (scaled < 0), slope * ctx.gain, slope)
@@ -112,7 +111,7 @@ def decode(codes: Tensor, step: Tensor | float, gain: Tensor | float = 1.0) -> T
     if isinstance(gain, Tensor):
         gain = gain.to(codes.dtype)
     values = codes * step
-    if _is_watched(codes):  # at zero the larger of the two would pass the mean of both slopes
+    if is_watched(codes):  # at zero the larger of the two would pass the mean of both slopes
         return torch.where(codes < 0, values * gain, values)
     # With 0 <= g <= 1 the larger of the two is s k where k >= 0 and g s k below; a selection would cost five times this.
     return torch.maximum(values, values * gain)
@@ -156,7 +155,7 @@ def overwrite(x: Tensor, step: Tensor, gain: Tensor | float, levels: tuple[int, 
 
 def _quantize_into(out: Tensor, x: Tensor, step: Tensor, gain: Tensor | float, levels: tuple[int, int]) -> None:
     plain = isinstance(gain, float) and gain == 1.0 and x.dtype == _wide_dtype(x)
-    for piece, at in _pieces(x, step):
+    for piece, at in pieces(x, step):
         if plain:  # every pass in the output's own memory
             encode(x[piece], step[at], *levels, out=out[piece]).mul_(step[at].to(x.dtype))
         else:
@@ -187,11 +186,9 @@ class _Quantize(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         grad_step = torch.zeros_like(wide_step)
         grad_gain = torch.zeros((), dtype=wide_step.dtype, device=x.device)
-        for piece, at in _pieces(x, wide_step):
+        for piece, at in pieces(x, wide_step):
             upstream, part = widen(grad[piece]), wide_step[at]
-            # Clipped one level further out than codes, which changes neither: x / s may overflow, and 0 * inf is NaN.
-            scaled = (widen(x[piece]) / part).clamp_(-negative - 1, positive + 1)
-            unclipped = (scaled + 0.5).floor_()
+            scaled, unclipped = _unclipped(x[piece], part, ctx.levels)
             codes = unclipped.clamp(-negative, positive)
             # Masks are floats, 0 or 1: comparing into a float tensor and multiplying is vectorized, selecting is not.
             inside = unclipped.eq_(codes)
@@ -241,7 +238,7 @@ class _CountSpikes(torch.autograd.Function):
         ctx.levels, ctx.gradient_scale = levels, gradient_scale
         # float64 on the way: float32 stops counting at 2^24.
         total = torch.zeros((), dtype=torch.float64, device=x.device)
-        for piece, at in _pieces(x, step):
+        for piece, at in pieces(x, step):
             total += encode(x[piece], step[at], *levels).abs_().sum()
         return total.to(_wide_dtype(x))
 
@@ -253,10 +250,9 @@ class _CountSpikes(torch.autograd.Function):
         wide_step = step.to(_wide_dtype(x))
         grad_x = torch.empty_like(x)
         grad_step = torch.zeros_like(wide_step)
-        for piece, at in _pieces(x, wide_step):
+        for piece, at in pieces(x, wide_step):
             part = wide_step[at]
-            scaled = (widen(x[piece]) / part).clamp_(-negative - 1, positive + 1)
-            unclipped = (scaled + 0.5).floor_()
+            scaled, unclipped = _unclipped(x[piece], part, ctx.levels)
             inside = unclipped.eq(unclipped.clamp(-negative, positive))
             slope = unclipped.sign_().mul_(inside).div_(part)
             grad_x[piece] = slope
@@ -270,115 +266,18 @@ class _CountSpikes(torch.autograd.Function):
         )
 
 
-def integrate(
-    x: Tensor, total: Tensor, step: Tensor, levels: tuple[int, int], gain: Tensor | float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """The neuron's sum and code: ``A' = A + x``, ``C' = encode(A')`` within ``levels``.
-
-    Walked in cache-sized pieces on a CPU, as :func:`quantize` is, where nothing asks for a gradient.
-
-    Args:
-        x: the input of this step, any shape and type.
-        total: A, the sum of all input before; at least float32, the shape of ``x``.
-        step: s > 0; broadcasts against ``x`` without its batch dimension.
-        levels: (N t, P t).
-        gain: g, for the gradient alone (:func:`encode_through`).
-
-    Returns:
-        ``(A', C')``, in the type of ``total``.
-    """
-    if _is_watched(x, total, step):
-        total = total + x
-        return total, encode_through(total, step, levels, gain)
-    new_total, codes = torch.empty_like(total), torch.empty_like(total)
-    for piece, at in _pieces(total, step):
-        part = torch.add(total[piece], x[piece], out=new_total[piece])
-        encode(part, step[at], *levels, out=codes[piece])
-    return new_total, codes
-
-
-def fire(
-    x: Tensor,
-    total: Tensor,
-    codes: Tensor,
-    step: Tensor,
-    gain: Tensor | float,
-    levels: tuple[int, int],
-    *,
-    reuse: bool = False,
-    take: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`integrate` and :func:`emit` of one step in one walk; returns ``(y, A', C')``.
-
-    A long run is spared the cost of new pages: with ``reuse`` the new sum and code take the memory of the old ones; with
-    ``take``, too, x is given up, C' takes its memory, and y that of the old code.
-    """
-    if _is_watched(x, total, step, *((gain,) if isinstance(gain, Tensor) else ())):
-        new_total, after = integrate(x, total, step, levels, gain)
-        return emit(codes, after, step, gain), new_total, after
-    if reuse and take and x.dtype == total.dtype and x.stride() == codes.stride():
-        for piece, at in _pieces(total, step):
-            encode(total[piece].add_(x[piece]), step[at], *levels, out=x[piece])
-            _emit_into(codes[piece], codes[piece], x[piece], step[at], gain)
-        return codes, total, x
-    y = torch.empty_like(total)
-    new_total, after = (total, codes) if reuse else (torch.empty_like(total), torch.empty_like(codes))
-    for piece, at in _pieces(total, step):
-        part = torch.add(total[piece], x[piece], out=new_total[piece])
-        part_codes = encode(part, step[at], *levels)
-        _emit_into(y[piece], codes[piece], part_codes, step[at], gain)
-        after[piece] = part_codes
-    return y, new_total, after
-
-
-def emit(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> Tensor:
-    """What a neuron hands on when its code moves: ``D(C') - D(C) = s (dP + g dN)``.
-
-    dP and dN are the differences of the parts of the codes above and below zero; for g = 1 that is ``s (C' - C)``.
-    Differences of whole numbers are exact, so that a code that moves by c from rest and by c at any later step hands on
-    the same number, ``decode(c)``.
-
-    Args:
-        before: C.
-        after: C', of the same shape.
-        step: s > 0; broadcasts against them without their batch dimension.
-        gain: g in [0, 1].
-    """
-    polar = not (isinstance(gain, float) and gain == 1.0)
-    if _is_watched(before, after, step, *((gain,) if isinstance(gain, Tensor) else ())):
-        return _polar_change(before, after, step, gain) if polar else (after - before) * step
-    y = torch.empty_like(after)
-    for piece, at in _pieces(after, step):
-        _emit_into(y[piece], before[piece], after[piece], step[at], gain)
-    return y
-
-
-def _emit_into(y: Tensor, before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> None:
-    if isinstance(gain, float) and gain == 1.0:
-        torch.sub(after, before, out=y).mul_(step.to(y.dtype))
-    else:
-        step, gain = step.to(y.dtype), gain.to(y.dtype) if isinstance(gain, Tensor) else gain
-        below = after.clamp(max=0.0).sub_(before.clamp(max=0.0))
-        torch.sub(after, before, out=y).sub_(below).mul_(step)  # y may be the memory of ``before``
-        y.add_(below.mul_(step).mul_(gain))
-
-
-def _polar_change(before: Tensor, after: Tensor, step: Tensor, gain: Tensor | float) -> Tensor:
-    below = _below(after) - _below(before)
-    values = below * step.to(after.dtype)
-    if isinstance(gain, Tensor):
-        gain = gain.to(after.dtype)
-    return (after - before - below) * step.to(after.dtype) + values * gain
-
-
-def _below(codes: Tensor) -> Tensor:
-    """What of a code is negative; at zero nothing is, nor has it a slope."""
-    return torch.where(codes < 0, codes, torch.zeros((), dtype=codes.dtype, device=codes.device))
-
-
-def _is_watched(*values: Tensor) -> bool:
+def is_watched(*values: Tensor) -> bool:
     """Whether a gradient is asked for, which writing into given memory would lose."""
     return torch.is_grad_enabled() and any(value.requires_grad for value in values)
+
+
+def _unclipped(x: Tensor, step: Tensor, levels: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """``x / s`` and its code before clipping, which a backward pass begins with.
+
+    Both stop one level further out than codes, which changes neither: ``x / s`` may overflow, and 0 * inf is NaN.
+    """
+    scaled = (widen(x) / step).clamp_(-levels[0] - 1, levels[1] + 1)
+    return scaled, (scaled + 0.5).floor_()
 
 
 def _wide_dtype(x: Tensor) -> torch.dtype:
@@ -398,7 +297,7 @@ def widen(x: Tensor) -> Tensor:
 _Index = tuple[slice, ...]
 
 
-def _pieces(x: Tensor, step: Tensor) -> Iterator[tuple[_Index, _Index]]:
+def pieces(x: Tensor, step: Tensor) -> Iterator[tuple[_Index, _Index]]:
     """Indices of pieces of ``x`` with about ``_PIECE`` elements, and of the part of a step that broadcasts against each.
 
     Dimension 0 is cut, and where a single sample is larger than a piece also the dimension that is outermost in its

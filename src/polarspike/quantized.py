@@ -114,8 +114,7 @@ def fitting(signature: Signature, given: Mapping[str, Any]) -> Iterator[None]:
 
     Raises:
         InputError: what :meth:`~polarspike.common.inputs.Signature.check` refuses, or inputs of another size than the
-            example's
-            that the network cannot take.
+            example's that the network cannot take.
     """
     signature.check(given)
     try:

@@ -43,6 +43,10 @@ class Rows(NamedTuple):
         """What was drawn for these images, of what was drawn for all, (batch, ...)."""
         return drawn[self.positions]
 
+    def seeds(self, generator: torch.Generator) -> Tensor:
+        """A seed for each of these images."""
+        return self.of(torch.randint(1 << 62, (self.batch,), generator=generator))
+
 
 @dataclass(frozen=True)
 class Augmentation(Spec):
@@ -190,7 +194,7 @@ class Augmentation(Spec):
             steps.append(transforms.RandAugment(num_ops=2, magnitude=self.randaugment))
         if self.erasing:
             steps.append(transforms.RandomErasing(p=self.erasing, value=0))
-        seeds = rows.of(torch.randint(1 << 62, (rows.batch,), generator=generator))
+        seeds = rows.seeds(generator)
         changed = []
         with torch.random.fork_rng(devices=[]):
             for image, seed in zip(images, seeds, strict=True):  # each its own operations
@@ -250,7 +254,7 @@ def random_drop(images: Tensor, most: float, generator: torch.Generator, rows: R
     A whole number n becomes a binomial one of n: the same as dropping events before they are counted, below the 255 at
     which bytes stop.
     """
-    seeds = rows.of(torch.randint(1 << 62, (rows.batch,), generator=generator))
+    seeds = rows.seeds(generator)
     kept = images.clone()
     for counts, seed in zip(kept, seeds, strict=True):
         own = torch.Generator().manual_seed(int(seed))

@@ -305,7 +305,7 @@ def build_model(dataset: AnyDataset, recipe: Recipe, weights: Weights | None = N
     ``say`` is told what became of the weights.
     """
     shape = data.Shape(dataset.in_channels, *dataset.image_size, dataset.num_classes)
-    options = {**recipe.options, **({} if recipe.width is None else {"width": recipe.width})}
+    options = recipe.builder_options
     return parents.build(recipe.model, shape, options, weights, fresh_head=recipe.fresh_head, say=say)
 
 

@@ -109,13 +109,12 @@ class Recipe(Spec):
                 "FILE, or leave it out: without a file all layers are fresh"
             )
         self._require("workers", is_integer(self.workers, 0), "an integer of at least 0")
-        pictures = self.data in data.names() and not data.describe(self.data).events
-        if self.augmentation.drop and pictures:
+        if self.augmentation.drop and self._has_pictures:
             raise SpecError(
                 f"Recipe.augmentation.drop: expected 0 for {self.data}, which has no events, got {self.augmentation.drop}; "
                 f"event datasets are: {', '.join(data.events.names())}"
             )
-        if self.in_time and pictures:
+        if self.in_time and self._has_pictures:
             raise SpecError(
                 f"Recipe.reading: expected 'channels' for {self.data}, whose images are no sequences, got {self.reading!r}; "
                 f"those of event datasets are: {', '.join(data.events.names())}"
@@ -205,8 +204,17 @@ class Recipe(Spec):
     @property
     def asked_frames(self) -> FrameSpec | None:
         """``frames``, or None where they say nothing of images that are none."""
-        plain = self.data in data.names() and not data.describe(self.data).events
-        return None if plain and self.frames == FrameSpec() else self.frames
+        return None if self._has_pictures and self.frames == FrameSpec() else self.frames
+
+    @property
+    def _has_pictures(self) -> bool:
+        """Whether the data set is known to hold pictures, and no events."""
+        return self.data in data.names() and not data.describe(self.data).events
+
+    @property
+    def builder_options(self) -> dict[str, int | str]:
+        """What the network's builder is given beside the shape of the images."""
+        return {**self.options, **({} if self.width is None else {"width": self.width})}
 
     @property
     def trains_ann(self) -> bool:

@@ -74,12 +74,9 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     dataset = random_images(recipe)
     say(f"rehearse {recipe.model} on {IMAGES} random images {tuple(dataset.train.images.shape[1:])}, {recipe.data}")
     torch.manual_seed(recipe.seed)
-    weights = parents.require(recipe.model, recipe.weights)
+    weights, shape = parents.require(recipe.model, recipe.weights), _shape(recipe)
     if weights is not None:  # whether they fit; the rehearsal itself learns from the start, on small images
-        width = {} if recipe.width is None else {"width": recipe.width}
-        options = {**recipe.options, **width}
-        parents.build(recipe.model, _shape(recipe), options, weights, fresh_head=recipe.fresh_head, say=say)
-    shape = _shape(recipe)
+        parents.build(recipe.model, shape, recipe.builder_options, weights, fresh_head=recipe.fresh_head, say=say)
     recipe.augmentation.require(shape.channels, shape.height, shape.width)
     ann = build_model(dataset, recipe)
     batches = list(dataset.evaluation(IMAGES, "train"))
