@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from polarspike import neurons, ops, temporal
+from polarspike import firing, neurons, ops, temporal
 from polarspike.calibration import calibrate
 from polarspike.conversion import convert
 from polarspike.equivalence import verify
@@ -190,9 +190,9 @@ def test_nothing_of_the_other_proof_is_used(monkeypatch: pytest.MonkeyPatch) -> 
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the simulator must have arithmetic of its own")
 
-    for name in ("encode", "decode", "quantize", "fire"):
+    for name in ("encode", "decode", "quantize"):
         monkeypatch.setattr(ops, name, forbidden)
-    for place in (temporal, timing, walks, neurons):
+    for place in (firing, temporal, timing, walks, neurons):
         own = [part for part in vars(place).values() if getattr(part, "__module__", "") == place.__name__]
         for function in own:
             if isinstance(function, FunctionType):
