@@ -78,7 +78,7 @@ PRESETS: dict[str, tuple[Part, ...]] = {
         Part("plain network, other tools", dataclasses.replace(_PLAIN, methods=tuple(PEERS))),
         Part(
             "residual network, direct training at T = 2",
-            dataclasses.replace(_RESNET, methods=("lif", "integer-lif"), trained_steps=(2,)),
+            dataclasses.replace(_RESNET, methods=_DIRECT, trained_steps=(2,)),
         ),
         Part("residual network, two more seeds", dataclasses.replace(_RESNET, methods=_NAMED, seeds=(1, 2))),
         Part("plain network, two more seeds", dataclasses.replace(_PLAIN, methods=_NAMED, seeds=(1, 2))),
@@ -92,15 +92,15 @@ PRESETS: dict[str, tuple[Part, ...]] = {
         Part("plain network, 8 levels", dataclasses.replace(_PLAIN, methods=_LEVELED, levels=(8,))),
         Part(
             "plain network, direct training at T = 4 with as many epochs, which is four times as long",
-            dataclasses.replace(_PLAIN, methods=("lif", "integer-lif"), trained_steps=(4,), budgets=("epochs",)),
+            dataclasses.replace(_PLAIN, methods=_DIRECT, trained_steps=(4,), budgets=("epochs",)),
         ),
         Part(
             "residual network, direct training at T = 2 and 4 with as many epochs",
-            dataclasses.replace(_RESNET, methods=("lif", "integer-lif"), trained_steps=(2, 4), budgets=("epochs",)),
+            dataclasses.replace(_RESNET, methods=_DIRECT, trained_steps=(2, 4), budgets=("epochs",)),
         ),
         Part(
             "plain network, direct training at T = 2",
-            dataclasses.replace(_PLAIN, methods=("lif", "integer-lif"), trained_steps=(2,), budgets=("time", "epochs")),
+            dataclasses.replace(_PLAIN, methods=_DIRECT, trained_steps=(2,), budgets=("time", "epochs")),
         ),
         Part("residual network, 16 and 32 levels", dataclasses.replace(_RESNET, methods=_CLOSEST, levels=(16, 32))),
         Part("plain network, 16 and 32 levels", dataclasses.replace(_PLAIN, methods=_CLOSEST, levels=(16, 32))),
@@ -125,6 +125,17 @@ PRESETS: dict[str, tuple[Part, ...]] = {
         Part(
             "plain network, direct training of ternary spikes at T = 1",
             dataclasses.replace(_PLAIN, methods=("ternary",), trained_steps=(1,)),
+        ),
+        *(
+            Part(
+                f"{title}, direct training of several spikes at 8, 16 and 32 levels and T = 1",
+                dataclasses.replace(network, methods=("integer-lif",), levels=(8, 16, 32), trained_steps=(1,)),
+            )
+            for title, network in (("residual network", _RESNET), ("plain network", _PLAIN))
+        ),
+        Part(
+            "eight noisy frames, direct training at T = 2 and 4 with as many epochs",
+            dataclasses.replace(_FRAMES, methods=_DIRECT, trained_steps=(2, 4), budgets=("epochs",)),
         ),
     ),
     "full": (
