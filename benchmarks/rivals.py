@@ -22,7 +22,7 @@ from polarspike.baselines.published import published
 from polarspike.cli.rivals import Rivals
 from polarspike.cli.rivals_pages import kinds
 from polarspike.report.pages import as_markdown
-from polarspike.report.rivals import plot_rivals
+from polarspike.report.rivals_figures import plot_rivals
 from polarspike.report.rivals_page import rivals_page
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def write_docs() -> None:
     """Put the results between their two marks in docs/rivals.md."""
     rows = all_rows()
     FIGURES.mkdir(exist_ok=True)
-    sections = rivals_page(rows, kinds(), published(), plot_rivals(rows, FIGURES), every=False)
+    sections = rivals_page(rows, kinds(), published(), plot_rivals(rows, kinds(), FIGURES), every=False)
     text = PAGE.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise SystemExit(f"{PAGE}: expected the lines {BEGIN!r} and {END!r}, each once")

@@ -11,7 +11,8 @@ import pytest
 from polarspike.errors import MissingExtraError
 from polarspike.report.claims import Kind, verdict_table, verdicts
 from polarspike.report.pages import as_html, as_markdown
-from polarspike.report.rivals import cost_table, grouped, mean_of, name_of, plot_rivals, rivals_table
+from polarspike.report.rivals import cost_table, grouped, mean_of, name_of, rivals_table
+from polarspike.report.rivals_figures import plot_rivals
 from polarspike.report.rivals_page import rivals_page
 
 BASE = {"data": "digits", "network": "cnn", "trained_steps": "", "budget": "epochs", "own_epochs": "5", "epochs": "15",
@@ -61,15 +62,15 @@ def test_groups_and_names() -> None:
 
 def test_plots_are_three_files_a_network(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    written = plot_rivals(ROWS, tmp_path)
+    written = plot_rivals(ROWS, KINDS, tmp_path)
     assert [path.name for path in written] == [
         f"rivals-digits-cnn-{axis}.svg" for axis in ("latency", "spikes", "bits")
     ]
     first = written[0].read_text()
     assert "ours 4 levels" in first
-    assert plot_rivals(ROWS, tmp_path)[0].read_text() == first and "not shown below" not in first
+    assert plot_rivals(ROWS, KINDS, tmp_path)[0].read_text() == first and "not shown below" not in first
     far = [*ROWS, {**ROWS[1], "method": "rate-max", "levels": "", "accuracy": "10"}]
-    assert "not shown below 74" in plot_rivals(far, tmp_path)[0].read_text()
+    assert "not shown below 74" in plot_rivals(far, KINDS, tmp_path)[0].read_text()
 
 
 KINDS = {
@@ -95,6 +96,27 @@ def row(method: str, latency: int, accuracy: float, **other: str) -> dict[str, s
         **levels,
         **other,
     }
+
+
+def test_every_kind_of_method_has_its_panel_and_levels_have_a_figure(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = [
+        row("polarspike", 1, 90), row("polarspike", 2, 91), row("polarspike", 1, 92, levels="8"), row("lsq", 1, 89),
+        row("qcfs", 8, 40), row("qcfs", 1, 12), row("lif", 4, 80, trained_steps="4"),
+    ]  # fmt: skip
+    latency, *_, levels = plot_rivals(rows, KINDS, tmp_path)
+    assert levels.name == "rivals-digits-cnn-levels.svg"
+    text, by_levels = latency.read_text(), levels.read_text()
+    for heading in ("several spikes a step", "at most one spike a step", "trained through time"):
+        assert text.count(heading) == 1
+    assert text.count("<!-- polarspike 4 levels -->") == 3  # ours stands beside every kind
+    assert text.count("<!-- qcfs 4 levels -->") == 1 and "polarspike 8 levels" not in text
+    assert "<!-- polarspike -->" in by_levels and "lsq" not in by_levels and "by the number of levels" in by_levels
+    only = [one for one in rows if one["method"] in ("lsq", "qcfs") or one["levels"] == "8"]
+    assert [path.name.rpartition("-")[2] for path in plot_rivals(only, KINDS, tmp_path)] == [
+        "latency.svg", "spikes.svg", "bits.svg",
+    ]  # fmt: skip
+    assert "trained through time" not in latency.read_text() and "polarspike 8 levels" in latency.read_text()
 
 
 def test_verdicts_are_held_against_the_best_rival_of_their_kind() -> None:
@@ -317,4 +339,4 @@ def test_a_page_tells_measured_and_published_apart(tmp_path: Path) -> None:
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"polarspike\[report\]"):
-        plot_rivals(ROWS, tmp_path)
+        plot_rivals(ROWS, KINDS, tmp_path)

@@ -13,7 +13,7 @@ from polarspike.common.files import replacing
 from polarspike.errors import RunError
 from polarspike.report.claims import Kind
 from polarspike.report.pages import as_html, as_markdown
-from polarspike.report.rivals import plot_rivals
+from polarspike.report.rivals_figures import plot_rivals
 from polarspike.report.rivals_page import rivals_page
 
 TITLE = "Methods on the same network, images and counts, at true latency"
@@ -41,7 +41,7 @@ def written_pages(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:
 
 def _written(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:
     place.mkdir(parents=True, exist_ok=True)
-    figures = drawn(lambda: plot_rivals(rows, place))
+    figures = drawn(lambda: plot_rivals(rows, kinds(), place))
     sections = rivals_page(rows, kinds(), published(), figures)
     pages = {
         place / "rivals.md": f"# {TITLE}\n\n{as_markdown(sections, place)}",

@@ -1,17 +1,14 @@
-"""The table and the plots of a comparison: accuracy at true latency, and against spikes, means over seeds."""
+"""The tables of a comparison: accuracy at true latency, and what an answer costs, means over seeds."""
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from polarspike.common.tables import aligned
 from polarspike.report.numbers import decimals
-from polarspike.report.plotting import MARKS, drawing
 
 Row = Mapping[str, str]
 _KEYS = ("data", "network", "method", "levels", "trained_steps", "budget")
@@ -20,14 +17,6 @@ _WIDTH = 200
 _COSTS = (("events", "events", 3), ("spikes", "spikes", 3), ("spike bits", "spike_bits", 0), ("bits", "bits", 0),
           ("nJ a", "nj_a", 1), ("nJ b", "nj_b", 1), ("nJ c", "nj_c", 1), ("nJ d", "nj_d", 1), ("nJ qann", "nj_qann", 1),
           ("nJ ann", "nj_ann", 1), ("x time", "time_ratio", 2), ("ms", "ms_per_image", 2))  # fmt: skip
-#: Names in a column beside a figure, and percent of accuracy that it shows.
-_NAMES, _SPAN = 28, 20.0
-#: What accuracy is drawn against: column -> label, base of the logarithmic scale.
-_AXES = {
-    "latency": ("true latency, timesteps", 2),
-    "spikes": ("spikes per neuron and image", 10),
-    "bits": ("weight bits x bits of a spike x true latency", 2),
-}
 
 
 def grouped(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[int, list[Row]]]:
@@ -113,61 +102,6 @@ def rivals_table(rows: Sequence[Row]) -> str:
         lines += [f"{', '.join(place)}: accuracy in % at true latency; the cost of the first answer"]
         lines += [*aligned(table, _WIDTH), ""]
     return "\n".join([*lines, *left_out(rows)]).rstrip()
-
-
-def plot_rivals(rows: Sequence[Row], place: Path) -> list[Path]:
-    """Three SVG files for each network: accuracy against true latency, against spikes, and against bits.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    written = []
-    groups = grouped(rows)
-    for data, network in networks_of(rows):
-        mine = {key: found for key, found in groups.items() if key[:2] == (data, network)}
-        for axis, (label, base) in _AXES.items():
-            target = place / f"rivals-{data}-{network}-{axis}.svg"
-            columns = math.ceil(len(mine) / _NAMES)
-            with drawing(target, (7 + 2.2 * columns, 5)) as (axes,):
-                _draw(axes, axis, mine)
-                lowest = _cut(axes)
-                axes.set_xscale("log", base=base)
-                axes.set_xlabel(label)
-                axes.set_ylabel("accuracy, %" if lowest is None else f"accuracy, % (not shown below {lowest:.0f})")
-                axes.set_title(f"{data}, {network}")
-                axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, ncols=columns)
-            written.append(target)
-    return written
-
-
-def _draw(axes: Any, axis: str, found: Mapping[tuple[str, ...], Mapping[int, list[Row]]]) -> None:
-    """A line for each method; a level for the float network."""
-    for index, (key, answers) in enumerate(found.items()):
-        if key[2] == "ann":
-            axes.axhline(mean_of(next(iter(answers.values())), "accuracy"), color="black", ls=":", label="ann")
-            continue
-        places = [(latency if axis == "latency" else mean_of(at, axis), at) for latency, at in sorted(answers.items())]
-        drawn = [(x, mean_of(at, "accuracy")) for x, at in places if x]
-        if drawn:
-            ours = key[2].startswith("polarspike")
-            axes.plot(
-                *zip(*drawn, strict=True),
-                marker=MARKS[index % len(MARKS)],
-                markersize=5,
-                label=name_of(key),
-                lw=2.0 if ours else 0.8,
-                zorder=3 if ours else 2,
-            )
-
-
-def _cut(axes: Any) -> float | None:
-    """Leave out what is far below the best, where lines that matter would else be one; where the axis then begins."""
-    values = [float(value) for line in axes.lines for value in line.get_ydata()]
-    lowest = max(values, default=0.0) - _SPAN
-    if min(values, default=0.0) >= lowest:
-        return None
-    axes.set_ylim(lowest, max(values) + 0.05 * _SPAN)
-    return lowest
 
 
 def _accuracy(rows: Sequence[Row], seeds: int) -> str:

@@ -50,7 +50,7 @@ def rivals_page(
         rows: of the comparison.
         kinds: of the methods, for :func:`~polarspike.report.claims.verdicts`.
         published: figures of others; they stand in a section of their own.
-        figures: of :func:`~polarspike.report.rivals.plot_rivals`.
+        figures: of :func:`~polarspike.report.rivals_figures.plot_rivals`.
         every: costs at every latency, not those of the first answer alone.
     """
     sections: list[Section] = []
