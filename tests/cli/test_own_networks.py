@@ -72,6 +72,14 @@ def test_convert_a_network_with_weights(call: Call, tmp_path: Path, own: list[st
     assert (code, out) == (2, "") and f"--quant: {qann} names the file of a quantized network" in err
 
 
+def test_neurons_of_an_own_network_fire_as_asked(call: Call, tmp_path: Path, own: list[str]) -> None:
+    asked = ["--max-spikes-per-step", 1, "--timesteps", 1, 3]
+    code, out, err = call("convert", own[0], tmp_path / "snn", *own[1:], *asked)
+    assert code == 0 and "T=3:" in out and out.count("0 different") == 2, out + err
+    network = ps.load(tmp_path / "snn")
+    assert isinstance(network, ps.SpikingNetwork) and network.spec == ps.ConvertSpec(max_spikes_per_step=1)
+
+
 def test_converted_twice_is_the_same_file(call: Call, tmp_path: Path, own: list[str]) -> None:
     for name in ("a", "b"):
         assert call("convert", own[0], tmp_path / name, *own[1:])[0] == 0

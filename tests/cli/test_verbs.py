@@ -19,6 +19,31 @@ def test_convert_writes_the_same_network_once(call: Call, tmp_path: Path, traine
     assert call("convert", trained / "qann.safetensors", target, "--force")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "fires"),
+    [
+        (["--neuron", "holding"], ps.ConvertSpec(neuron="holding")),
+        (["--max-spikes-per-step", 1, "--window", 4], ps.ConvertSpec(max_spikes_per_step=1, window=4)),
+    ],
+)
+def test_convert_gives_neurons_as_asked(
+    call: Call, tmp_path: Path, trained: Path, flags: list[object], fires: ps.ConvertSpec
+) -> None:
+    target = tmp_path / "snn.safetensors"
+    code, _, err = call("convert", trained / "qann.safetensors", target, *flags)
+    assert code == 0, err
+    network = ps.load(target)
+    assert isinstance(network, ps.SpikingNetwork) and network.spec == fires
+    code, out, err = call("verify", trained / "qann.safetensors", target, "--timesteps", 2)
+    assert code in (0, 4) and out.count(" 0 of 12288 codes differ") == 2, out + err  # 4: too few different codes
+
+
+def test_convert_refuses_neurons_that_cannot_be(call: Call, tmp_path: Path, trained: Path) -> None:
+    asked = ["--neuron", "holding", "--max-spikes-per-step", 1]
+    code, _, err = call("convert", trained / "qann.safetensors", tmp_path / "snn.safetensors", *asked)
+    assert code == 2 and "max_spikes_per_step needs neuron='polarity'" in err and not list(tmp_path.iterdir())
+
+
 def test_convert_never_replaces_what_it_reads(call: Call, trained: Path) -> None:
     before = (trained / "qann.safetensors").read_bytes()
     code, _, err = call("convert", trained / "qann.safetensors", trained / "qann.safetensors", "--force")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import textwrap
 from collections import Counter
@@ -27,21 +28,27 @@ from polarspike.quantization import inspect, quantize
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import conversion_for
 from polarspike.sites import require_exact_codes
+from polarspike.specs import ConvertSpec, Neuron
 
 _ROWS, _WIDTH = 6, 120
 #: What also the conversion of a quantized network's file reads.
-_OF_FILES = ("model", "snn", "force", "debug")
+_OF_FILES = ("model", "snn", "neuron", "max_spikes_per_step", "window", "force", "debug")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convert(NetworkCommand):
     """Convert a trained network to a spiking network: calibrate it on images, prove it, and write it; no labels.
 
-    With the file of a quantized network alone, convert that. The exit code is 1 if a proof fails.
+    With the file of a quantized network, convert that. The exit code is 1 if a proof fails.
 
     Args:
         snn: the file to write.
         qann: write the quantized network, too.
+        neuron: "polarity": T steps refine the grid T-fold; "holding": the grid stays, and the answer equals the quantized
+            network's on the mean input at every T.
+        max_spikes_per_step: the most spikes of either sign that hardware fires in one step (1: ternary); what is left waits
+            for later steps, so that answers come late. None for no limit.
+        window: a stream starts again after so many steps; None for an endless running mean.
         timesteps: numbers T to prove and to compare with the float network; T = 1 is always among them.
         equalize: balance channels across layers before calibration.
         correct_bias: shift biases after calibration, so that every mean is what it was.
@@ -57,6 +64,9 @@ class Convert(NetworkCommand):
 
     snn: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SNN.safetensors")]
     qann: Path | None = None
+    neuron: Neuron = "polarity"
+    max_spikes_per_step: int | None = None
+    window: int | None = None
     timesteps: tuple[int, ...] = (1,)
     equalize: bool = False
     correct_bias: bool = False
@@ -68,8 +78,11 @@ class Convert(NetworkCommand):
 
     def execute(self) -> int:
         self._require_places()
+        fires = ConvertSpec(
+            neuron=self.neuron, max_spikes_per_step=self.max_spikes_per_step, window=self.window
+        )  # refused before any work
         if self.names_a_file:
-            return self._convert_file()
+            return self._convert_file(fires)
         if any(t < 1 for t in self.timesteps):
             raise SpecError(f"--timesteps: expected numbers of at least 1, got {' '.join(map(str, self.timesteps))}")
         if self.distill < 0:
@@ -90,7 +103,7 @@ class Convert(NetworkCommand):
         )
         network = self.prepare()
         qann = self._quantized(network)
-        snn = convert(qann)
+        snn = convert(qann, fires)
         failed: list[int] = []
         if network.batches is not None:
             for t in sorted({1, *self.timesteps}):
@@ -147,7 +160,7 @@ class Convert(NetworkCommand):
         shape = "x".join(map(str, network.preprocessing.shape or ()))
         return f"{sum(map(len, network.batches))} images of {shape} ({self.images})"
 
-    def _convert_file(self) -> int:
+    def _convert_file(self, fires: ConvertSpec) -> int:
         asked = [name for name in options_given(self) if name not in _OF_FILES]
         try:
             qann = load_quantized(Path(self.model))
@@ -160,9 +173,11 @@ class Convert(NetworkCommand):
         if asked:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
             raise SpecError(
-                f"{self.model}: a quantized network is calibrated already; leave {flags} out, it takes --force alone"
+                f"{self.model}: a quantized network is calibrated already; leave {flags} out, it takes --neuron, "
+                "--max-spikes-per-step, --window and --force alone"
             )
-        snn = convert(qann, conversion_for(reading_of(Path(self.model), qann)))
+        reading = conversion_for(reading_of(Path(self.model), qann)).reading
+        snn = convert(qann, dataclasses.replace(fires, reading=reading))
         save(snn, self.snn)
         show(snn.report)
         tell(f"written: {self.snn}")
