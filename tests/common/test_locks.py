@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import time
 from pathlib import Path
 
+import pytest
+
+from polarspike.common import locks
 from polarspike.common.locks import hold, locked
 
 
@@ -30,6 +34,17 @@ def test_another_process_is_kept_out_until_it_dies(tmp_path: Path) -> None:
         assert held
     with locked(path, wait=False) as held:
         assert held
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    for wait in (True, False):
+        with locked(tmp_path / "a.lock", wait=wait) as held:
+            assert held
+    assert hold(tmp_path / "b.lock") is None
 
 
 def meet(path: Path, turns: int) -> None:

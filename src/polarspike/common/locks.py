@@ -25,18 +25,17 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
         wait: until another process lets it go; otherwise the context is entered at once.
 
     Returns:
-        Whether it is held; always with ``wait``, and where the system has no such locks.
+        Whether it is held; always with ``wait``, and where the system, or the file system, has no such locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        held = True
-        if fcntl is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                held = False
-        yield held
+        try:
+            _take(handle, wait)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(handle)  # lets it go
 
@@ -67,7 +66,7 @@ def hold(path: Path) -> Hold | None:
         OSError: the file cannot be opened.
     """
     if fcntl is None:
-        return None
+        return None  # and leave no file
     path = path.absolute()  # it is removed at last, when the working directory may be another
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -77,12 +76,11 @@ def hold(path: Path) -> Hold | None:
             if (there := _HELD.get(key)) is not None:  # a second description of the file would be refused by the first
                 return there
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _take(handle, wait=False):
+                    return None
             except BlockingIOError:
                 said = os.pread(handle, 1000, 0).decode(errors="replace").strip()
                 raise BlockingIOError(said or "another process") from None
-            except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP: NFS, Lustre and others, as they are mounted
-                return None
             if taken := _is_at(path, key):  # else who had it has removed the file between the two calls
                 held = _HELD[key] = Hold(path, handle)
                 os.ftruncate(handle, 0)
@@ -92,6 +90,23 @@ def hold(path: Path) -> Hold | None:
         finally:
             if not taken:
                 os.close(handle)
+
+
+def _take(handle: int, wait: bool) -> bool:
+    """Lock an open file; False where nothing can.
+
+    Raises:
+        BlockingIOError: another process has it, and nobody waits.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:  # ENOLCK, ENOSYS, EOPNOTSUPP: NFS, Lustre and others, as they are mounted
+        return False
+    return True
 
 
 # A lock belongs to the process, and so does the list of those it has: by it, who asks twice is not kept out by itself.
