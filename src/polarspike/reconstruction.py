@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from tqdm import tqdm
 
 from polarspike.common.checks import is_integer
 from polarspike.common.inputs import Inputs, as_call, batches_of, bind, require_batches, to_device
@@ -55,6 +56,7 @@ def reconstruct(
     *,
     reference: QuantizedNetwork | None = None,
     memory: int = 2 * _GIB,
+    progress: bool = False,
 ) -> tuple[ReconstructedLayer, ...]:
     """Refit every weight and bias, in place and without labels, to the inputs that quantization leaves.
 
@@ -80,6 +82,7 @@ def reconstruct(
         reference: the network whose float activations are the goal: a copy of ``qann`` from before the first change, which
             is required after a correction or another reconstruction; default: ``qann`` as it is now.
         memory: bytes for the signals of all batches, at least for those of one.
+        progress: show a progress bar where standard error is a terminal.
 
     Returns:
         One row per convolution and linear layer, in the order of the graph.
@@ -99,7 +102,10 @@ def reconstruct(
         walk = _Walk(qann, goal, share=reference is None)
         walk.start(batches, memory)
         rows = []
-        for node in qann.network.graph.nodes:
+        nodes = tqdm(
+            qann.network.graph.nodes, desc="reconstruct", unit="node", leave=False, disable=not progress or None
+        )
+        for node in nodes:
             walk.run(node)
             if node in layers:
                 rows.append(_refit(walk, layers[node]))

@@ -44,7 +44,7 @@ def improved(
         from polarspike.reconstruction import reconstruct
 
         tell("reconstructing layer by layer")
-        reconstruct(qann, batches)
+        reconstruct(qann, batches, progress=True)
     if bias_correction:
         from polarspike.correction import correct_bias
 
@@ -55,7 +55,7 @@ def improved(
 
         tell(f"distilling from the float network in {distillation} steps")
         answers = _answers(qann, batches)
-        show(str(distill(qann, batches, reference=reference, answers=answers, steps=distillation)))
+        show(str(distill(qann, batches, reference=reference, answers=answers, steps=distillation, progress=True)))
 
 
 def within_budget(qann: QuantizedNetwork, batches: Sequence[Tensor], budget: float, resource: Resource) -> Allocation:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from polarspike.analysis.answers import Answers, Pair, distance, error, float_answers, require_answers, scale
 from polarspike.common.checks import is_integer, is_positive
@@ -67,6 +68,7 @@ def distill(
     steps: int = 1000,
     learning_rate: float = 1e-3,
     seed: int = 0,
+    progress: bool = False,
 ) -> Distillation:
     """Fit all weights, steps and learned gains, in place and without labels, to the float network's answers.
 
@@ -94,6 +96,7 @@ def distill(
         steps: of the optimizer.
         learning_rate: the rate at the start.
         seed: of the order of the batches, from a generator of its own.
+        progress: show a progress bar where standard error is a terminal.
 
     Raises:
         CalibrationError: no step has been set, no batch came, or the error became NaN or infinite; then the network is as
@@ -112,7 +115,9 @@ def distill(
         fitted = [pair for index, pair in enumerate(pairs) if index % _FOLD != _FOLD - 1] if held else pairs
         before = error(qann, held or fitted, answers)
         try:
-            _descend(qann, fitted, answers, steps, learning_rate, seed)
+            hidden = not progress or None  # None: where standard error is no terminal
+            with tqdm(range(steps), desc="distill", unit="step", leave=False, disable=hidden) as bar:
+                _descend(qann, fitted, answers, bar, learning_rate, seed)
             after = error(qann, held or fitted, answers)
             kept = after < before
         except BaseException:
@@ -127,7 +132,9 @@ def distill(
     return Distillation(before, after, answers, steps, kept, bool(held))
 
 
-def _descend(qann: QuantizedNetwork, pairs: list[Pair], answers: Answers, steps: int, rate: float, seed: int) -> None:
+def _descend(
+    qann: QuantizedNetwork, pairs: list[Pair], answers: Answers, turns: Collection[int], rate: float, seed: int
+) -> None:
     offsets = _offsets(qann)
     rest = [value for value in qann.parameters() if value.requires_grad and all(value is not one for one in offsets)]
     optimizer = torch.optim.Adam([*offsets, *rest], lr=rate)
@@ -135,9 +142,9 @@ def _descend(qann: QuantizedNetwork, pairs: list[Pair], answers: Answers, steps:
     mean = scale(pairs, answers) / len(pairs)
     order = _endless(len(pairs), seed)
     with torch.enable_grad():
-        for index in range(steps):
+        for index in turns:
             for group in optimizer.param_groups:
-                group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * index / steps))
+                group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * index / len(turns)))
             inputs, wanted = pairs[next(order)]
             loss = distance(float_leaves(apply(qann, inputs)), wanted, answers) / mean
             if not bool(loss.isfinite()):
