@@ -61,7 +61,7 @@ def test_every_timestep_comes_from_one_run_of_the_longest() -> None:
     steps = torch.stack([one_hot(0, 0, 0), one_hot(1, 0, 0), one_hot(0, 1, 0), one_hot(0, 1, 2)], dim=1)
     loader = [(steps[:2], torch.tensor([0, 1])), (steps[2:], torch.tensor([2]))]
     result = evaluate(network, loader, timesteps=(4, 1, 3, 3))
-    assert result.correct == {1: 1, 3: 2, 4: 3} and result.total == 3
+    assert result.correct == {1: 1, 3: 2, 4: 3} and result.total == 3 and result.steps is None
     assert result.accuracy == {1: 1 / 3, 3: 2 / 3, 4: 1.0}
     assert network.calls == [4, 4] and network.training and not network._observers
     # Each image and step: events 2 at "first" (spikes 2 + 3, the 3 negative), 2 at "second" (negative after step 1).
@@ -91,10 +91,16 @@ def test_capped_neurons_count_what_each_answer_waits_for_and_nothing_twice(over_
             assert state is not None
             _, state = snn.drain(frame, state)
         assert state.drained and fired == counter.up_to()
+        assert found.steps is not None and found.steps[T] == T + state.drained > T  # its true latency
         if not over_frames:
             codes = [site.codes for site in state.neurons.values()]
             assert fired.spikes >= sum(int(code.abs().sum()) for code in codes)
             assert fired.pairs == sum(code.numel() for code in codes)
+            assert found.steps[T] == snn.latency(x, timesteps=T).steps
+    assert [row["steps"] for row in found.to_dict()["rows"]] == [*found.steps.values()]
+    heading, *rows = str(found).splitlines()
+    assert heading.split()[3] == "steps" and [int(row.split()[3]) for row in rows] == [*found.steps.values()]
+    assert len({len(heading), *map(len, rows)}) == 1
 
 
 def test_the_table_shows_what_was_counted() -> None:

@@ -100,7 +100,7 @@ def verify(
             frames = _frames(inputs, timesteps, time_dim)
             if fine is None:
                 total = len(frames)
-                _require_window(snn, total, f"sequences of {total} frames")
+                snn.spec.require_within_window("verify", total)
                 require_exact_codes("verify", snn.sites(), total)
                 factor = 1 if snn.spec.neuron == "holding" else total
                 fine = refine(qann, factor).eval() if factor > 1 else qann
@@ -164,16 +164,8 @@ def require_timesteps(snn: SpikingNetwork, timesteps: int, *, sequences: bool = 
             f"verify: a network with reading={snn.spec.reading!r} takes every frame as a first timestep; "
             "give the frames as a batch, with timesteps=1 and no time_dim"
         )
-    _require_window(snn, timesteps, f"timesteps={timesteps}")
+    snn.spec.require_within_window("verify", timesteps)
     require_exact_codes("verify", snn.sites(), timesteps)
-
-
-def _require_window(snn: SpikingNetwork, timesteps: int, asked: str) -> None:
-    if snn.spec.window is not None and timesteps > snn.spec.window:
-        raise SpecError(
-            f"verify: the network starts again after {snn.spec.window} steps (ConvertSpec.window), got {asked}; "
-            "verify at most one window"
-        )
 
 
 def _frames(inputs: Inputs, timesteps: int, time_dim: int | None) -> list[Inputs]:

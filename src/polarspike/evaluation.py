@@ -107,6 +107,11 @@ class FiringCounter:
         self._counts, self._pairs = counts, pairs
 
     @property
+    def steps(self) -> int:
+        """The last step at which a site was seen."""
+        return max((t for _, t in self._counts), default=0)
+
+    @property
     def sites(self) -> list[str]:
         """The sites seen, in the order in which they fired first."""
         return list(self._pairs)
@@ -114,7 +119,7 @@ class FiringCounter:
     def up_to(self, timesteps: int | None = None, site: str | None = None) -> Firing:
         """The firing of the steps ``1..timesteps``, or of every step, of one site or of all."""
         names = self.sites if site is None else [site]
-        timesteps = max((t for _, t in self._counts), default=0) if timesteps is None else timesteps
+        timesteps = self.steps if timesteps is None else timesteps
         seen = [counts.tolist() for (name, t), counts in self._counts.items() if name in names and t <= timesteps]
         events, spikes, *negative = (sum(column) for column in zip([0, 0, 0, 0], *seen, strict=True))
         return Firing(events, spikes, negative[0], negative[1], sum(self._pairs[name] for name in names))
@@ -122,11 +127,20 @@ class FiringCounter:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How many of ``total`` images are right after each T, and what fired until then (``None``: nothing spikes)."""
+    """How many of ``total`` images are right after each T, and what that costs.
+
+    Attributes:
+        correct: right answers, by T.
+        total: images.
+        firing: what fired until the answer, by T; None where nothing spikes.
+        steps: of capped neurons, which answer once nothing waits any more: the steps that the slowest batch ran for the
+            answer of T, which are its true latency (:meth:`~polarspike.SpikingNetwork.latency`); else None, and T itself.
+    """
 
     correct: dict[int, int]
     total: int
     firing: dict[int, Firing] | None = None
+    steps: dict[int, int] | None = None
 
     @property
     def accuracy(self) -> dict[int, float]:
@@ -138,6 +152,8 @@ class Evaluation:
         rows = []
         for timesteps, count in self.correct.items():
             row: dict[str, Any] = {"timesteps": timesteps, "correct": count, "accuracy": count / self.total}
+            if self.steps is not None:
+                row["steps"] = self.steps[timesteps]
             if self.firing is not None:
                 row |= vars(self.firing[timesteps])
             rows.append(row)
@@ -150,6 +166,10 @@ class Evaluation:
             f"{timesteps:>4}  {100 * count / self.total:>7.2f}%  {f'{count}/{self.total}':>{width}}"
             for timesteps, count in self.correct.items()
         ]
+        if self.steps is not None:
+            lines[0] += "  steps"
+            for row, ran in enumerate(self.steps.values(), start=1):
+                lines[row] += f"  {ran:>5}"
         if self.firing is not None:
             lines[0] += "  events/neuron  spikes/neuron  positive  negative"
             for row, fired in enumerate(self.firing.values(), start=1):
@@ -208,7 +228,8 @@ def evaluate(
         counter.merge(distributed.gathered(counter))
     if total == 0:
         raise InputError("evaluate: the loader gave no samples; check the data, its split and drop_last")
-    return Evaluation(correct, total, _firing(steps, counters))
+    ran = {T: counter.steps for T, counter in counters.items()} if _fires_late(network) else None
+    return Evaluation(correct, total, _firing(steps, counters), ran)
 
 
 def _counters(network: nn.Module, steps: list[int]) -> dict[int, FiringCounter]:

@@ -293,3 +293,19 @@ class ConvertSpec(Spec):
                 "ConvertSpec: reading='frames' answers every frame at its first timestep, at which a capped neuron still "
                 "holds spikes back; leave out max_spikes_per_step, or use reading='integrate'"
             )
+
+    def require_within_window(self, asker: str, timesteps: int) -> None:
+        """Refuse one answer over more steps than a window has, which no stream of this network gives.
+
+        Args:
+            asker: the name for the message.
+            timesteps: T.
+
+        Raises:
+            SpecError: T is above ``window``.
+        """
+        if self.window is not None and timesteps > self.window:
+            raise SpecError(
+                f"{asker}: the network starts again after {self.window} steps (ConvertSpec.window), got {timesteps} "
+                "timesteps; ask for at most one window, or stream with step"
+            )

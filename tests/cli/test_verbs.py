@@ -34,6 +34,12 @@ def test_convert_gives_neurons_as_asked(
     assert code == 0, err
     network = ps.load(target)
     assert isinstance(network, ps.SpikingNetwork) and network.spec == fires
+    code, out, err = call("evaluate", target)
+    assert (
+        code == 0
+        and ("\n   8 " in out) == (fires.window is None)
+        and ("not counted for capped" in out) == (fires.window == 4)
+    )
     code, out, err = call("verify", trained / "qann.safetensors", target, "--timesteps", 2)
     assert code in (0, 4) and out.count(" 0 of 12288 codes differ") == 2, out + err  # 4: too few different codes
 

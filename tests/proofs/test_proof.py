@@ -36,15 +36,23 @@ def test_what_is_infinite_comes_back_from_a_file_that_has_no_infinity() -> None:
     assert Proof.from_dict(json.loads(text)) == proof
 
 
-def test_sequences_beyond_a_window_are_refused_as_timesteps_are() -> None:
+def test_more_than_a_window_is_refused_whoever_is_asked() -> None:
     x = signal("branched", 4)
     qann = calibrated(network("branched"), ps.QuantSpec(1, 3), x)
     snn = ps.convert(qann, ps.ConvertSpec(window=3))
     frames = torch.stack([x] * 4, dim=1)
-    with pytest.raises(SpecError, match=r"after 3 steps .* got sequences of 4 frames; verify at most one window"):
-        ps.verify(qann, snn, [frames], time_dim=1)
-    with pytest.raises(SpecError, match="got timesteps=4"):
-        ps.verify(qann, snn, [x], timesteps=4)
+    for asked in ({"timesteps": 4}, {"time_dim": 1}):
+        given = frames if "time_dim" in asked else x
+        with pytest.raises(
+            SpecError, match=r"^verify: .* after 3 steps .* got 4 timesteps; ask for at most one window"
+        ):
+            ps.verify(qann, snn, [given], **asked)
+        # Its answer would be another than that of the stream, whose operations are counted.
+        with pytest.raises(SpecError, match=r"^SpikingNetwork: .* after 3 steps"):
+            snn(given, **asked)
+    with pytest.raises(SpecError, match="got 4 timesteps"):
+        ps.evaluate(snn, [(x, torch.zeros(len(x), dtype=torch.int64))], timesteps=(1, 4))
+    assert torch.equal(snn(x, timesteps=3), ps.convert(qann)(x, timesteps=3))
     assert ps.verify(qann, snn, [frames[:, :3]], time_dim=1).within_rounding
 
 

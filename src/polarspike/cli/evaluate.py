@@ -19,6 +19,7 @@ from polarspike.parallel import distributed
 from polarspike.parallel.processes import join
 from polarspike.quantized import QuantizedNetwork
 from polarspike.readings import timesteps_of
+from polarspike.spiking import SpikingNetwork
 from polarspike.spiking.through_time import TemporalNetwork
 
 _TIMESTEPS = (1, 2, 4, 8)
@@ -60,7 +61,9 @@ class Evaluate(Command):
                 raise SpecError(f"--workers: expected at least 0, got {self.workers}")
             network = load(self.file)
             spiking = not isinstance(network, QuantizedNetwork)
-            timesteps = self.timesteps or (_TIMESTEPS if spiking else (1,))
+            window = network.spec.window if isinstance(network, SpikingNetwork) else None
+            within = tuple(T for T in _TIMESTEPS if window is None or window >= T)
+            timesteps = self.timesteps or (within if spiking else (1,))
             if not spiking and timesteps != (1,):
                 raise SpecError(
                     f"{self.file}: a quantized network has no time: expected --timesteps 1, got {list(timesteps)}; "
@@ -68,7 +71,7 @@ class Evaluate(Command):
                 )
             images = images_for(self.file, network, source)
             if spiking and images.frames is not None:
-                timesteps = self.timesteps or timesteps_of(_TIMESTEPS, images.frames)
+                timesteps = self.timesteps or timesteps_of(within, min(images.frames, window or images.frames))
                 if max(timesteps) > images.frames:
                     raise SpecError(
                         f"--timesteps: expected at most {images.frames}, the frames of a sequence that {self.file} reads, "
@@ -86,7 +89,9 @@ class Evaluate(Command):
         if images.frames is not None:
             show(f"sequences of {images.frames} frames, reading={images.reading!r}; T: the first T frames")
         show(table)
-        if not isinstance(network, QuantizedNetwork):
+        if isinstance(network, SpikingNetwork) and network.fires_late:
+            show("\noperations: not counted for capped neurons, which also fire in steps without input")
+        elif not isinstance(network, QuantizedNetwork):
             inputs, _ = next(iter(batches))
             counts = count_operations(network, inputs.to(device), time_dim=None if images.frames is None else 1)
             show(f"\n{counts}\n\n{estimate_energy(counts, CostTable.cmos45())}")

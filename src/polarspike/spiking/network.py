@@ -160,8 +160,8 @@ class SpikingNetwork(Observable):
 
         Raises:
             InputError: an input does not fit the network.
-            SpecError: a contradictory request, or more timesteps than codes stay exact for: ``max(N, P) T`` must be below
-                2^23 in float32.
+            SpecError: a contradictory request, more timesteps than ``ConvertSpec.window``, or than codes stay exact for:
+                ``max(N, P) T`` must be below 2^23 in float32.
         """
         if execution not in ("steps", "mean"):
             raise SpecError(f"execution: expected 'steps' or 'mean', got {execution!r}")
@@ -171,6 +171,7 @@ class SpikingNetwork(Observable):
                 raise SpecError(f"timesteps: reading='channels' takes a sequence as one timestep, got {timesteps!r}")
             given, time_dim = cast(dict[str, Any], channels_of(given, time_dim)), None
         frames = cast(list[Mapping[str, Any]], frames_of(given, timesteps, time_dim))
+        self.spec.require_within_window("SpikingNetwork", len(frames))
         if len(frames) == 1 and not every_step and not self._observers and not self.fires_late:
             return self._respond(frames[0])
         rest = self.spec.reading == "frames"
