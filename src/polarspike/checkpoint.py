@@ -31,8 +31,8 @@ FORMAT = 2
 Saved = QuantizedNetwork | SpikingNetwork | TemporalNetwork
 _KEY = "polarspike"
 _DIGEST = "sha256"  # an entry of the description, not of the metadata, whose entries are written in any order
-_ENTRIES = {"format", "kind", "versions", "spec", "signature", "fixed_sizes", "report", "notes", "frozen", "channels_last",
-            "strides", "graph"}  # fmt: skip
+_ENTRIES = {"format", "kind", "versions", "spec", "signature", "fixed_sizes", "shared", "report", "notes", "frozen",
+            "channels_last", "strides", "graph"}  # fmt: skip
 _EXPORTED = "polarspike_integer"  # of polarspike.integer, whose files are of this kind, too
 # "temporal" came later: a release that does not know it says so.
 _KINDS: dict[str, type[Saved]] = {
@@ -73,6 +73,7 @@ def save(network: Saved, path: str | os.PathLike[str]) -> None:
         "spec": {} if isinstance(network, TemporalNetwork) else network.spec.to_dict(),
         "signature": [[name, list(shape)] for name, shape in network.signature.shapes],
         "fixed_sizes": network.signature.fixed,
+        **({"shared": sorted(network.signature.shared)} if network.signature.shared else {}),
         "report": network.report if isinstance(network, SpikingNetwork) else "",
         "notes": network.notes,
         **({"frozen": network.frozen} if isinstance(network, QuantizedNetwork) and network.frozen else {}),
@@ -150,7 +151,8 @@ def _assemble(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Saved:
         graph = build_graph(header["graph"], tensors, _SITES if header["kind"] == "temporal" else KNOWN_SITES)
         graph.load_state_dict(tensors, strict=True, assign=True)
         shapes = tuple((name, tuple(shape)) for name, shape in header["signature"])
-        signature = Signature(shapes, header.get("fixed_sizes") is True)  # older files do not say
+        # Older files say neither.
+        signature = Signature(shapes, header.get("fixed_sizes") is True, frozenset(header.get("shared", ())))
         network: Saved
         if header["kind"] == "spiking":
             network = SpikingNetwork(graph, signature, ConvertSpec.from_dict(header["spec"]), header["report"])

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from polarspike.capture import capture, check_capture
 from polarspike.common.inputs import Inputs, batches_of, require_batches, to_device
 from polarspike.common.modules import apply, device_of, evaluating, hooked, ranks_behind_linear
-from polarspike.graph.editing import finish
+from polarspike.graph.editing import SHARED, finish
 from polarspike.graph.operator_table import Meaning
 from polarspike.graph.operators import argument, base_of, describe_target, meaning_of
 from polarspike.graph.synaptic import SynapticLayer, synaptic_layers
@@ -93,7 +93,7 @@ def equalize(model: nn.Module, example: Inputs, batches: Iterable[Any] | Tensor 
         _balance_weights(network, pairs)
     else:
         _balance_signals(network, pairs, batches)
-    check_capture(model, finish(network), example)
+    check_capture(model, finish(network), example, network.meta[SHARED])
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in network.named_modules():
         module.training = modes.get(name, model.training)

@@ -22,7 +22,7 @@ from polarspike.common.inputs import Inputs, Signature
 from polarspike.common.modules import evaluating
 from polarspike.errors import OperatorError, SpecError
 from polarspike.graph.contract import Rule, rules_of
-from polarspike.graph.editing import INTEGERS, finish, free_path, scope_of, signals
+from polarspike.graph.editing import INTEGERS, SHARED, finish, free_path, scope_of, signals
 from polarspike.graph.operator_table import Meaning
 from polarspike.graph.operators import base_of, describe_target, meaning_of, moving, place_of
 from polarspike.graph.placement import (
@@ -119,9 +119,10 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
     planner.plan()
     planner.place()
     fixed = str(network.meta.get("route", "")).startswith("export")
-    qann = QuantizedNetwork(finish(network), spec, Signature.of(example, fixed=fixed))
+    shared = network.meta[SHARED]
+    qann = QuantizedNetwork(finish(network), spec, Signature.of(example, fixed=fixed, shared=shared))
     with qann.float_activations():
-        check_capture(model, qann, example)
+        check_capture(model, qann, example, shared)
     modes = {name: module.training for name, module in model.named_modules()}
     qann.frozen = frozen_in(model, qann.network)
     qann.train(model.training)

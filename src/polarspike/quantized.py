@@ -95,15 +95,16 @@ def inputs_like(
         network: the graph.
         signature: of its example.
         samples: how many.
-        make: takes (samples, ...).
+        make: takes (samples, ...), or the whole shape of what is the same for all of them.
 
     Returns:
         A tuple where the example was passed by position, else a dict.
     """
     integers = network.meta.get(INTEGERS, ())
     made = {
-        name: torch.ones((samples, *shape), dtype=torch.int64) if name in integers else make((samples, *shape))
-        for name, shape in signature.named(parameters_of(network)).shapes
+        name: torch.ones(shape, dtype=torch.int64) if name in integers else make(shape)
+        for name, own in signature.named(parameters_of(network)).shapes
+        for shape in [own if name in signature.shared else (samples, *own)]
     }
     return tuple(made.values()) if all(name.isdecimal() for name, _ in signature.shapes) else made
 

@@ -82,7 +82,7 @@ class Meter:
 
     @property
     def _images(self) -> int:
-        return sum(batch_size(inputs) for inputs in self.batches)
+        return sum(batch_size(inputs, self.qann.signature.shared) for inputs in self.batches)
 
     def _counts(self) -> OperationCounts:
         return count_operations(convert(self.qann), to_device(self.batches[0], device_of(self.qann)))

@@ -55,7 +55,7 @@ def count_rival(network: nn.Module, batch: Any, timesteps: int = 1) -> Operation
         recording,
         steps,
         steps,
-        batch_size(inputs),
+        batch_size(inputs, inner.signature.shared),
         repeated=not over_frames,
         restarts=int(0 < restart < steps),
         pooled="sums" if getattr(inner, "contract", "all") == "all" else "steps",

@@ -98,9 +98,9 @@ def _balanced(qann: QuantizedNetwork, batches: list[Any], passes: int, images: i
         for _ in range(passes):
             for number, (inputs, _) in enumerate(batches):
                 position = number
-                length = batch_size(inputs)
+                length = batch_size(inputs, qann.signature.shared)
                 for first in range(0, length, images):
-                    part = rows_of(inputs, slice(first, first + images), length)
+                    part = rows_of(inputs, slice(first, first + images), length, qann.signature.shared)
                     apply(qann, to_device(part, device))
     require_batches(len(found) == len(qann.sites()), "thresholds")
     return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,11 +22,12 @@ from torch.utils import _pytree as pytree
 from polarspike.capture.exported import export_graph
 from polarspike.capture.passes import standardize
 from polarspike.capture.preparation import check_example, check_model, clone_tensors, copy_model, freeze
+from polarspike.capture.samples import other_batch, shared_inputs
 from polarspike.capture.tracing import open_up, trace_graph
-from polarspike.common.inputs import Inputs, as_call, batch_size, bind_call, graph_inputs_of, map_inputs, plain_output
+from polarspike.common.inputs import Inputs, as_call, batch_size, bind_call, graph_inputs_of, named_values, plain_output
 from polarspike.errors import CaptureError, GraphMismatchError, OperatorError, PolarspikeError, SpecError
 from polarspike.graph.contract import rule_of
-from polarspike.graph.editing import INTEGERS, WRITES, signals
+from polarspike.graph.editing import INTEGERS, SHARED, WRITES, signals
 
 #: How a model becomes a graph: by torch.fx, by torch.export, or by whichever of them understands it, in this order.
 Route = Literal["auto", "fx", "export"]
@@ -48,7 +50,8 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
         example: an example input batch: a tensor, a tuple (positional) or a dict (keyword).
         route: ``"fx"``, ``"export"``, or ``"auto"`` for the first of the two whose graph holds operators of the table
             alone and computes what the model computes (torch.fx loses writes into a part of a tensor); the choice and its
-            reason are logged under the name "polarspike" and kept in ``graph.meta["route"]``.
+            reason are logged under the name "polarspike" and kept in ``graph.meta["route"]``. Which inputs are the same
+            for all samples, is in ``graph.meta[SHARED]``, by position and by name.
 
     Raises:
         InputError: the example does not fit the model, or holds NaN or Inf.
@@ -59,6 +62,7 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
         raise SpecError(f"route: expected one of {', '.join(map(repr, get_args(Route)))}, got {route!r}")
     check_model(model)
     answer = check_example(model, example)
+    shared = shared_inputs(model, example)
     errors: dict[str, PolarspikeError] = {}
     if route == "auto" and _is_hugging_face(model):
         errors["fx"] = CaptureError(
@@ -67,7 +71,7 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
         route = "export"
     for way in ("fx", "export") if route == "auto" else (route,):
         try:
-            graph_module = _understood(_by_way(model, example, way), graph_inputs(model, example))
+            graph_module = _understood(_by_way(model, example, way, shared), graph_inputs(model, example))
             if route == "auto" and way == "fx":
                 _check_answer(model, graph_module, example, plain_output(answer))
             elif isinstance(errors.get("fx"), GraphMismatchError) and not graph_module.meta.get(WRITES):
@@ -77,6 +81,7 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
             continue
         reason = f"; torch.fx: {_first_line(errors['fx'])}" if "fx" in errors else ""
         graph_module.meta["route"] = f"{way}{reason}"
+        graph_module.meta[SHARED] = _however_passed(graph_module, model, example, shared)
         _log.info("%s captured by torch.%s%s", type(model).__name__, way, reason)
         return graph_module
     raise _decisive(model, errors)
@@ -91,7 +96,17 @@ def _is_hugging_face(model: nn.Module) -> bool:
     return any(base.__name__ == "PreTrainedModel" for part in model.modules() for base in type(part).__mro__)
 
 
-def _by_way(model: nn.Module, example: Inputs, way: str) -> fx.GraphModule:
+def _however_passed(
+    graph_module: fx.GraphModule, model: nn.Module, example: Inputs, inputs: Collection[str]
+) -> frozenset[str]:
+    """Some inputs of an example by the names of the graph's inputs, and by their positions among these."""
+    given = named_values(example)
+    names = {name for name, value in graph_inputs(model, example).items() if any(value is given[key] for key in inputs)}
+    placeholders = enumerate(graph_module.graph.find_nodes(op="placeholder"))
+    return frozenset(names | {str(index) for index, node in placeholders if node.target in names})
+
+
+def _by_way(model: nn.Module, example: Inputs, way: str, shared: Collection[str]) -> fx.GraphModule:
     original = freeze(copy_model(model).eval(), hooks=way == "export")
     if isinstance(original, fx.GraphModule):
         original.graph.eliminate_dead_code()
@@ -99,7 +114,8 @@ def _by_way(model: nn.Module, example: Inputs, way: str) -> fx.GraphModule:
     try:
         if way == "fx":
             return trace_graph(original, bind_call(original.forward, example))
-        graph_module = export_graph(original, *as_call(clone_tensors(example)), graph_inputs(model, example))
+        call = as_call(clone_tensors(example))
+        graph_module = export_graph(original, *call, graph_inputs(model, example), shared)
         freeze(graph_module)  # what hooks do is in the graph now
         return graph_module
     except PolarspikeError:
@@ -146,31 +162,39 @@ def _first_line(error: BaseException) -> str:
 
 
 @torch.no_grad()
-def check_capture(model: nn.Module, graph_module: nn.Module, example: Inputs) -> None:
+def check_capture(
+    model: nn.Module, graph_module: nn.Module, example: Inputs, shared: Collection[str] = frozenset()
+) -> None:
     """Show that the graph computes what the model computes, on the example and on another batch size and content.
+
+    Args:
+        model: in evaluation mode.
+        graph_module: of it.
+        example: inputs of one call.
+        shared: the inputs that are the same for all samples, of which another batch has no more rows.
 
     Raises:
         CaptureError: an output differs, or only the example's batch size can be run.
     """
     reference = copy_model(model).eval()
-    size = batch_size(example)
+    size = batch_size(example, shared)
     fixed = "A batch size or shape is fixed somewhere in forward; compute it from x.shape[0] or x.size(0)"
     rows: list[list[int]] = []
-    for inputs, label in ((example, "the example"), (_other_batch(example), "another batch size and content")):
+    for inputs, label in ((example, "the example"), (other_batch(example, shared), "another batch size and content")):
         args, kwargs = as_call(clone_tensors(inputs))
         try:
             expected = plain_output(reference(*args, **kwargs))
         except Exception as error:
             raise CaptureError(
-                f"{type(model).__name__} itself fails on {label} (batch {batch_size(inputs)} where the example had {size}): "
-                f"{error}. {fixed}; if an input has no batch dimension, give an example with another batch size than its "
-                "length"
+                f"{type(model).__name__} itself fails on {label} (batch {batch_size(inputs, shared)} where the example had "
+                f"{size}): {error}. {fixed}; if an input has no batch dimension, give an example with another batch size "
+                "than its length"
             ) from error
         try:
             got = graph_module(**clone_tensors(graph_inputs(model, inputs)))
         except Exception as error:
             raise CaptureError(
-                f"the captured graph fails on {label} (batch {batch_size(inputs)}): {error}. {fixed}"
+                f"the captured graph fails on {label} (batch {batch_size(inputs, shared)}): {error}. {fixed}"
             ) from error
         _compare(expected, got, label, _nested(model))
         leaves = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor)]
@@ -205,30 +229,6 @@ def _user_line(error: BaseException) -> str:
     if not frames or frames[-1].name == "<module>":
         return ""
     return f" at {frames[-1].filename}:{frames[-1].lineno} (`{frames[-1].line}`)"
-
-
-def _other_batch(example: Inputs) -> Inputs:
-    """Inputs of the same kind with one more sample and other content; draws from a generator of its own.
-
-    An input whose first dimension is not the batch gets other content alone.
-    """
-    generator = torch.Generator().manual_seed(0)
-    size = batch_size(example)
-
-    def other(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dim() == 0:
-            return value
-        more = torch.cat([value, value[:1]]) if value.shape[0] == size else value
-        if bool(more.isinf().any()):  # a mask to add, of which another may leave nothing
-            return more
-        if not value.is_floating_point():
-            order = torch.randperm(more.numel(), generator=generator).to(more.device)
-            return more.flatten()[order].view_as(more)
-        spread = value.float().std().item() if value.numel() > 1 else 0.0
-        noise = torch.randn(more.shape, generator=generator).to(more)
-        return noise * (spread or 1.0) + value.float().mean().to(more.dtype)
-
-    return map_inputs(other, example)
 
 
 def _nested(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,7 +39,13 @@ _PARTS = frozenset({"slice", "select", "narrow", "diagonal", "view", "reshape", 
 _WRAPPERS = frozenset({"wrap_with_set_grad_enabled", "wrap_with_autocast"})
 
 
-def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Named) -> fx.GraphModule:
+def export_graph(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    inputs: Named,
+    shared: Collection[str] = (),
+) -> fx.GraphModule:
     """The graph of a model by export.
 
     Args:
@@ -47,16 +53,29 @@ def export_graph(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         args: positional values of an example call; kwargs its keyword values.
         kwargs: see ``args``.
         inputs: the graph's inputs by name, in order, with their values in the example.
+        shared: those that are the same for all samples, whose rows are no batch.
 
     Raises:
         CaptureError: an overload that cannot be translated.
         Exception: whatever torch.export raises.
     """
-    example = (args, kwargs)
-    size = next((leaf.shape[0] for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim()), 1)
-    args, kwargs = pytree.tree_map(lambda leaf: _batched(leaf, size), example)
+    keys = [*map(str, range(len(args))), *kwargs]
+    values = [*args, *kwargs.values()]
+    held = [value for key, value in zip(keys, values, strict=True) if key not in shared]
+    size = next((leaf.shape[0] for leaf in pytree.tree_leaves(held) if isinstance(leaf, Tensor) and leaf.dim()), 1)
     batch = Dim("batch", min=1)
-    shapes = pytree.tree_map(lambda leaf: {0: batch} if _has_batch(leaf, max(2, size)) else None, (args, kwargs))
+    for index, key in enumerate(keys):
+        if key not in shared:
+            values[index] = pytree.tree_map(lambda leaf: _batched(leaf, size), values[index])
+    free = [
+        pytree.tree_map(
+            lambda leaf, own=key in shared: {0: batch} if not own and _has_batch(leaf, max(2, size)) else None, value
+        )
+        for key, value in zip(keys, values, strict=True)
+    ]
+    count = len(args)
+    args, kwargs = tuple(values[:count]), dict(zip(kwargs, values[count:], strict=True))
+    shapes = tuple(free[:count]), dict(zip(kwargs, free[count:], strict=True))
     with _quiet():
         program = torch.export.export(
             model, args, kwargs, strict=False, dynamic_shapes=_by_name(model, shapes, args, kwargs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from inspect import Parameter
 from typing import Any
 
@@ -169,16 +169,20 @@ def float_leaves(answer: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(answer) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def batch_size(inputs: Inputs) -> int:
-    """The length of dimension 0 of the first tensor.
+def batch_size(inputs: Inputs, shared: Collection[str] = ()) -> int:
+    """The length of dimension 0 of the first tensor that holds samples.
+
+    Args:
+        inputs: of one call.
+        shared: what is the same for all samples, by position or name (:attr:`Signature.shared`).
 
     Raises:
-        InputError: there is no tensor, or it has no dimensions.
+        InputError: there is no such tensor, or it has no dimensions.
     """
-    tensors = tensors_of(inputs)
-    if not tensors or tensors[0][1].dim() == 0:
+    tensors = [tensor for name, tensor in tensors_of(inputs) if name not in shared]
+    if not tensors or tensors[0].dim() == 0:
         raise InputError(f"expected at least one input tensor with a batch dimension, got {_described(inputs)}")
-    return tensors[0][1].shape[0]
+    return tensors[0].shape[0]
 
 
 def is_batched(value: Any, length: int) -> bool:
@@ -186,9 +190,20 @@ def is_batched(value: Any, length: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == length
 
 
-def rows_of(inputs: Inputs, rows: slice, length: int) -> Inputs:
-    """Some samples of a batch of this length; what is the same for all samples stays whole."""
-    return map_inputs(lambda value: value[rows] if is_batched(value, length) else value, inputs)
+def rows_of(inputs: Inputs, rows: slice, length: int, shared: Collection[str] = ()) -> Inputs:
+    """Some samples of a batch of this length; what is the same for all samples stays whole.
+
+    Args:
+        inputs: of one call.
+        rows: of the batch.
+        length: of the batch.
+        shared: what is the same for all samples also where it has as many rows, as :func:`batch_size` takes it.
+    """
+    values = named_values(inputs)
+    parts = iter(
+        value[rows] if name not in shared and is_batched(value, length) else value for name, value in values.items()
+    )
+    return map_inputs(lambda _: next(parts), inputs)
 
 
 def _described(inputs: Inputs) -> str:
@@ -324,21 +339,31 @@ class Signature:
     the two. Spatial sizes may differ, and so may the length of a sequence.
 
     Args:
-        shapes: by input.
+        shapes: by input; the whole shape of what is shared.
         fixed: they may not, because the graph holds the example's sizes as numbers (torch.export).
+        shared: the inputs that are the same for all samples (the mask of a sequence on itself), by position and by name,
+            so that it holds however a call passes them. They are never cut, however many rows they and a batch have.
     """
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     fixed: bool = False
+    shared: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, inputs: Inputs, *, fixed: bool = False) -> Signature:
-        return cls(tuple((name, tuple(tensor.shape[1:])) for name, tensor in tensors_of(inputs)), fixed)
+    def of(cls, inputs: Inputs, *, fixed: bool = False, shared: Collection[str] = ()) -> Signature:
+        bare = cls((), fixed, frozenset(shared))
+        return replace(bare, shapes=tuple((name, bare._shape(name, tensor)) for name, tensor in tensors_of(inputs)))
 
     def named(self, parameters: Iterable[str]) -> Signature:
         """The same with the parameters' names in place of positions, so that it holds however a call passes them."""
         names = {str(index): name for index, name in enumerate(parameters) if not name.startswith("*")}
-        return Signature(tuple((names.get(position, position), shape) for position, shape in self.shapes), self.fixed)
+        return replace(self, shapes=tuple((names.get(position, position), shape) for position, shape in self.shapes))
+
+    def _shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
+        return tuple(tensor.shape if name in self.shared else tensor.shape[1:])
+
+    def _wanted(self, name: str, sizes: Iterable[str]) -> str:
+        return ", ".join([*([] if name in self.shared else ["batch"]), *sizes])
 
     def check(self, inputs: Inputs) -> None:
         """Refuse inputs that the network cannot have been built for.
@@ -356,15 +381,16 @@ class Signature:
             shape = expected.get(name)
             if shape is None:
                 continue
-            got = tuple(tensor.shape[1:])
+            got = self._shape(name, tensor)
             if self.fixed and got != shape and len(got) == len(shape):
                 raise InputError(
-                    f"input {name!r}: expected shape (batch, {', '.join(map(str, shape))}), got {tuple(tensor.shape)}; "
+                    f"input {name!r}: expected shape ({self._wanted(name, map(str, shape))}), got {tuple(tensor.shape)}; "
                     "torch.export captured the network, and its graph holds the example's sizes as numbers: quantize the "
                     "model again with an example of this size"
                 )
-            if len(got) != len(shape) or not _fits(got, shape, tensor.is_floating_point()):
-                wanted = ", ".join(["batch", *(str(n) if d == 0 else f"*({n})" for d, n in enumerate(shape))])
+            rows = 1 if name in self.shared else 0  # as free as the length of a sequence
+            if len(got) != len(shape) or not _fits(got[rows:], shape[rows:], tensor.is_floating_point()):
+                wanted = self._wanted(name, (str(n) if d == rows else f"*({n})" for d, n in enumerate(shape)))
                 raise InputError(
                     f"input {name!r}: expected shape ({wanted}) as in the example that the network was captured with, "
                     f"got {tuple(tensor.shape)}"
@@ -374,9 +400,9 @@ class Signature:
         """One clause on how these inputs differ from the example; empty if they do not."""
         expected = dict(self.shapes)
         different = [
-            f"input {name!r} has shape {tuple(tensor.shape)} where the example had (batch, "
-            f"{', '.join(map(str, expected[name]))})"
+            f"input {name!r} has shape {tuple(tensor.shape)} where the example had "
+            f"({self._wanted(name, map(str, expected[name]))})"
             for name, tensor in tensors_of(inputs)
-            if name in expected and tuple(tensor.shape[1:]) != expected[name]
+            if name in expected and self._shape(name, tensor) != expected[name]
         ]
         return "; ".join(different)

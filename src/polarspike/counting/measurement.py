@@ -73,7 +73,7 @@ def count_operations(
         _, state = snn.step(frame, state)  # checks the inputs first
         if tally is None:
             recording = Recording(snn.network, _in_order(snn.network, frame))
-            images, repeated = batch_size(frame), time_dim is None
+            images, repeated = batch_size(frame, snn.signature.shared), time_dim is None
             tally = Tally(recording, timesteps, period, images, passes=passes, repeated=repeated)
         tally.step(before, state.neurons)
     assert tally is not None  # timesteps >= 1
@@ -93,7 +93,8 @@ def _through_time(net: TemporalNetwork, batch: Any, timesteps: int | None, time_
             _, state = net.step(frame, state)
             if tally is None:
                 recording = Recording(net.network, _in_order(net.network, frame))
-                tally = Tally(recording, len(frames), 1, batch_size(frame), passes=len(frames), repeated=False)
+                images = batch_size(frame, net.signature.shared)
+                tally = Tally(recording, len(frames), 1, images, passes=len(frames), repeated=False)
             tally.step({}, fired)
     assert tally is not None  # timesteps >= 1
     counts = tally.result()

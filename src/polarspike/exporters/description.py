@@ -3,6 +3,7 @@
 format      1
 sites       by name: levels [N, P], step (a number, or a list by channel), gain
 inputs      by name: shape without the batch
+shared      the names of inputs that are the same for all samples, whose shape is whole; left out where there is none
 notes       of the network: data, classes, normalization, ... where they are known
 timesteps   1
 polarspike  the version that wrote it
@@ -36,12 +37,14 @@ def describe(snn: SpikingNetwork) -> str:
         for name, neuron in snn.sites().items()
     }
     inputs = snn.signature.named(parameters_of(snn.network)).shapes
+    shared = [name for name, _ in inputs if name in snn.signature.shared]
     return json.dumps(
         {
             "format": DESCRIPTION_FORMAT,
             "polarspike": version("polarspike"),
             "timesteps": 1,
             "inputs": {name: list(shape) for name, shape in inputs},
+            **({"shared": shared} if shared else {}),
             "sites": sites,
             "notes": snn.notes,
         }

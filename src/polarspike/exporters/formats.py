@@ -75,7 +75,7 @@ def _require_type(format_name: str, snn: SpikingNetwork) -> None:
 def _float(format_name: str, snn: SpikingNetwork, example: Inputs) -> Prepared:
     plain = first_timestep(snn, example)
     arguments = bind(parameters_of(plain), *as_call(example))
-    program = programs.program_of(plain, arguments)
+    program = programs.program_of(plain, arguments, snn.signature.shared)
     names = [name for name, value in arguments.items() if isinstance(value, Tensor)]
     description = describe(snn)
 

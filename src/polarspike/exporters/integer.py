@@ -44,7 +44,7 @@ def integer_network(snn: SpikingNetwork, example: Inputs, batches: Iterable[Inpu
     program, _ = marked_program(snn, example)
 
     parameters = parameters_of(snn.network)
-    wanted = dict(snn.signature.named(parameters).shapes)
+    wanted = {name: shape for name, shape in snn.signature.named(parameters).shapes if name not in snn.signature.shared}
 
     def ordered(inputs: Inputs) -> tuple[Any, ...]:
         given = bind(parameters, *as_call(inputs))

@@ -94,6 +94,11 @@ class Lowering:
             raise self.emitter.refuse(
                 f"input {name!r} is {getattr(value, 'dtype', type(value).__name__)}; the integer format takes float inputs"
             )
+        if not value.dim() or isinstance(value.shape[0], int):
+            raise self.emitter.refuse(
+                f"input {name!r} is the same for all samples; the integer format takes inputs with a batch in front: "
+                "keep it in a buffer of the model, or export as onnx-float"
+            )
         shape = shape_of(node)
         self.inputs.append((name, shape))
         self.signals[node] = Analog(name, shape, raw=True)

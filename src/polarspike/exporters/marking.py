@@ -49,6 +49,6 @@ def marked_program(snn: SpikingNetwork, example: Inputs) -> tuple[fx.GraphModule
     for name, fixed in modules_of(plain, FixedSite).items():
         plain.set_submodule(name, _MarkedSite(fixed, name))
     arguments = bind(parameters_of(plain), *as_call(example))
-    module = program_of(plain, arguments).module()
+    module = program_of(plain, arguments, snn.signature.shared).module()
     assert isinstance(module, fx.GraphModule)
     return module, arguments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,27 @@ import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
-from polarspike.common.inputs import Inputs, as_call, float_leaves
+from polarspike.common.inputs import Inputs, as_call, batch_size, float_leaves, is_batched
 from polarspike.errors import ExportError
 from polarspike.exporters.description import KEY
 from polarspike.exporters.report import Runner
 
 
-def program_of(network: fx.GraphModule, arguments: dict[str, Any]) -> ExportedProgram:
+def program_of(network: fx.GraphModule, arguments: dict[str, Any], shared: Collection[str] = ()) -> ExportedProgram:
     """The program of a plain graph.
 
     Args:
         network: what :func:`~polarspike.exporters.first_timestep.first_timestep` made.
         arguments: of the graph, by its parameters' names.
+        shared: those that are the same for all samples, which keep their size.
 
     Raises:
         ExportError: torch cannot export it with a free batch size.
     """
-    values = [_at_least_two(value) for value in arguments.values()]
-    free = tuple({0: Dim("batch")} if isinstance(value, Tensor) and value.dim() else None for value in values)
+    size, batch = batch_size(arguments, shared), Dim("batch")
+    held = [name not in shared and is_batched(value, size) for name, value in arguments.items()]
+    values = [_at_least_two(value) if own else value for own, value in zip(held, arguments.values(), strict=True)]
+    free = tuple({0: batch} if own else None for own in held)
     try:
         with torch.no_grad():
             return torch.export.export(network, tuple(values), dynamic_shapes=free, strict=False)
@@ -54,6 +58,6 @@ def runner(path: Path) -> Runner:
     return run
 
 
-def _at_least_two(value: Any) -> Any:
+def _at_least_two(samples: Tensor) -> Tensor:
     """A batch of one would be taken for a constant."""
-    return torch.cat([value, value]) if isinstance(value, Tensor) and value.dim() and len(value) == 1 else value
+    return torch.cat([samples, samples]) if len(samples) == 1 else samples

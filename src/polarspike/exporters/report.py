@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +79,9 @@ def compare(
     network: Runner,
     written: Runner,
     codes: CodeCheck | None = None,
+    shared: Collection[str] = (),
 ) -> ExportReport:
-    """Run both on every batch, and compare codes on as many as it takes for 10 million.
+    """Run both on every batch, and compare codes on as many as it takes for 10 million; ``shared`` inputs hold no samples.
 
     Raises:
         ExportError: another number of outputs, other shapes, a NaN that the network does not have, or nothing to compare.
@@ -107,7 +108,7 @@ def compare(
                 raise ExportError(f"{path}: the written file answers NaN where the network does not")
             largest = max(largest, float(distance.max()) if distance.numel() else 0.0)
         decides = decides and len(expected) == 1 and expected[0].dim() == 2
-        samples += batch_size(batch)
+        samples += batch_size(batch, shared)
         if decides:
             wrong += int((expected[0].argmax(1) != got[0].argmax(1)).sum())
     if not compared:

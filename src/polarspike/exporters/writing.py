@@ -6,7 +6,7 @@ import copy
 import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -85,10 +85,11 @@ def export(
     if device_of(snn).type != "cpu":  # files are traced and run there
         snn = copy.deepcopy(snn).cpu()
     example = to_device(example, torch.device("cpu"))
-    if not batch_size(example):
+    shared = snn.signature.shared
+    if not batch_size(example, shared):
         raise ExportError("export: the example holds no samples; give at least one")
     _require_names(snn, example)
-    shown, all_batches = _beginning(example, batches)
+    shown, all_batches = _beginning(example, batches, shared)
     written = formats.prepare(format, snn, example, shown)
 
     def answers(inputs: Inputs) -> list[Tensor]:
@@ -102,7 +103,7 @@ def export(
             written.write(place)
             parts = sorted(Path(folder).iterdir())
             size = sum(part.stat().st_size for part in parts)
-            report = compare(target, format, size, all_batches, answers, written.read(place), written.codes)
+            report = compare(target, format, size, all_batches, answers, written.read(place), written.codes, shared)
             for part in reversed(parts):  # the model itself last
                 os.replace(part, target.with_name(part.name))
             for old in runtime.weights_of(target):  # of an earlier model of this name
@@ -129,7 +130,9 @@ def _require_names(snn: SpikingNetwork, example: Inputs) -> None:
         )
 
 
-def _beginning(example: Inputs, batches: Iterable[Any] | Tensor | None) -> tuple[list[Inputs], Iterator[Inputs]]:
+def _beginning(
+    example: Inputs, batches: Iterable[Any] | Tensor | None, shared: Collection[str]
+) -> tuple[list[Inputs], Iterator[Inputs]]:
     """The first batches, and all of them; an iterator is read once."""
     require_finite(example, "export, example,")
     if batches is None:
@@ -141,7 +144,7 @@ def _beginning(example: Inputs, batches: Iterable[Any] | Tensor | None) -> tuple
         if (inputs := next(rest, None)) is None:
             break
         shown.append(inputs)
-        samples += batch_size(inputs)
+        samples += batch_size(inputs, shared)
     return shown or [example], itertools.chain(shown, rest)
 
 

@@ -16,6 +16,8 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 #: Key in ``GraphModule.meta``: the inputs that hold integers or truth values, which are the same at every timestep.
 INTEGERS = "integer_inputs"
+#: The same for the inputs that are the same for all samples, by position and by name.
+SHARED = "shared_inputs"
 #: Key of ``graph.meta``: whether the exported program altered a tensor in place.
 WRITES = "writes_in_place"
 

@@ -7,7 +7,7 @@ the inboxes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ class Circuit:
         doubled: a copy of it in float64 on the CPU.
         frame: one input by placeholder name, for the shapes and the integers.
         batch: the number of samples.
+        shared: the inputs that are the same for all of them.
         by_frame: operators work on every frame by itself, as in a network that is trained through time.
 
     Raises:
@@ -63,10 +64,11 @@ class Circuit:
         doubled: fx.GraphModule,
         frame: Mapping[str, Any],
         batch: int,
+        shared: Collection[str] = (),
         by_frame: bool = False,
     ) -> None:
         self.network, self.batch, self.by_frame = network, batch, by_frame
-        self.stretches = Stretches(doubled, frame, batch)
+        self.stretches = Stretches(doubled, frame, batch, shared)
         self.walker, self.nodes = self.stretches.walker, self.stretches.nodes
         self.result = next(node for node in doubled.graph.nodes if node.op == "output").args[0]
         self.synapses = self.probes = 0

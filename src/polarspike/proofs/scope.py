@@ -30,16 +30,17 @@ def changes(snn: SpikingNetwork, inputs: Inputs) -> Changes:
         By condition, the codes that changed and how many were compared; or why the network cannot run so, which takes
         nothing from a proof.
     """
-    length = batch_size(inputs)
+    shared = snn.signature.shared
+    length = batch_size(inputs, shared)
     size = min(length, _SAMPLES)
 
-    whole = rows_of(inputs, slice(0, size), length)
+    whole = rows_of(inputs, slice(0, size), length, shared)
     reference = run_spiking(snn, [whole]).codes
     threads = torch.get_num_threads()
     other_threads = 1 if threads > 1 else 2
 
     def one_by_one() -> dict[str, Tensor]:
-        single = [run_spiking(snn, [rows_of(inputs, slice(i, i + 1), length)]).codes for i in range(size)]
+        single = [run_spiking(snn, [rows_of(inputs, slice(i, i + 1), length, shared)]).codes for i in range(size)]
         return {name: torch.cat([codes[name] for codes in single]) for name in reference}
 
     def threaded() -> dict[str, Tensor]:

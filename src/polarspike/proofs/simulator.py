@@ -103,7 +103,8 @@ def simulate(snn: SpikingNetwork | TemporalNetwork, inputs: Sequence[Inputs]) ->
     frames = _checked_frames(snn, inputs)
     doubled = copy.deepcopy(snn.network).cpu().double()
     by_frame = isinstance(snn, TemporalNetwork)
-    circuit = Circuit(snn.network, doubled, frames[0], batch_size(inputs[0]), by_frame)
+    shared = snn.signature.shared
+    circuit = Circuit(snn.network, doubled, frames[0], batch_size(inputs[0], shared), shared, by_frame)
     passed = []
     for timestep, frame in enumerate(frames, start=1):
         circuit.step(frame, timestep)
@@ -164,7 +165,9 @@ def _checked_frames(snn: SpikingNetwork | TemporalNetwork, inputs: Sequence[Inpu
     for timestep, given in enumerate(inputs, start=1):
         frame = bind(parameters, *as_call(given))
         signature.check(frame)
-        shapes.append((batch_size(given), [(name, tensor.shape) for name, tensor in tensors_of(given)]))
+        shapes.append(
+            (batch_size(given, signature.shared), [(name, tensor.shape) for name, tensor in tensors_of(given)])
+        )
         if shapes[-1] != shapes[0]:
             raise InputError(f"timestep {timestep}: expected the shapes of the first, {shapes[0]}, got {shapes[-1]}")
         require_finite(given, f"timestep {timestep},")

@@ -71,6 +71,7 @@ class Stretches:
         network: in float64 on the CPU.
         frame: one input by placeholder name, for shapes and for what is the same at every step.
         batch: the number of samples.
+        shared: the inputs that are the same for all of them, also where they have as many rows.
 
     Attributes:
         nodes: all nodes but the output, in order.
@@ -80,7 +81,9 @@ class Stretches:
         chosen: the values that integer inputs decide without being looked up, as masks are: they differ by sample.
     """
 
-    def __init__(self, network: fx.GraphModule, frame: Mapping[str, Any], batch: int) -> None:
+    def __init__(
+        self, network: fx.GraphModule, frame: Mapping[str, Any], batch: int, shared: Collection[str] = ()
+    ) -> None:
         self.network = network
         self.walker = Walker(network)
         self.nodes: list[fx.Node] = [node for node in network.graph.nodes if node.op != "output"]
@@ -88,7 +91,7 @@ class Stretches:
         self.sites = [node for node in self.nodes if is_own(network, node)]
         rules = rules_of(network, self.dependent)
         self.graded = [node for node, rule in rules.items() if rule is not Rule.AFFINE]
-        self.frame, self.batch = frame, batch
+        self.frame, self.batch, self.shared = frame, batch, shared
         self._sources = {*self.sites, *self.graded, *filter(self._enters, self.nodes)}
         self.chosen = self._chosen()
         self._rests: dict[int, dict[fx.Node, Any]] = {}
@@ -247,10 +250,11 @@ class Stretches:
 
     def _input(self, node: fx.Node, rows: int | None, sample: int) -> Any:
         """An input at rest: zero where it is a signal, one sample's integers otherwise."""
-        value = self.frame[str(node.target)]
+        name = str(node.target)
+        value = self.frame[name]
         if not isinstance(value, Tensor):
             return value
-        if rows is not None and value.dim() and len(value) == self.batch:
+        if rows is not None and name not in self.shared and value.dim() and len(value) == self.batch:
             value = value[sample : sample + 1].expand(rows, *value.shape[1:])
         return torch.zeros_like(value) if node in self.dependent else value
 

@@ -125,15 +125,17 @@ class SequenceNetwork(Observable):
         given = bind(self._arguments, inputs, named)
         frames = self._frames(given, timesteps, time_dim)
         self._named_signature.check(frames[0])
-        length = batch_size(frames[0])
+        shared = self.signature.shared
+        length = batch_size(frames[0], shared)
         if length == 0:
             raise InputError("expected at least one image, got an empty batch")
         size = length if torch.is_grad_enabled() else max(1, _PIECE // (self._simulated(len(frames)) + self.pre_run))
         # Decided once: a last piece may have as many images as a mask has rows.
-        shared = {name for name, value in frames[0].items() if not is_batched(value, length)}
+        whole = {name for name, value in frames[0].items() if name in shared or not is_batched(value, length)}
         pieces = [slice(i, i + size) for i in range(0, length, size)]
         answers = [
-            self._run([cast(Mapping[str, Any], rows_of(f, rows, length)) for f in frames], shared) for rows in pieces
+            self._run([cast(Mapping[str, Any], rows_of(f, rows, length, whole)) for f in frames], whole)
+            for rows in pieces
         ]
         outputs = pytree.tree_map(_joined, *answers)  # (T, batch, ...)
         return pytree.tree_map(_running_mean if every_step else _mean, outputs)
@@ -152,7 +154,7 @@ class SequenceNetwork(Observable):
         asked, rehearsed = len(frames), self.pre_run
         ahead = [frames[t % asked] for t in range(rehearsed)]
         frames = ahead + [frames[t % asked] for t in range(self._simulated(asked))]
-        images = batch_size(frames[0])
+        images = batch_size(frames[0], shared)
         walk = Walk(self.network, len(frames), rehearsed, images, self.contract)
         folded = {
             name: _same(name, [f[name] for f in frames], images)

@@ -171,7 +171,7 @@ class TemporalNetwork(SequenceNetwork):
         state = StreamState() if state is None else state
         args, kwargs = as_call(inputs)
         frame = bind(self._arguments, args, kwargs)
-        images = batch_size(frame)
+        images = batch_size(frame, self.signature.shared)
         if any(len(membrane) != images for membrane in state.membranes.values()):
             raise InputError(f"step: expected the streams of the state, got {images} others; start new ones with None")
         walk = _Stream(self, images, state.membranes)

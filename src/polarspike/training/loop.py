@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Collection, Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from polarspike.common.inputs import Inputs, rows_of, unsound_input
+from polarspike.common.inputs import Inputs, Signature, rows_of, unsound_input
 from polarspike.common.modules import apply, at_rest, device_of, require_ordinary
 from polarspike.errors import CheckpointError, InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
@@ -103,7 +103,9 @@ def fit(
             is random in it comes from torch's, NumPy's or Python's global generator, or from a ``generator`` of the
             loader or of its sampler: all are seeded at the start of every epoch, and put back at the end. In several
             processes each takes its rows of every batch; of a loader with a ``DistributedSampler``, whole batches. What
-            the model draws (dropout) each process draws from a stream of its own.
+            the model draws (dropout) each process draws from a stream of its own. Where a batch is cut (by several
+            processes, or ``TrainSpec.accumulation``), so is every input with a row for each sample; what is the same for
+            all samples stays whole: a captured network knows it, a float one is taken to have none of so many rows.
         spec: how; ``TrainSpec()`` if not given.
         validate: batches to evaluate after every epoch, in float32.
         teacher: the network to distil from, with weight 0.5 unless ``spec.distillation`` says otherwise. Not changed.
@@ -231,7 +233,7 @@ def _train_epoch(
     progress: bool,
 ) -> Epoch:
     model = course.trained
-    device = device_of(model)
+    device, shared = device_of(model), _shared_inputs(model)
     own: Stream | None = None
     if distributed.world_size() > 1:  # what the network draws is for the rows of this process alone
         own = Stream(epoch_seed(spec.seed, epoch, distributed.rank()), device)
@@ -251,10 +253,10 @@ def _train_epoch(
         index = (epoch - 1) * steps + step
         rate = set_rates(course.optimizers, spec, index - 1, steps)
         course.refinement.turn(index)
-        inputs, target, share = _own_part(inputs, target, whole, apart)
+        inputs, target, share = _own_part(inputs, target, whole, apart, shared)
         model.zero_grad(set_to_none=True)
         for rows, samples in share.pieces(spec.accumulation):
-            part, wanted = rows_of(inputs, rows, len(target)), target[rows]
+            part, wanted = rows_of(inputs, rows, len(target), shared), target[rows]
             guide: Tensor | None = None
             if teacher is not None:
                 # An autocast region of its own: weights cast without gradients must not be reused by the student.
@@ -296,7 +298,15 @@ def _train_epoch(
     return Epoch(epoch, total_loss / images, rate, hits / images, None, seconds, images / seconds, spikes_per_neuron)
 
 
-def _own_part(inputs: Inputs, target: Tensor, whole: int | None, apart: bool) -> tuple[Inputs, Tensor, Share]:
+def _shared_inputs(model: nn.Module) -> frozenset[str]:
+    """What a captured network knows to be the same for all samples of a batch; of any other model shapes say it."""
+    signature = getattr(model, "signature", None)
+    return signature.shared if isinstance(signature, Signature) else frozenset()
+
+
+def _own_part(
+    inputs: Inputs, target: Tensor, whole: int | None, apart: bool, shared: Collection[str]
+) -> tuple[Inputs, Tensor, Share]:
     """The rows that this process trains on: all of its own part of a ``whole``, or of a batch that it drew ``apart``."""
     if whole is not None:
         return inputs, target, Share.of(whole)
@@ -307,7 +317,7 @@ def _own_part(inputs: Inputs, target: Tensor, whole: int | None, apart: bool) ->
     if share.own == len(target):
         return inputs, target, share
     rows = distributed.own_rows(len(target))
-    return rows_of(inputs, rows, len(target)), target[rows], share
+    return rows_of(inputs, rows, len(target), shared), target[rows], share
 
 
 def _autocast(spec: TrainSpec, device: torch.device) -> torch.autocast:

@@ -1,0 +1,83 @@
+"""Which inputs hold samples is found by running the model, whatever the shapes suggest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import polarspike as ps
+from polarspike.capture.samples import other_batch, shared_inputs
+
+X = torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(0))
+CAUSAL = torch.full((4, 4), -math.inf).triu(1)
+BANK = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+
+class Model(nn.Module):
+    def __init__(self, body: Callable[..., Any]) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.body(x, y)
+
+
+def attend(x: Tensor, mask: Tensor) -> Tensor:
+    return (torch.softmax(x @ x.mT + mask, -1) @ x).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("body", "example", "expected"),
+    [
+        (attend, (X, CAUSAL), {"1"}),  # four samples of length four
+        (attend, {"x": X, "y": CAUSAL}, {"y"}),
+        (attend, (X[:3], CAUSAL), {"1"}),
+        (lambda mask, x: attend(x, mask), (CAUSAL, X), {"0"}),
+        (lambda mask, x: attend(x, mask), (CAUSAL, X[:3]), {"0"}),
+        (lambda x, mask: attend(x, mask[:, None]), (X, torch.zeros(4, 4)), set()),  # of each sample
+        (lambda x, bank: x @ bank.T, (X[:, 0], BANK), {"1"}),  # a row more of both is no row more of samples alone
+        (lambda x, scale: x * scale, (X[:, 0, :4], torch.rand(4) + 0.5), {"1"}),
+        (lambda x, y: x + y, (X, X.flip(0)), set()),
+        (lambda x, y: {"score": (x + y).sum(1), "norm": y.norm()}, (X, X.flip(0)), set()),
+        (lambda x, y: x + y, (X[:1], X[:1]), set()),  # one sample tells nothing
+        (lambda x, y: (x + y).sum(), (X, CAUSAL[:, :1, None]), set()),  # nor does an answer without rows,
+        (lambda x, y: x.sum() + y.sum(), (X[:3], CAUSAL), {"1"}),  # where the length of the first decides
+    ],
+)
+def test_what_is_the_same_for_all_samples(body: Any, example: Any, expected: set[str]) -> None:
+    assert shared_inputs(Model(body), example) == expected
+
+
+def test_another_batch_has_one_more_sample_and_shared_inputs_of_other_content() -> None:
+    x, mask = other_batch((X, BANK), {"1"})
+    assert x.shape == (5, 4, 6) and mask.shape == BANK.shape
+    assert not torch.equal(mask, BANK)
+    assert [y.shape[0] for y in other_batch((X, BANK))] == [5, 5]
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.head(attend(torch.relu(self.inner(x)), mask))
+
+
+@pytest.mark.parametrize("route", ["fx", "export"])
+@pytest.mark.parametrize("samples", [3, 4])
+def test_a_mask_of_as_many_rows_as_the_example_has_samples_is_captured(route: Any, samples: int) -> None:
+    torch.manual_seed(0)
+    model = Masked().eval()
+    qann = ps.quantize(model, ps.QuantSpec(negative=2, positive=6), example=(X[:samples], CAUSAL), route=route)
+    assert qann.signature.shared == {"1", "mask"}
+    assert dict(qann.signature.shapes) == {"0": (4, 6), "1": (4, 4)}
+    with qann.float_activations(), torch.no_grad():
+        for count in (1, 4, 7):
+            x = torch.randn(count, 4, 6)
+            torch.testing.assert_close(qann(x, CAUSAL), model(x, CAUSAL))
