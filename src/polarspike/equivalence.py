@@ -153,19 +153,19 @@ def verify(
     )
 
 
-def require_timesteps(snn: SpikingNetwork, timesteps: int, *, sequences: bool = False) -> None:
-    """Refuse so many timesteps of a network, before anything is compared.
+def require_timesteps(snn: SpikingNetwork, timesteps: int, *, sequences: bool = False, verb: str = "verify") -> None:
+    """Refuse so many timesteps of a network, before anything is compared, in the name of who asks for them.
 
     Raises:
         SpecError: it has no time, starts again before, or its codes leave the integers that are exact.
     """
     if (sequences or timesteps != 1) and snn.spec.reading != "integrate":
         raise SpecError(
-            f"verify: a network with reading={snn.spec.reading!r} takes every frame as a first timestep; "
+            f"{verb}: a network with reading={snn.spec.reading!r} takes every frame as a first timestep; "
             "give the frames as a batch, with timesteps=1 and no time_dim"
         )
-    snn.spec.require_within_window("verify", timesteps)
-    require_exact_codes("verify", snn.sites(), timesteps)
+    snn.spec.require_within_window(verb, timesteps)
+    require_exact_codes(verb, snn.sites(), timesteps)
 
 
 def _frames(inputs: Inputs, timesteps: int, time_dim: int | None) -> list[Inputs]:

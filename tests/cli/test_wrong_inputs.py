@@ -23,6 +23,7 @@ from tests.cli.running import FLAGS, Call, another
         (["--ann.epochs", "0"], "TrainSpec.epochs: expected an integer of at least 1, got 0"),
         (["--quant.signed", "all", "--quant.negative", "0"], "give negative >= 1"),
         (["--timesteps", "2", "4"], "start with 1"),
+        (["--timesteps", "1", "3000000"], "error: train: site"),
         (["--timesteps", "1", "3000000"], "3 levels x 3000000 timesteps"),
         (["--device", "cuda:99"], "expected one that this machine has"),
         (["--root", "/nowhere"], "expected root to be a folder"),

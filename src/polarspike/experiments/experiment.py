@@ -293,7 +293,7 @@ def require_converts(recipe: Recipe, ann: nn.Module, batch: torch.Tensor) -> Non
         site.set_step(1.0)
     snn = convert(qann, conversion_for(recipe.converted_reading))
     if not recipe.in_time:  # sequences have few timesteps
-        require_timesteps(snn, max(recipe.asked_timesteps))
+        require_timesteps(snn, max(recipe.asked_timesteps), verb="train")
     if recipe.learns_order:
         with torch.no_grad():
             unroll_for(recipe, snn)(batch)
