@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from polarspike.capture import capture
+from polarspike.capture import capture, passes
 from polarspike.common import seals
 from polarspike.common.files import replacing
-from polarspike.common.inputs import Signature, to_device
+from polarspike.common.inputs import Inputs, Signature, to_device
+from polarspike.common.modules import ranks_behind_linear
 from polarspike.errors import CheckpointError, PolarspikeError, SpecError
 from polarspike.graph.editing import attribute
 from polarspike.graph.serialization import KNOWN_SITES, Sites, build_graph, describe_graph
@@ -113,8 +114,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Saved:
 
     Args:
         path: the file.
-        model: optionally the float model that the network should have come from; a file whose weights have other names or
-            shapes is refused.
+        model: optionally the float model that the network should have come from, also where its batch norms were folded;
+            a file whose weights have other names or shapes is refused. Its values are not asked for: all are the file's.
 
     Raises:
         CheckpointError: not a checkpoint, truncated, of another format version, damaged, or of another model.
@@ -266,7 +267,10 @@ def _require_model(path: str | os.PathLike[str], network: Saved, model: nn.Modul
     example = inputs_like(network.network, network.signature, 2, lambda shape: torch.ones(shape, dtype=first.dtype))
     example = to_device(example, first.device)
     try:
-        wanted = _shapes(capture(model, example))
+        graph = capture(model, example)
+        wanted = _shapes(graph)
+        if held != wanted and held == _shapes(_folded(graph, example)):
+            return
     except PolarspikeError as error:
         raise CheckpointError(f"{path}: belongs to another model than this {type(model).__name__}: {error}") from error
     for name in [*wanted, *held]:
@@ -277,6 +281,16 @@ def _require_model(path: str | os.PathLike[str], network: Saved, model: nn.Modul
             )
 
 
+def _folded(graph: fx.GraphModule, example: Inputs) -> fx.GraphModule:
+    """The graph of a float model with its batch norms folded, as :func:`polarspike.quantized.fold_batch_norm` does it."""
+    ranks = ranks_behind_linear(graph, example)
+    return passes.fold_batch_norm(graph, {name for name, rank in ranks.items() if rank == 2})
+
+
 def _shapes(network: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
-    named = network.named_parameters(remove_duplicate=False)
-    return {name: tuple(value.shape) for name, value in named if not name.startswith(skip)}
+    """What was learned, by name: parameters, and statistics of batch norms, some of which have nothing else."""
+    named = dict(network.named_parameters(remove_duplicate=False))
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            named[f"{name}.running_mean"] = module.running_mean
+    return {name: tuple(value.shape) for name, value in named.items() if not name.startswith(skip)}

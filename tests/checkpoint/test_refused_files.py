@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike.errors import CheckpointError
-from tests.checkpoint.saved import Net, made, same
+from tests.checkpoint.saved import SPECS, Net, X, made, same
 
 # --- files that are none -------------------------------------------------------------------------------------------------
 
@@ -220,6 +220,35 @@ def test_code_in_a_file_does_not_run(path: Path, tmp_path: Path, monkeypatch: py
 def test_a_file_of_another_model_is_refused(model: nn.Module, message: str, path: Path) -> None:
     with pytest.raises(CheckpointError, match=message):
         ps.load(path, model)
+
+
+def test_a_file_with_folded_norms_is_its_model_s(tmp_path: Path) -> None:
+    class Normed(nn.Module):
+        """Norms behind a convolution and behind vectors, which are folded, and behind a ReLU, which is not."""
+
+        def __init__(self, affine: bool, hidden: bool = True) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=affine), nn.BatchNorm2d(4, affine=affine)
+            self.late = nn.BatchNorm2d(4)
+            self.fc, self.flat, self.head = nn.Linear(4, 6), nn.BatchNorm1d(6, affine=affine), nn.Linear(6, 5)
+            self.hidden = hidden
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            x = self.late(torch.relu(self.norm(x) if self.hidden else x))
+            return self.head(torch.relu(self.flat(self.fc(x.mean([2, 3])))))
+
+    file = tmp_path / "net.safetensors"
+    for affine in (True, False):
+        model = Normed(affine).eval()
+        qann = ps.fold_batch_norm(ps.quantize(model, SPECS["tensor"], example=X))
+        ps.calibrate(qann, [X])
+        for network in (qann, ps.convert(qann)):
+            ps.save(network, file)
+            assert same(ps.load(file, model), network)
+        ps.save(made(model), file)
+        with pytest.raises(CheckpointError, match=r"belongs to another model: .*'norm\."):
+            ps.load(file, Normed(affine, hidden=False))  # also a norm that learned nothing but its statistics
 
 
 def test_a_file_of_a_part_of_the_model_is_refused(tmp_path: Path) -> None:
