@@ -14,7 +14,7 @@ import polarspike as ps
 from polarspike.counting import count_operations
 from polarspike.errors import OperatorError
 from polarspike.spiking import SpikingNetwork
-from tests.counting.counted import integers
+from tests.counting.counted import Graph, integers, stepped
 from tests.counting.counted_signed import Net, element, spiking
 
 
@@ -75,6 +75,30 @@ def test_a_window_starts_again() -> None:
     once, twice = (count_operations(snn, {"a": left, "b": right}, timesteps) for timesteps in (2, 4))
     assert twice.totals["spikes"] == 2 * once.totals["spikes"]
     assert twice.totals["mean_updates"] == 2 * once.totals["mean_updates"] == 2 * 94
+
+
+def test_whole_windows_cost_what_they_cost_by_themselves() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(net.one(x).relu(), 3, 2, 1, ceil_mode=True)
+        x = nn.functional.avg_pool2d(net.two(x).relu(), 2, 1).flatten(2).mT
+        return net.last((net.query(x) @ net.key(x).mT).softmax(-1) @ x)
+
+    torch.manual_seed(0)
+    parts = {
+        "one": nn.Conv2d(2, 4, 3, padding=2, dilation=2, groups=2),
+        "two": nn.ConvTranspose2d(4, 6, 2, stride=2, padding=1, output_padding=1),
+        "query": nn.Linear(6, 5),
+        "key": nn.Linear(6, 5),
+        "last": nn.Linear(6, 3),
+    }
+    frames = torch.randn(2, 4, 2, 5, 7)
+    qann = stepped(Graph(forward, **parts), frames[:, 0], 0.3, negative=2, positive=4)
+    streamed = count_operations(ps.convert(qann, ps.ConvertSpec(window=2)), frames, time_dim=1).totals
+    first, second = (count_operations(ps.convert(qann), part, time_dim=1).totals for part in frames.split(2, 1))
+    once = {"neurons", "silent"}  # of a neuron in all steps
+    for name in streamed.keys() - once:
+        share = 1 if name.startswith("ann_") else 2  # the float network runs once, for the mean frame
+        assert streamed[name] * 2 == (first[name] + second[name]) * share, name
 
 
 def meeting(left: Any, right: Any) -> tuple[int, int]:

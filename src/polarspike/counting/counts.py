@@ -40,7 +40,8 @@ class OperationCounts:
       pool is counted as multiply-accumulates. A window of one element, or a nearest-neighbour enlargement, only copies.
     * A concatenation of spikes with graded values is graded as a whole.
     * A **matrix product of two signals** only adds at T = 1 (:class:`SynapseCounts`). At T > 1 the running-mean contract
-      multiplies means: dense multiply-accumulates at *every* step.
+      multiplies means: dense multiply-accumulates at *every* step, also at a single one that ``ConvertSpec.window`` leaves
+      over at the end, because the circuit is the same.
     * **Operators that are not affine** (layer norm, softmax, GELU, products of elements) make graded values, also of
       spikes, which then enter at one accumulate per event. Each element of the answer is one multiplication, at every
       step, and their means are more (:class:`ElementwiseCounts`). Positively homogeneous ones (max pooling, a ReLU that is
