@@ -4,6 +4,8 @@ format      1
 sites       by name: levels [N, P], step (a number, or a list by channel), gain
 inputs      by name: shape without the batch
 shared      the names of inputs that are the same for all samples, whose shape is whole; left out where there is none
+outputs     in the order of the file's, where each stands in what the network answers ("logits", "aux.0"); left out where the
+            answer is one tensor
 notes       of the network: data, classes, normalization, ... where they are known
 timesteps   1
 polarspike  the version that wrote it
@@ -16,6 +18,8 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import fx
+from torch.utils import _pytree as pytree
 
 from polarspike.integer.network import DESCRIPTION, DESCRIPTION_FORMAT
 from polarspike.quantized import parameters_of
@@ -38,6 +42,7 @@ def describe(snn: SpikingNetwork) -> str:
     }
     inputs = snn.signature.named(parameters_of(snn.network)).shapes
     shared = [name for name, _ in inputs if name in snn.signature.shared]
+    outputs = _places(snn.network)
     return json.dumps(
         {
             "format": DESCRIPTION_FORMAT,
@@ -45,7 +50,16 @@ def describe(snn: SpikingNetwork) -> str:
             "timesteps": 1,
             "inputs": {name: list(shape) for name, shape in inputs},
             **({"shared": shared} if shared else {}),
+            **({"outputs": outputs} if outputs != [""] else {}),
             "sites": sites,
             "notes": snn.notes,
         }
     )
+
+
+def _places(network: fx.GraphModule) -> list[str]:
+    """Where the tensors of an answer stand in its containers."""
+    (answer,) = network.graph.output_node().args
+    leaves = pytree.tree_leaves_with_path(answer)
+    return [".".join(str(part.key if isinstance(part, pytree.MappingKey) else part.idx) for part in path)
+            for path, leaf in leaves if isinstance(leaf, fx.Node)]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from polarspike import integer
 from polarspike.common.inputs import Inputs, as_call, bind
@@ -54,6 +55,8 @@ def prepare(format_name: str, snn: SpikingNetwork, example: Inputs, shown: Seque
         MissingExtraError: packages for the format are not installed.
     """
     _require_type(format_name, snn)
+    if format_name != "torch-export":
+        _require_tensors(format_name, snn, example)
     if format_name in ("integer", "onnx-int8"):
         return _whole_numbers(format_name, snn, example, shown)
     if format_name == "nir":
@@ -69,6 +72,19 @@ def _require_type(format_name: str, snn: SpikingNetwork) -> None:
             raise ExportError(
                 f"{format_name}: expected a float32 network, got {value.dtype} at {name!r}; use snn.float(), and inputs "
                 "of that type"
+            )
+
+
+def _require_tensors(format_name: str, snn: SpikingNetwork, example: Inputs) -> None:
+    """Refuse an answer of which a file would lose a part; None is none."""
+    with torch.no_grad():
+        leaves = pytree.tree_leaves_with_path(apply(snn, example))
+    for path, leaf in leaves:
+        if leaf is not None and not (isinstance(leaf, Tensor) and leaf.is_floating_point()):
+            kind = f"a tensor of {leaf.dtype}" if isinstance(leaf, Tensor) else repr(leaf)
+            raise ExportError(
+                f"{format_name}: expected an answer of float tensors, got {kind} at answer{pytree.keystr(path)}; leave it "
+                "out of what the model answers, or export as torch-export"
             )
 
 
