@@ -289,7 +289,7 @@ def _folded(graph: fx.GraphModule, example: Inputs) -> fx.GraphModule:
 
 def _shapes(network: nn.Module, skip: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:
     """What was learned, by name: parameters, and statistics of batch norms, some of which have nothing else."""
-    named = dict(network.named_parameters(remove_duplicate=False))
+    named: dict[str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             named[f"{name}.running_mean"] = module.running_mean

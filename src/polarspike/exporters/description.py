@@ -60,6 +60,8 @@ def describe(snn: SpikingNetwork) -> str:
 def _places(network: fx.GraphModule) -> list[str]:
     """Where the tensors of an answer stand in its containers."""
     (answer,) = network.graph.output_node().args
-    leaves = pytree.tree_leaves_with_path(answer)
-    return [".".join(str(part.key if isinstance(part, pytree.MappingKey) else part.idx) for part in path)
-            for path, leaf in leaves if isinstance(leaf, fx.Node)]  # fmt: skip
+    return [
+        ".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
+        for path, leaf in pytree.tree_leaves_with_path(answer)
+        if isinstance(leaf, fx.Node)
+    ]
