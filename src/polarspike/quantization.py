@@ -93,10 +93,12 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
     afterwards, by :func:`polarspike.calibrate`.
 
     The graph is that of evaluation mode: what the model does only under ``if self.training`` is not in it, and functional
-    dropout becomes a module that follows the network's mode. A module that the model's own ``train()`` leaves in
-    evaluation mode (a frozen batch norm) stays in it. A ``torch.no_grad()`` block in ``forward`` is no part of the graph:
-    what it keeps from training, ``.detach()`` or ``requires_grad_(False)`` keeps from it here, too. Outputs come back in
-    plain containers: a dictionary where the model answers with a mapping of its own class.
+    dropout and batch norms become modules that follow the network's mode. Those that are called with ``training=False``
+    itself stay off; that is seen by torch.fx alone, and with torch.export they follow the mode, too. A module that the
+    model's own ``train()`` leaves in evaluation mode (a frozen batch norm) stays in it. A ``torch.no_grad()`` block in
+    ``forward`` is no part of the graph: what it keeps from training, ``.detach()`` or ``requires_grad_(False)`` keeps from
+    it here, too. Outputs come back in plain containers: a dictionary where the model answers with a mapping of its own
+    class.
 
     Args:
         model: a module that torch.fx or torch.export can capture and whose operators are all in the operator table.

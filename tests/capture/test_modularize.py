@@ -128,3 +128,60 @@ def test_a_frozen_norm_in_the_middle_of_training_keeps_its_mode() -> None:
     for route in ("fx", "export"):
         qann = ps.quantize(model, ps.QuantSpec(), example=X, route=route)  # type: ignore[arg-type]
         assert qann.training and not qann.network.get_submodule("norm").training
+
+
+FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "norm": lambda n, x, mode: F.batch_norm(
+        x, n.norm.running_mean, n.norm.running_var, n.norm.weight, n.norm.bias, mode
+    ),
+    "norm, by keyword": lambda n, x, mode: F.batch_norm(x, n.norm.running_mean, n.norm.running_var, training=mode),
+    "dropout": lambda n, x, mode: F.dropout(x, 0.5, mode),
+    "dropout of channels, by keyword": lambda n, x, mode: F.dropout2d(x, p=0.5, training=mode),
+    "dropout in place": lambda n, x, mode: F.dropout(x + 1, 0.5, mode, True),
+    "dropout of torch": lambda n, x, mode: torch.dropout(x, 0.5, mode),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("mode", ["self", False])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_off_whatever_the_mode_stays_off(name: str, mode: Any, training: bool) -> None:
+    """The network is the model in both modes, whichever it was quantized in."""
+
+    class Moded(Net):
+        def forward(self, x: Tensor) -> Any:
+            x = FUNCTIONS[name](self, x, self.training if mode == "self" else mode)
+            return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Moded(lambda n, x: x).train(training)
+    model.norm.running_mean += 0.5
+    qann = ps.quantize(model, ps.QuantSpec(), example=X)
+    assert qann.training is training
+    for now in (True, False, True):
+        x = torch.randn(5, *X.shape[1:])
+        model.train(now)
+        qann.train(now)
+        with qann.float_activations():
+            torch.manual_seed(1)
+            expected = model(x)
+            torch.manual_seed(1)
+            torch.testing.assert_close(qann(x), expected)
+
+
+def test_a_model_that_looks_at_its_mode_more_closely_is_captured_all_the_same() -> None:
+    class Choosing(Net):
+        def forward(self, x: Tensor) -> Any:
+            assert isinstance(self.training, bool)
+            return self.head(F.dropout(F.relu(self.conv(x)), 0.5, False).mean((2, 3)))
+
+    assert isinstance(capture(Choosing(lambda n, x: x), X), fx.GraphModule)
+
+
+@pytest.mark.parametrize("route", ["fx", "export"])
+def test_a_norm_that_is_always_of_its_batch_is_refused(route: Any) -> None:
+    def body(n: Net, x: Tensor) -> Tensor:
+        return n.conv(F.batch_norm(x, n.norm.running_mean, n.norm.running_var, training=True))
+
+    with pytest.raises(OperatorError, match=r"called with training=True .* pass running statistics and training=self"):
+        capture(Net(body), X, route)

@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from polarspike.errors import OperatorError
-from polarspike.graph.editing import attribute, free_path, scope_of
+from polarspike.graph.editing import SETTLED, attribute, free_path, scope_of
 from polarspike.graph.operator_table import Meaning
-from polarspike.graph.operators import argument, describe_target, entry_of, meaning_of, place_of
+from polarspike.graph.operators import argument, describe_target, entry_of, meaning_of, mode_of, place_of
 
 # What a builder returns: a module without its tensors, those tensors by name (nodes or None), and the signals it takes.
 Built = tuple[nn.Module, dict[str, Any]]
@@ -40,6 +40,10 @@ def functional_to_module(graph_module: fx.GraphModule) -> fx.GraphModule:
         meaning = meaning_of(graph_module, node)
         _require_no_indices(graph_module, node, meaning)
         if node.op == "call_module" or (meaning not in _MADE and _label(graph_module, node) not in _CLIPPING):
+            continue
+        if meaning is Meaning.DROPOUT and node.meta.get(SETTLED):  # a module would be on while the network trains
+            node.replace_all_uses_with(argument(node, 0, "input"))
+            graph_module.graph.erase_node(node)
             continue
         built = _build(graph_module, node, meaning)
         if built is None:
@@ -199,7 +203,7 @@ def _batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> Built | None:
     if node.target is functional.batch_norm:
         order = ("running_mean", "running_var", "weight", "bias")
     given: dict[str, Any] = {name: argument(node, 1 + index, name) for index, name in enumerate(order)}
-    if given["running_mean"] is None or argument(node, 5, "training", False) is True:
+    if given["running_mean"] is None or mode_of(node) is True:
         return None
     features = attribute(graph_module, str(given["running_mean"].target)).shape[0]
     # torch.export knows the rank; torch.fx does not, and most are of images.
@@ -260,8 +264,7 @@ def _softmax(graph_module: fx.GraphModule, node: fx.Node) -> Built | None:
 
 def _dropout(graph_module: fx.GraphModule, node: fx.Node) -> Built:
     name = _label(graph_module, node)
-    position = 2
-    if argument(node, position, "train" if node.target is torch.dropout else "training", True) is True:
+    if mode_of(node) is True:
         raise OperatorError(
             f"{place_of(node)}: {describe_target(graph_module, node)} stays random in evaluation mode; "
             "pass training=self.training, or use nn.Dropout"

@@ -7,7 +7,7 @@ import warnings
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from polarspike.common.inputs import Inputs, as_call, batch_size, require_finite, tensors_of
 from polarspike.errors import CaptureError, InputError, PolarspikeWarning
+from polarspike.graph.editing import SETTLED
 
 
 def check_model(model: nn.Module) -> None:
@@ -141,11 +142,11 @@ def tell_of_pruned(model: nn.Module) -> None:
         )
 
 
-def frozen_in(model: nn.Module, network: nn.Module) -> tuple[str, ...]:
+def frozen_in(model: nn.Module, network: fx.GraphModule) -> tuple[str, ...]:
     """Modules of a graph that the model's own ``train()`` leaves in evaluation mode.
 
-    Also norms whose weight is a buffer of the model: a function of constants (``F.batch_norm`` of a frozen norm, as
-    detectors have it) that became a module, which would else begin to count.
+    Also norms that became modules, which would else begin to count: of constants (``F.batch_norm`` whose weight is a
+    buffer, as detectors have it), and those whose call says ``training=False`` itself.
     """
     modes = {module: module.training for module in model.modules()}
     try:
@@ -157,5 +158,6 @@ def frozen_in(model: nn.Module, network: nn.Module) -> tuple[str, ...]:
     there = dict(network.named_modules())
     constants = dict(model.named_buffers())
     norms = (name for name, module in there.items() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    kept += [name for name in norms if f"{name}.weight" in constants and name not in kept]
+    settled = {str(node.target) for node in network.graph.nodes if node.meta.get(SETTLED)}
+    kept += [name for name in norms if (f"{name}.weight" in constants or name in settled) and name not in kept]
     return tuple(name for name in kept if name in there)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from polarspike.common.inputs import call_with, graph_inputs_of, holds_tensor, plain_output
-from polarspike.graph.editing import require_names
+from polarspike.graph.editing import SETTLED, require_names
 from polarspike.graph.layers import DropPath, MultiheadAttention, blocking_mask, masked_softmax
 from polarspike.graph.operator_table import FUNCTION_MEANINGS, Meaning
-from polarspike.graph.operators import entry_of
+from polarspike.graph.operators import entry_of, mode_of
 
 # Stochastic depth of other libraries, by class, without importing them: (share, mode) are read from the module.
 _DROP_PATHS = {
@@ -76,12 +77,49 @@ class _NoRandomness(TorchFunctionMode):
 
 
 def trace_graph(model: nn.Module, bound: inspect.BoundArguments) -> fx.GraphModule:
-    """The graph of a model by torch.fx; what torch.fx raises passes."""
+    """The graph of a model by torch.fx; what torch.fx raises passes.
+
+    A norm or dropout that is called as a function with a mode of its own, ``training=False`` in place of
+    ``training=self.training``, is marked by ``node.meta[SETTLED]``.
+    """
     with _NoRandomness():
         graph = Tracer(bound).trace(model)
+        if any(_is_off(node) for node in graph.nodes):
+            _mark_settled(graph, model, bound)
     graph._tracer_cls = None  # a graph module that knows its tracer asks for one when it is unpickled
     require_names(graph)
     return fx.GraphModule(model, graph, type(model).__name__)
+
+
+class _Following(int):
+    """A mode that is false as False is, and not the constant False: what a graph holds of it shows where it came from."""
+
+
+def _mark_settled(graph: fx.Graph, model: nn.Module, bound: inspect.BoundArguments) -> None:
+    """Mark the functions that are off whatever the mode of their module is.
+
+    The values that are traced in evaluation mode are the same for both. So the model is traced again with a mode that can
+    be told from a constant; where torch does not take it, or the graph is another one, nothing is known and nothing marked.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = _Following(False)  # type: ignore[assignment]
+        again = Tracer(bound).trace(model)
+    except Exception:  # whatever a model's own code makes of such a mode
+        return
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    pairs = list(itertools.zip_longest(graph.nodes, again.nodes))
+    if all(one and other and (one.op, one.target) == (other.op, other.target) for one, other in pairs):
+        for node, marked in pairs:
+            if _is_off(node) and mode_of(marked) is False:
+                node.meta[SETTLED] = True
+
+
+def _is_off(node: fx.Node) -> bool:
+    return mode_of(node) is False
 
 
 def open_up(model: nn.Module) -> nn.Module:

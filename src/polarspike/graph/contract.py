@@ -27,6 +27,7 @@ from polarspike.graph.operators import (
     describe_target,
     is_moving,
     meaning_of,
+    mode_of,
     moving,
     place_of,
     reads_size,
@@ -167,9 +168,13 @@ def _factors(network: fx.GraphModule, node: fx.Node, meaning: Meaning) -> list[A
 
 
 def _require_statistics(network: fx.GraphModule, node: fx.Node) -> None:
+    if mode_of(node) is True:
+        raise OperatorError(
+            f"{place_of(node)}: a batch norm that is called with training=True normalizes each batch by itself, which has "
+            "no running mean; pass running statistics and training=self.training"
+        )
     module: nn.Module | None = network.get_submodule(str(node.target)) if node.op == "call_module" else None
-    training: Any = False if module is not None else argument(node, 5, "training", False)
-    if training is True or (module is not None and getattr(module, "running_mean", None) is None):
+    if module is not None and getattr(module, "running_mean", None) is None:
         raise OperatorError(
             f"{place_of(node)}: a batch norm without running statistics normalizes each batch by itself, which has no "
             "running mean; use track_running_stats=True"

@@ -18,6 +18,8 @@ Kind = TypeVar("Kind", bound=nn.Module)
 INTEGERS = "integer_inputs"
 #: The same for the inputs that are the same for all samples, by position and by name.
 SHARED = "shared_inputs"
+#: Key of ``node.meta``: this norm or dropout is off also while the model trains.
+SETTLED = "off_in_every_mode"
 #: Key of ``graph.meta``: whether the exported program altered a tensor in place.
 WRITES = "writes_in_place"
 

@@ -93,6 +93,16 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
     return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
 
+def mode_of(node: fx.Node) -> Any:
+    """The mode that a norm or a dropout is called with as a function, true while training; None for anything else."""
+    meaning = FUNCTION_MEANINGS.get(node.target) if callable(node.target) else None
+    if meaning is Meaning.NORM:
+        return argument(node, 5, "training", False)
+    if meaning is Meaning.DROPOUT:
+        return argument(node, 2, "train" if node.target is torch.dropout else "training", True)
+    return None
+
+
 def moving(node: fx.Node, dependent: Collection[fx.Node]) -> list[fx.Node]:
     """The signals among the arguments of a node, each once, in order."""
     leaves = pytree.tree_leaves((node.args, node.kwargs))
