@@ -134,7 +134,7 @@ def timesteps_of(asked: Sequence[int], frames: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def verify_sequences(
-    qann: QuantizedNetwork, snn: SpikingNetwork, sequences: Sequence[Tensor], timesteps: int = 1
+    qann: QuantizedNetwork, snn: SpikingNetwork, sequences: Sequence[Tensor], timesteps: int = 1, *, scope: bool = True
 ) -> Proof:
     """Prove what a spiking network does with the first T frames of sequences, in the reading that it was converted with.
 
@@ -147,6 +147,7 @@ def verify_sequences(
         snn: the spiking network.
         sequences: batches (B, frames, C, ...).
         timesteps: T.
+        scope: as :func:`polarspike.verify` has it, at T = 1.
 
     Raises:
         SpecError: the reading has one timestep, or what :func:`polarspike.verify` refuses.
@@ -159,7 +160,8 @@ def verify_sequences(
         _require_frames(batch, timesteps)
     if reading == "integrate" and timesteps > 1:
         return verify(qann, snn, [batch[:, :timesteps] for batch in sequences], timesteps, time_dim=1)
-    proof = verify(qann, snn, [batch[:, t] for batch in sequences for t in range(timesteps)], scope=timesteps == 1)
+    frames_apart = [batch[:, t] for batch in sequences for t in range(timesteps)]
+    proof = verify(qann, snn, frames_apart, scope=scope and timesteps == 1)
     if timesteps == 1:
         return proof
     worst, equal = proof.output_difference, proof.output_equal

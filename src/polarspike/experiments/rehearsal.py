@@ -90,10 +90,11 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
     snn = convert(qann, conversion_for(recipe.converted_reading))
     inputs, _ = batches[0]
     for timesteps in recipe.asked_timesteps:
+        # Without the scope, which no stage asks for and which costs several times the proof: it runs image by image.
         if recipe.in_time:
-            proof = verify_sequences(qann, snn, [inputs[:_PROVED]], timesteps)
+            proof = verify_sequences(qann, snn, [inputs[:_PROVED]], timesteps, scope=False)
         else:
-            proof = verify(qann, snn, [inputs[:_PROVED]], timesteps=timesteps)
+            proof = verify(qann, snn, [inputs[:_PROVED]], timesteps=timesteps, scope=False)
         if (timesteps == 1 or recipe.converted_reading == "frames") and not proof.exact:
             raise RunError(
                 f"rehearsal, verify at T = {timesteps}: {proof.different} codes differ, first at {proof.first_difference}"
@@ -117,7 +118,8 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
         if not torch.equal(answers, spiking(inputs)):
             raise RunError("rehearsal, file: the network that was saved and loaded answers otherwise")
         frame = inputs[:, 0] if recipe.in_time else inputs
-        written = export(snn, Path(folder) / "snn.pt2", "torch-export", frame)
+        # Of an example only the shape matters; answers are compared on all images.
+        written = export(snn, Path(folder) / "snn.pt2", "torch-export", frame[:_COUNTED], [frame])
     if written.decisions:
         raise RunError(f"rehearsal, export: {written.decisions} of {IMAGES} images are classified otherwise")
     many = f"all {IMAGES}" if right == IMAGES else f"{right} of {IMAGES}"
