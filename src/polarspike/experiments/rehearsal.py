@@ -8,9 +8,9 @@ without what holds it back.
 
 A network that cannot learn 64 images by heart, or whose codes differ after conversion, has a mistake that no amount of data
 repairs. Images are as the recipe's dataset has them, but for their size: they are cut to the smallest that exercises the
-whole network (two patches a side of a Transformer), so that a minute is enough; sequences through which a network is trained
-have three frames. Their network is compared with its own stream, and not with the event-by-event simulator, which would take
-longer than the rest.
+whole network (two patches a side of a Transformer), so that a minute is enough; sequences have three frames where each is a
+first timestep of its own, or where a network is trained through them. Such a network through time is compared with its own
+stream, and not with the event-by-event simulator, which would take longer than the rest.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PROVED = 16  # of them, whose codes are compared
 _COUNTED = 2  # of them, whose operations are counted
 _FEW = 4  # of them, for a step as the recipe has it: on a CPU bfloat16 may be slow
 _FOREIGN_SIDE = 64  # pixels of images for networks of other packages
-_FRAMES = 3  # of a sequence through which a network is trained: gradients go through all of them
+_FRAMES = 3  # of a sequence whose frames are first timesteps, each proved alone, or through which gradients go
 _ROUND, _MOST_ROUNDS = 8, 12  # steps of a round, and how many rounds a network gets to learn the images by heart
 
 
@@ -67,7 +67,7 @@ def rehearse(recipe: Recipe, *, say: Callable[[str], None] = lambda message: Non
         RunError: a stage fails: the images are not learned, a code differs, or a file does not come back as it was.
         PolarspikeError: what the stages themselves raise.
     """
-    if recipe.learns_order:
+    if recipe.converted_reading == "frames":
         recipe = dataclasses.replace(
             recipe, frames=dataclasses.replace(recipe.frames, bins=min(_FRAMES, recipe.frames.bins))
         )
