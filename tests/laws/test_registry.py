@@ -79,7 +79,7 @@ def test_every_model_converts_exactly_after_training(name: str, granularity: str
     qann, images, loader = quantized(name, granularity)
     optimizer = torch.optim.AdamW(qann.parameters(), lr=2e-3, weight_decay=0.0)
     qann.train()
-    for x, y in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), 40):  # type: ignore[call-overload]
+    for x, y in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), 20):  # type: ignore[call-overload]
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(qann(x), y).backward()
         optimizer.step()
