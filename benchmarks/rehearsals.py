@@ -1,4 +1,4 @@
-"""Every recipe rehearsed as it is, with what that takes: the tests take narrower networks of the heavy ones.
+"""How long every recipe rehearses; what the tests do, one after the other and with the time that it takes.
 
     python benchmarks/rehearsals.py [NAME ...]        all, or some; about a quarter of an hour on two slow cores
 

@@ -23,26 +23,6 @@ from polarspike.spiking.through_time import LeakyPolarityNeuron
 from polarspike.training_spec import TrainSpec
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-#: Narrower here: each of these takes half a minute to a minute and a half of processor time, and together they take three
-#: times as long as all others; ``polarspike train NAME --rehearse`` takes them as they are.
-HEAVY = (
-    "cifar10_vgg16",
-    "cifar100_vgg16",
-    "cifar10_resnet18",
-    "cifar10_vit_ti",
-    "tiny_imagenet_resnet18",
-    "imagenet_resnet34",
-    "imagenet_vit_s",
-)
-
-
-def small(recipe: Recipe) -> Recipe:
-    """The recipe with fewer layers and channels of the same kinds."""
-    if recipe.model == "vit":
-        width, options = 16 * int(recipe.options["heads"]), {**recipe.options, "depth": 2}
-        return dataclasses.replace(recipe, width=width, options=options)
-    model = "resnet18" if recipe.model == "resnet34" else recipe.model
-    return dataclasses.replace(recipe, model=model, width=8)
 
 
 def test_every_recipe_has_its_file_and_every_file_its_recipe() -> None:
@@ -84,7 +64,7 @@ def _plain(name: str) -> str:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_rehearses(name: str) -> None:
     recipe, said = RECIPES[name], list[str]()
-    rehearse(small(recipe) if name in HEAVY else recipe, say=said.append)
+    rehearse(recipe, say=said.append)
     assert "verified at T = 1: 0 of" in " ".join(said) and "all 64 images right" in said[-1]
     if recipe.learns_order:
         assert "streamed frame by frame at T = 3: 0 of" in said[-2] and "through time has all 64" in said[-1]
