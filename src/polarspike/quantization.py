@@ -89,7 +89,7 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
     """A quantized copy of a model; the model itself is left untouched.
 
     The model is captured as a graph, standardized, and checked: with float activations at its sites the graph must
-    compute what the model computes, on the example and on another batch size and content. The steps are chosen
+    compute what the model computes, on the example, on another batch size and content, and on one sample. Steps are chosen
     afterwards, by :func:`polarspike.calibrate`.
 
     The graph is that of evaluation mode: what the model does only under ``if self.training`` is not in it, and functional

@@ -158,3 +158,53 @@ def test_a_model_that_answers_nan_or_another_structure_is_refused() -> None:
         assert type(ordered(X)) is dict and list(ordered(X)) == ["y"]  # plain containers
     infinite = quantize(Net(lambda n, x: torch.relu(n.one(x)) - torch.tensor(torch.inf)))
     assert infinite.sites()
+
+
+def doubled_alone(n: Net, x: Tensor) -> Tensor:
+    y = n.score(torch.relu(n.one(x)))
+    return y * 2.0 if x.shape[0] == 1 else y
+
+
+def squeezed_alone(n: Net, x: Tensor) -> Tensor:
+    y = n.score(torch.relu(n.one(x)))
+    return y[0] if x.shape[0] == 1 else y
+
+
+def test_a_branch_for_one_sample_is_refused() -> None:
+    with pytest.raises(
+        GraphMismatchError, match=r"output 0 on the example's first sample alone \(batch 1\): .* differs"
+    ):
+        quantize(Net(doubled_alone))
+    with pytest.raises(
+        CaptureError, match=r"gives shape \(5,\), its captured graph \(1, 5\).* decides by the batch size"
+    ):
+        quantize(Net(squeezed_alone))
+
+
+def refused_alone(n: Net, x: Tensor) -> Tensor:
+    if x.shape[0] == 1:
+        raise ValueError("expected several samples")
+    return n.score(torch.relu(n.one(x)))
+
+
+def undefined_alone(n: Net, x: Tensor) -> Tensor:
+    y = n.score(torch.relu(n.one(x)))
+    return y * float("nan") if x.shape[0] == 1 else y
+
+
+@pytest.mark.parametrize("body", [refused_alone, undefined_alone])
+def test_a_model_that_has_no_answer_to_one_sample_is_not_asked_for_it(body: Body) -> None:
+    assert quantize(Net(body)).sites()
+
+
+class Masked(Net):
+    """A bias that is the same for all samples, and has as many rows as the example."""
+
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.relu(self.one(x))
+        return self.score(y), (y.flatten(2)[:, :, :4] @ bias).mean()
+
+
+def test_one_sample_keeps_what_is_the_same_for_all() -> None:
+    for model, example in ((Masked(), (X, torch.randn(4, 4))), (Masked(), {"x": X, "bias": torch.randn(4, 4)})):
+        assert quantize(model, example).sites()

@@ -24,7 +24,16 @@ from polarspike.capture.passes import standardize
 from polarspike.capture.preparation import check_example, check_model, clone_tensors, copy_model, freeze
 from polarspike.capture.samples import other_batch, shared_inputs
 from polarspike.capture.tracing import open_up, trace_graph
-from polarspike.common.inputs import Inputs, as_call, batch_size, bind_call, graph_inputs_of, named_values, plain_output
+from polarspike.common.inputs import (
+    Inputs,
+    as_call,
+    batch_size,
+    bind_call,
+    graph_inputs_of,
+    named_values,
+    plain_output,
+    rows_of,
+)
 from polarspike.errors import CaptureError, GraphMismatchError, OperatorError, PolarspikeError, SpecError
 from polarspike.graph.contract import rule_of
 from polarspike.graph.editing import INTEGERS, SHARED, WRITES, signals
@@ -165,10 +174,12 @@ def _first_line(error: BaseException) -> str:
 def check_capture(
     model: nn.Module, graph_module: nn.Module, example: Inputs, shared: Collection[str] = frozenset()
 ) -> None:
-    """Show that the graph computes what the model computes, on the example and on another batch size and content.
+    """Show that the graph computes what the model computes: on the example, on another batch and content, on one sample.
+
+    One sample is asked for because torch.export takes a branch on it (``if x.shape[0] == 1``) for one never taken.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; one that itself fails on a single sample is not asked for that.
         graph_module: of it.
         example: inputs of one call.
         shared: the inputs that are the same for all samples, of which another batch has no more rows.
@@ -205,6 +216,28 @@ def check_capture(
                 f"output {index}: {type(model).__name__} answers {size + 1} samples with {size} rows, as it did for the "
                 f"{size} of the example, so samples are mixed up. {fixed}"
             )
+    if size > 1:
+        _check_alone(model, reference, graph_module, rows_of(example, slice(0, 1), size, shared))
+
+
+def _check_alone(model: nn.Module, reference: nn.Module, graph_module: nn.Module, sample: Inputs) -> None:
+    """Whether the graph answers a batch of one as the model does; nothing is said where the model has no such answer."""
+    args, kwargs = as_call(clone_tensors(sample))
+    try:
+        expected = plain_output(reference(*args, **kwargs))
+    except Exception:  # whatever a model raises that needs several samples
+        return
+    if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(expected)):
+        return
+    label = "the example's first sample alone (batch 1)"
+    repair = "forward decides by the batch size; look for x.shape[0] == 1, or squeeze() without a dimension"
+    try:
+        got = graph_module(**clone_tensors(graph_inputs(model, sample)))
+    except Exception as error:
+        raise CaptureError(
+            f"the captured graph fails on {label}, which the model answers: {error}. {repair}"
+        ) from error
+    _compare(expected, got, label, f". {repair}{_nested(model)}")
 
 
 @torch.no_grad()
@@ -255,7 +288,7 @@ def _compare(expected: Any, got: Any, label: str, advice: str = "") -> None:
         if left.shape != right.shape:
             raise CaptureError(
                 f"output {index} on {label}: the model gives shape {tuple(left.shape)}, its captured graph "
-                f"{tuple(right.shape)}; a batch size or shape is fixed somewhere in forward"
+                f"{tuple(right.shape)}; a batch size or shape is fixed somewhere in forward{advice}"
             )
         left, right = left.double().flatten(), right.double().flatten()
         if bool(left.isnan().any()):
