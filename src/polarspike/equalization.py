@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from polarspike.capture import capture, check_capture
+from polarspike.capture.programs import model_of
 from polarspike.common.inputs import Inputs, batches_of, require_batches, to_device
 from polarspike.common.modules import apply, device_of, evaluating, hooked, ranks_behind_linear
 from polarspike.graph.editing import SHARED, finish
@@ -51,7 +53,9 @@ class Pair:
 
 
 @torch.no_grad()
-def equalize(model: nn.Module, example: Inputs, batches: Iterable[Any] | Tensor | None = None) -> fx.GraphModule:
+def equalize(
+    model: nn.Module | ExportedProgram, example: Inputs, batches: Iterable[Any] | Tensor | None = None
+) -> fx.GraphModule:
     """A copy of a float model that computes the same, with channels of like size between its layers.
 
     For two layers with nothing but positively homogeneous operators f between them (batch norm behind the first; ReLU,
@@ -87,6 +91,7 @@ def equalize(model: nn.Module, example: Inputs, batches: Iterable[Any] | Tensor 
     for the identity and the ranges of weights; the balance of signals is this project's own choice.
     """
     require_float(model, "equalize: ", "; equalize it before polarspike.quantize")
+    model = model_of(model)
     network = capture(model, example)
     pairs = pairs_of(network, ranks_behind_linear(network, example))
     if batches is None:

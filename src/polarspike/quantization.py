@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from polarspike import ops
 from polarspike.capture import Route, capture, check_capture, graph_inputs
 from polarspike.capture.preparation import frozen_in, tell_of_pruned
+from polarspike.capture.programs import model_of
 from polarspike.common.inputs import Inputs, Signature
 from polarspike.common.modules import evaluating
 from polarspike.errors import OperatorError, SpecError
@@ -76,16 +78,19 @@ RULES: dict[type[nn.Module], Callable[[nn.Module], FloatLaw | None]] = {
 }
 
 
-def inspect(model: nn.Module, spec: QuantSpec, example: Inputs, *, route: Route = "auto") -> Plan:
+def inspect(model: nn.Module | ExportedProgram, spec: QuantSpec, example: Inputs, *, route: Route = "auto") -> Plan:
     """Say what :func:`quantize` would do, without doing it.
 
     Raises: what :func:`quantize` raises.
     """
+    model = model_of(model)
     network = _captured(model, spec, example, route)
     return _Planner(network, spec, graph_inputs(model, example)).plan()
 
 
-def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route = "auto") -> QuantizedNetwork:
+def quantize(
+    model: nn.Module | ExportedProgram, spec: QuantSpec, *, example: Inputs, route: Route = "auto"
+) -> QuantizedNetwork:
     """A quantized copy of a model; the model itself is left untouched.
 
     The model is captured as a graph, standardized, and checked: with float activations at its sites the graph must
@@ -101,7 +106,8 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
     class.
 
     Args:
-        model: a module that torch.fx or torch.export can capture and whose operators are all in the operator table.
+        model: a module that torch.fx or torch.export can capture and whose operators are all in the operator table; an
+            exported program of a free batch size, or the module of one, is such a model in evaluation mode.
         spec: levels, gain, granularity and initialization of the sites.
         example: an example input batch: a tensor, a tuple (positional) or a dict (keyword).
         route: how the model is captured, see :func:`polarspike.capture.capturing.capture`.
@@ -115,6 +121,7 @@ def quantize(model: nn.Module, spec: QuantSpec, *, example: Inputs, route: Route
     Warns:
         PolarspikeWarning: layers of the model are pruned; training moves their zeros again.
     """
+    model = model_of(model)
     network = _captured(model, spec, example, route)
     tell_of_pruned(model)
     planner = _Planner(network, spec, graph_inputs(model, example))

@@ -103,7 +103,7 @@ def test_a_parameter_that_is_not_finite_is_named() -> None:
 
 
 def test_what_is_no_model_or_cannot_be_copied_is_refused() -> None:
-    with pytest.raises(CaptureError, match=r"expected a torch.nn.Module, got function"):
+    with pytest.raises(CaptureError, match=r"expected a torch.nn.Module or an exported program, got function"):
         quantize(lambda x: x)  # type: ignore[arg-type]
     with pytest.raises(CaptureError, match=r"'0.weight' has no values yet .a lazy module.; call the model once"):
         quantize(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()))

@@ -17,11 +17,13 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from polarspike.capture.exported import export_graph
 from polarspike.capture.passes import standardize
 from polarspike.capture.preparation import check_example, check_model, clone_tensors, copy_model, freeze
+from polarspike.capture.programs import is_program, model_of
 from polarspike.capture.samples import other_batch, shared_inputs
 from polarspike.capture.tracing import open_up, trace_graph
 from polarspike.common.inputs import (
@@ -51,11 +53,12 @@ _TOLERANCE = 1e-5
 _OPTIONS = frozenset({"timesteps", "every_step", "execution", "time_dim"})
 
 
-def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.GraphModule:
+def capture(model: nn.Module | ExportedProgram, example: Inputs, route: Route = "auto") -> fx.GraphModule:
     """A copy of the model, in evaluation mode, as a standard graph module with the model's own names.
 
     Args:
-        model: a module that torch.fx or torch.export can capture; it is left untouched.
+        model: a module that torch.fx or torch.export can capture, or an exported program of a free batch size (or the module
+            of one); it is left untouched.
         example: an example input batch: a tensor, a tuple (positional) or a dict (keyword).
         route: ``"fx"``, ``"export"``, or ``"auto"`` for the first of the two whose graph holds operators of the table
             alone and computes what the model computes (torch.fx loses writes into a part of a tensor); the choice and its
@@ -69,16 +72,14 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
     """
     if route not in get_args(Route):
         raise SpecError(f"route: expected one of {', '.join(map(repr, get_args(Route)))}, got {route!r}")
+    model = model_of(model)
     check_model(model)
     answer = check_example(model, example)
     shared = shared_inputs(model, example)
     errors: dict[str, PolarspikeError] = {}
-    if route == "auto" and _is_hugging_face(model):
-        errors["fx"] = CaptureError(
-            "models of Hugging Face cannot be traced"
-        )  # and trying leaves marks on their classes
-        route = "export"
-    for way in ("fx", "export") if route == "auto" else (route,):
+    untraced = _why_not_traced(model) if route == "auto" else ""
+    ways = ("export",) if untraced else ("fx", "export") if route == "auto" else (route,)
+    for way in ways:
         try:
             graph_module = _understood(_by_way(model, example, way, shared), graph_inputs(model, example))
             if route == "auto" and way == "fx":
@@ -88,12 +89,13 @@ def capture(model: nn.Module, example: Inputs, route: Route = "auto") -> fx.Grap
         except (CaptureError, OperatorError) as error:
             errors[way] = error
             continue
-        reason = f"; torch.fx: {_first_line(errors['fx'])}" if "fx" in errors else ""
+        why = _first_line(errors["fx"]) if "fx" in errors else untraced
+        reason = f"; torch.fx: {why}" if why else ""
         graph_module.meta["route"] = f"{way}{reason}"
         graph_module.meta[SHARED] = _however_passed(graph_module, model, example, shared)
         _log.info("%s captured by torch.%s%s", type(model).__name__, way, reason)
         return graph_module
-    raise _decisive(model, errors)
+    raise _decisive(errors)
 
 
 def graph_inputs(model: nn.Module, example: Inputs) -> dict[str, Any]:
@@ -101,8 +103,13 @@ def graph_inputs(model: nn.Module, example: Inputs) -> dict[str, Any]:
     return graph_inputs_of(bind_call(model.forward, example))
 
 
-def _is_hugging_face(model: nn.Module) -> bool:
-    return any(base.__name__ == "PreTrainedModel" for part in model.modules() for base in type(part).__mro__)
+def _why_not_traced(model: nn.Module) -> str:
+    """Why torch.fx is not tried on a model; empty where it is."""
+    if is_program(model):
+        return "an exported program has no modules to trace"
+    if any(base.__name__ == "PreTrainedModel" for part in model.modules() for base in type(part).__mro__):
+        return "models of Hugging Face cannot be traced"  # and trying leaves marks on their classes
+    return ""
 
 
 def _however_passed(
@@ -157,9 +164,8 @@ def _understood(graph_module: fx.GraphModule, inputs: dict[str, Any]) -> fx.Grap
     return graph_module
 
 
-def _decisive(model: nn.Module, errors: dict[str, PolarspikeError]) -> PolarspikeError:
+def _decisive(errors: dict[str, PolarspikeError]) -> PolarspikeError:
     """Of the errors of both ways the one that says most: an operator by name, else why torch.fx failed."""
-    errors = {way: error for way, error in errors.items() if "Hugging Face" not in str(error)} or errors
     named: list[PolarspikeError] = [error for error in errors.values() if isinstance(error, OperatorError)]
     if named or len(errors) == 1:
         return (named or list(errors.values()))[0]

@@ -21,7 +21,7 @@ from polarspike.graph.editing import SETTLED
 def check_model(model: nn.Module) -> None:
     """Refuse what is no module, has no values yet, or holds NaN or Inf."""
     if not isinstance(model, nn.Module):
-        raise CaptureError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        raise CaptureError(f"expected a torch.nn.Module or an exported program, got {type(model).__name__}")
     buffers = {name for name, _ in model.named_buffers()}
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(value):

@@ -22,12 +22,13 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from polarspike.errors import CheckpointError
+from polarspike.capture.programs import input_sizes, model_of
+from polarspike.errors import CaptureError, CheckpointError
 
 _RECORDS = re.compile(
     r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
@@ -63,13 +64,10 @@ def load_exported(path: Path) -> nn.Module:
         CheckpointError: no such file, not an exported program, one that holds pickled Python objects or anything else
             that would be executed, one that this release of torch cannot read, or one of a fixed batch size.
     """
-    program = _load(path)
-    _require_free_batch(path, program)
-    module = program.module(check_guards=False)
-    # torch puts methods that refuse in their place. Evaluation mode is part of the program, so eval() changes nothing.
-    for name in ("train", "eval"):
-        vars(module).pop(name, None)
-    return cast(nn.Module, module)
+    try:
+        return model_of(_load(path))
+    except CaptureError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def example_shape(path: Path) -> tuple[int, int, int] | None:
@@ -77,7 +75,7 @@ def example_shape(path: Path) -> tuple[int, int, int] | None:
 
     Raises: what :func:`load_exported` raises.
     """
-    inputs = _inputs(_load(path))
+    inputs = input_sizes(load_exported(path))
     if len(inputs) != 1:
         return None
     sizes = next(iter(inputs.values()))[1:]
@@ -241,25 +239,6 @@ def _refusal(path: Path, reason: str) -> CheckpointError:
         f"{path}: {reason}; nothing of it was executed. Export plain tensors with this release of torch, or give the Python "
         "factory and a state dict"
     )
-
-
-def _inputs(program: Any) -> dict[str, list[Any]]:
-    """The sizes of every tensor input of a program by name; a free size is no int."""
-    named = set(program.graph_signature.user_inputs)
-    return {
-        node.name: list(node.meta["val"].shape)
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in named and isinstance(node.meta.get("val"), torch.Tensor)
-    }
-
-
-def _require_free_batch(path: Path, program: Any) -> None:
-    for name, sizes in _inputs(program).items():
-        if not sizes or isinstance(sizes[0], int):
-            raise CheckpointError(
-                f"{path}: input {name!r} has the fixed shape {tuple(sizes)}, expected a free batch size: export it again "
-                'with dynamic_shapes, for instance dynamic_shapes=({0: torch.export.Dim("batch")},)'
-            )
 
 
 def _short(error: BaseException) -> str:
