@@ -31,6 +31,16 @@ class Net(nn.Module):
         return self.body(self, torch.relu(self.norm(self.conv(x))))
 
 
+def turned(angle: Tensor, dims: int) -> Tensor:
+    """Affine maps, one a sample, near the identity."""
+    return torch.eye(dims, dims + 1) + 0.1 * angle.view(-1, 1, 1)
+
+
+def sampled(x: Tensor, angle: Tensor, mode: str, padding: str, align: bool) -> Tensor:
+    grid = F.affine_grid(turned(angle, 2), [*x.shape[:2], 6, 5], align)
+    return F.grid_sample(x, 1.3 * grid, mode=mode, padding_mode=padding, align_corners=align)
+
+
 BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "pooling": lambda n, x: n.peak(F.max_pool2d(x, 2)) + F.adaptive_max_pool2d(x, 2),
     "flat pooling": lambda n, x: F.adaptive_max_pool1d(F.max_pool1d(x.flatten(2), 2), 3),
@@ -38,6 +48,14 @@ BODIES: dict[str, Callable[[Any, Tensor], Any]] = {
     "slices": lambda n, x: x[:, -2:, ::2, 1:] + x[:, :2, 1::2, :-1],
     "indexing": lambda n, x: x[:, n.places] * x[..., [1, 0]].sum(),
     "interpolation": lambda n, x: F.interpolate(x, scale_factor=2, mode="bilinear") + F.interpolate(x, size=(16, 16)),
+    "sampling": lambda n, x: (
+        sampled(x, x.flatten(1).mean(1), "bilinear", "zeros", False)
+        + sampled(x, x.flatten(1).mean(1), "nearest", "border", True)
+        + sampled(x, x.flatten(1).mean(1), "bicubic", "reflection", False)
+    ),
+    "sampling of volumes": lambda n, x: F.grid_sample(
+        x[:, None], F.affine_grid(turned(x[:, 0, 0, 0], 3), [x.shape[0], 1, 3, 5, 4], False), align_corners=False
+    ),
     "statistics": lambda n, x: torch.var_mean(x, dim=(2, 3)),
     "norms": lambda n, x: F.normalize(x, dim=1) + torch.linalg.vector_norm(x, dim=1, keepdim=True),
     "einsum": lambda n, x: torch.einsum("bchw,bdhw->bcd", x, x),

@@ -35,6 +35,9 @@ _DUNDER = {
     "__xor__": operator.xor,
     "__invert__": operator.invert,
 }
+# As grid_sample numbers them.
+_MODES = ("bilinear", "nearest", "bicubic")
+_PADDINGS = ("zeros", "border", "reflection")
 _NO_END = sys.maxsize
 # Answers (normalized, mean, rate); where nothing may be written in place, batch norms are called so.
 _BATCH_NORM = "_native_batch_norm_legit_no_training"
@@ -138,6 +141,18 @@ def _upsample(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     return "call_function", functional.interpolate, (source,), options
 
 
+def _sampled(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
+    """Sampling at places; modes come as numbers."""
+    del node
+    source, grid, mode, padding, align = args
+    options = {"mode": _MODES[mode], "padding_mode": _PADDINGS[padding], "align_corners": align}
+    return "call_function", functional.grid_sample, (source, grid), options | kwargs
+
+
+def _grid(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
+    return "call_function", functional.affine_grid, args, kwargs
+
+
 def _vector_norm(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Translation:
     return "call_function", torch.linalg.vector_norm, args, kwargs
 
@@ -186,6 +201,8 @@ _SPECIAL: dict[str, Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]] =
     "embedding": _embedding,
     "linalg_vector_norm": _vector_norm,
     "einsum": _einsum,
+    "grid_sampler": _sampled,
+    "affine_grid_generator": _grid,
     _BATCH_NORM: _batch_norm,
     "copy": _copied,
     "zero": lambda node, args, kwargs: ("call_function", torch.zeros_like, args, {}),
