@@ -51,7 +51,7 @@ def observe(
         by_channel: also keep the channels of sites with one step apart.
 
     Raises:
-        CalibrationError: no batch came; NaN or Inf, with site and batch.
+        CalibrationError: no batch came; an empty one; NaN or Inf, with site and batch.
     """
     sites = qann.sites()
     seen = {name: Observed(StreamingHistogram(max(1, site.spec.channels))) for name, site in sites.items()}
@@ -60,6 +60,11 @@ def observe(
     position = -1
 
     def watch(name: str, x: Tensor) -> None:
+        if x.numel() == 0:
+            raise CalibrationError(
+                f"site {name!r}, batch {position}: expected at least one sample, got an empty tensor {tuple(x.shape)}: the "
+                "batch is empty; leave it out"
+            )
         try:
             _update(seen[name], x, dims[name], sites[name].spec.channels > 0, by_channel)
         except InputError as error:
