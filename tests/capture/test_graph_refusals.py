@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import polarspike as ps
 from polarspike.errors import CaptureError, InputError
-from tests.captured import Net, X, quantize
+from tests.captured import SPEC, Body, Net, X, quantize
 
 
 def line_of(function: Callable[..., Any], text: str) -> int:
@@ -115,6 +118,67 @@ def test_what_is_no_model_or_cannot_be_copied_is_refused() -> None:
     model.body = (value for value in ())  # type: ignore[assignment]
     with pytest.raises(CaptureError, match="Net cannot be copied: cannot pickle 'generator' object"):
         quantize(model)
+
+
+@dataclass
+class Scores:
+    scores: Tensor
+
+
+class Plain:
+    def __init__(self, scores: Tensor) -> None:
+        self.scores = scores
+
+
+@pytest.mark.parametrize("kind", [Scores, Plain])
+@pytest.mark.parametrize("route", ["auto", "export"])
+def test_an_answer_in_an_object_of_the_models_own_is_refused(kind: Callable[[Tensor], Any], route: Any) -> None:
+    says = (
+        rf"Net answers with an object of {kind.__name__}, expected tensors in tuples, .* fields that you need as a dict"
+    )
+    for body in (lambda n, x: kind(n.score(n.one(x))), lambda n, x: (x, {"a": [kind(n.score(n.one(x)))]})):
+        with pytest.raises(CaptureError, match=says):
+            ps.quantize(Net(body), SPEC, example=X, route=route)
+
+
+def test_an_object_inside_of_a_model_is_no_answer() -> None:
+    qann = quantize(Net(lambda n, x: (n.score(torch.relu(Scores(n.one(x)).scores)), None, "scores")))
+    assert len(qann.sites()) == 1
+
+
+def test_a_torchscript_module_is_refused_with_what_is_needed() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has deprecated it
+        scripted, traced = torch.jit.script(body), torch.jit.trace(body, X)
+    says = r"is a TorchScript module, .*; expected the nn.Module that it was made from"
+    for model, where in (
+        (scripted, "the model"),
+        (traced, "the model"),
+        (nn.Sequential(traced, nn.ReLU()), "module '0'"),
+    ):
+        with pytest.raises(CaptureError, match=f"^{where} {says}"):
+            quantize(model)
+
+
+def compared(n: Net, x: Tensor) -> Tensor:
+    y = n.score(n.one(x))
+    return y if x.shape[0] > 4 else y + 1
+
+
+def stacked(n: Net, x: Tensor) -> Tensor:
+    return torch.stack([n.score(n.one(x))[i] for i in range(len(x))])
+
+
+@pytest.mark.parametrize("body", [compared, stacked])
+def test_a_forward_that_decides_by_the_batch_size_is_told_so(body: Body) -> None:
+    says = r"^Net decides by the batch size, or fixes it .*; move the branch out of the model"
+    with pytest.raises(
+        CaptureError, match=says + r"; torch\.fx stops at .*test_graph_refusals\.py:\d+ \(`return .*`\)$"
+    ):
+        quantize(Net(body))
+    with pytest.raises(CaptureError, match=says + "$"):
+        ps.quantize(Net(body), SPEC, example=X, route="export")
 
 
 def test_a_part_called_by_a_word_of_python_is_refused() -> None:

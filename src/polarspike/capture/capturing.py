@@ -49,6 +49,11 @@ _log = logging.getLogger("polarspike")
 # beyond this relative difference is another computation, not rounding.
 _TOLERANCE = 1e-5
 
+_BY_BATCH = (
+    "decides by the batch size, or fixes it (x.shape[0] is compared, looped over, or a number in a shape), expected a "
+    "forward of any batch size: a sample's answer must not depend on how many there are; move the branch out of the model"
+)
+
 # Options of SpikingNetwork.forward, which would swallow an input of the same name.
 _OPTIONS = frozenset({"timesteps", "every_step", "execution", "time_dim"})
 
@@ -67,7 +72,8 @@ def capture(model: nn.Module | ExportedProgram, example: Inputs, route: Route = 
 
     Raises:
         InputError: the example does not fit the model, or holds NaN or Inf.
-        CaptureError: a parameter is not finite, or the model cannot be captured (control flow on values).
+        CaptureError: a parameter is not finite, the model is a TorchScript module or answers with objects of its own, or it
+            cannot be captured (control flow on values or on the batch size).
         OperatorError: an operator has no rule.
     """
     if route not in get_args(Route):
@@ -83,7 +89,7 @@ def capture(model: nn.Module | ExportedProgram, example: Inputs, route: Route = 
         try:
             graph_module = _understood(_by_way(model, example, way, shared), graph_inputs(model, example))
             if route == "auto" and way == "fx":
-                _check_answer(model, graph_module, example, plain_output(answer))
+                _check_answer(model, graph_module, example, answer)
             elif isinstance(errors.get("fx"), GraphMismatchError) and not graph_module.meta.get(WRITES):
                 break  # what torch.fx did not see is no write: a hook, or another network's weights
         except (CaptureError, OperatorError) as error:
@@ -137,6 +143,8 @@ def _by_way(model: nn.Module, example: Inputs, way: str, shared: Collection[str]
     except PolarspikeError:
         raise
     except Exception as error:
+        if "Constraints violated (batch)" in str(error):  # torch's words for all that fixes a size or asks for it
+            raise CaptureError(f"{type(model).__name__} {_BY_BATCH}") from error
         raise CaptureError(
             f"{type(model).__name__} cannot be captured by torch.{way}{_user_line(error)}: {_first_line(error)}. "
             "Control flow must not depend on the values of a signal: decide it by an attribute or by shapes, or move "
@@ -165,10 +173,13 @@ def _understood(graph_module: fx.GraphModule, inputs: dict[str, Any]) -> fx.Grap
 
 
 def _decisive(errors: dict[str, PolarspikeError]) -> PolarspikeError:
-    """Of the errors of both ways the one that says most: an operator by name, else why torch.fx failed."""
+    """Of the errors of both ways the one that says most: an operator by name, the batch size, else why torch.fx failed."""
     named: list[PolarspikeError] = [error for error in errors.values() if isinstance(error, OperatorError)]
     if named or len(errors) == 1:
         return (named or list(errors.values()))[0]
+    if _BY_BATCH in str(errors["export"]):
+        cause = errors["fx"].__cause__
+        return CaptureError(f"{errors['export']}{'' if cause is None else f'; torch.fx stops{_user_line(cause)}'}")
     return CaptureError(f"{errors['fx']}. torch.export does not help: {_first_line(errors['export'])}")
 
 

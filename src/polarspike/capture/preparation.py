@@ -13,15 +13,25 @@ from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils import _pytree as pytree
 
-from polarspike.common.inputs import Inputs, as_call, batch_size, require_finite, tensors_of
+from polarspike.common.inputs import Inputs, as_call, batch_size, plain_output, require_finite, tensors_of
 from polarspike.errors import CaptureError, InputError, PolarspikeWarning
 from polarspike.graph.editing import SETTLED
 
+# What an answer may hold beside tensors: a graph keeps it as it is.
+_CONSTANTS = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what is no module, has no values yet, or holds NaN or Inf."""
+    """Refuse what is no module, or a compiled one, has no values yet, or holds NaN or Inf."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module or an exported program, got {type(model).__name__}")
+    scripted = next((name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise CaptureError(
+            f"{f'module {scripted!r}' if scripted else 'the model'} is a TorchScript module, which has no forward in Python "
+            "to capture; expected the nn.Module that it was made from: build that, and load its weights with "
+            "load_state_dict(scripted.state_dict())"
+        )
     buffers = {name for name, _ in model.named_buffers()}
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(value):
@@ -43,7 +53,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_example(model: nn.Module, example: Inputs) -> Any:
-    """Refuse an example that the model cannot take; return what the model answers to it."""
+    """Refuse an example that the model cannot take, or answers in containers of its own; return the answer in plain ones."""
     if batch_size(example) == 0:
         raise InputError(
             "expected an example of at least one sample, got an empty batch; nothing could be checked on it"
@@ -58,10 +68,20 @@ def check_example(model: nn.Module, example: Inputs) -> Any:
     reference = copy_model(model).eval()
     try:
         with torch.no_grad():
-            return reference(*args, **kwargs)
+            answer = reference(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(f"{name!r}: {tuple(tensor.shape)}" for name, tensor in tensors_of(example))
         raise InputError(f"{type(model).__name__} itself fails on the example input ({shapes}): {error}") from error
+
+    def checked(leaf: Any) -> Any:
+        if not isinstance(leaf, (Tensor, *_CONSTANTS)):
+            raise CaptureError(
+                f"{type(model).__name__} answers with an object of {type(leaf).__name__}, expected tensors in tuples, "
+                "named tuples, lists and dicts: wrap it in a module whose forward returns the fields that you need as a dict"
+            )
+        return leaf
+
+    return plain_output(answer, checked)
 
 
 def clone_tensors(value: Any) -> Any:
