@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import polarspike as ps
-from polarspike.errors import InputError, RunError, SpecError
+from polarspike.errors import InputError, PolarspikeWarning, RunError, SpecError
 from polarspike.runs import RunDirectory
 from polarspike.training import fit
 from polarspike.training_spec import TrainSpec
@@ -104,8 +104,19 @@ def test_a_loss_that_is_not_finite_stops_training() -> None:
     with pytest.raises(RunError, match=r"step 1: the teacher answers NaN or infinity.*check its weights"):
         fit(network(), [good], SPEC, teacher=broken)
     steep = nn.Linear(6, 3)
+    wild = TrainSpec(epochs=5, learning_rate=1e38, warmup_epochs=0.0)
     with pytest.raises(RunError, match=r"fit, epoch \d, step \d: the loss is (nan|inf).*lower TrainSpec"):
-        fit(steep, [good] * 5, TrainSpec(epochs=5, learning_rate=1e30, warmup_epochs=0.0))
+        fit(steep, [good] * 5, wild)
+
+
+def test_a_loss_that_is_finite_and_absurd_is_told_of_once() -> None:
+    torch.manual_seed(0)
+    good = (torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))
+    wild = TrainSpec(epochs=4, learning_rate=1e5, warmup_epochs=0.0)
+    says = r"fit, epoch \d: expected a mean loss of the order of ln\(classes\), got .*: training diverges; stop it"
+    with pytest.warns(PolarspikeWarning, match=says) as told:
+        history = fit(nn.Linear(6, 3), [good], wild)
+    assert len(told) == 1 and sum(epoch.loss > 1e3 for epoch in history.epochs) > 1
 
 
 def test_a_broken_last_step_does_not_reach_the_checkpoint(tmp_path: Path) -> None:

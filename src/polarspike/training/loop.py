@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Collection, Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from polarspike.common.inputs import Inputs, Signature, rows_of, unsound_input
 from polarspike.common.modules import apply, at_rest, device_of, require_ordinary
-from polarspike.errors import CheckpointError, InputError, RunError, SpecError
+from polarspike.errors import CheckpointError, InputError, PolarspikeWarning, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
 from polarspike.parallel import distributed
 from polarspike.parallel.distributed import Share
@@ -45,6 +46,8 @@ from polarspike.training_spec import TrainSpec
 
 FORMAT = "polarspike-training"
 VERSION = 1
+# A network that knows nothing has a loss of ln(classes), below 10; what is beyond this one is no longer learning.
+_ABSURD = 1e3
 _REPAIR = "lower TrainSpec.learning_rate, or lengthen warmup_epochs; the last checkpoint, if any, is intact"
 
 
@@ -121,6 +124,9 @@ def fit(
             model or the number of steps per epoch or of processes is another one, or because the model keeps state that
             is no tensor.
         CheckpointError: the checkpoint of ``run`` is damaged.
+
+    Warns:
+        PolarspikeWarning: once, of a loss that is finite and beyond all sense.
     """
     if spec is not None and not isinstance(spec, TrainSpec):
         raise SpecError(f"fit: expected a TrainSpec, got {type(spec).__name__}")
@@ -167,6 +173,7 @@ def fit(
                     with course.shown():
                         held_out = evaluate(_AsTrained(model), validate, progress=progress).accuracy[1]
                     passed = dataclasses.replace(passed, validation_accuracy=held_out)
+                _tell_of_absurd(passed, history)
                 history.append(passed)
                 if run is not None:
                     # The log first: a kill in between leaves a record too many, which the next start drops.
@@ -370,6 +377,16 @@ def _check_arguments(
         raise SpecError("fit: resume=True needs the run to continue; give run=RunDirectory(path, resume=True)")
     if run is not None and not resume and run.checkpoint_path.exists():
         raise RunError(f"{run.checkpoint_path}: there is a checkpoint; continue it with --resume (resume=True)")
+
+
+def _tell_of_absurd(latest: Epoch, history: list[Epoch]) -> None:
+    if distributed.is_main() and latest.loss > _ABSURD and all(before.loss <= _ABSURD for before in history):
+        warnings.warn(
+            f"fit, epoch {latest.epoch}: expected a mean loss of the order of ln(classes), got {latest.loss:.3g}: training "
+            "diverges; stop it, and lower TrainSpec.learning_rate or lengthen warmup_epochs",
+            PolarspikeWarning,
+            stacklevel=3,
+        )
 
 
 def _check_weights(model: nn.Module, epoch: int) -> None:
