@@ -111,7 +111,7 @@ def test_convert_on_a_dataset_lets_evaluate_and_verify_find_it(call: Call, tmp_p
     factory, files = own[0].replace("create", "digits"), [tmp_path / "qann", tmp_path / "snn"]
     options = ["--random-weights", "--images", "digits", "--images-count", 20, "--qann", files[0], "--crop", "0.5"]
     assert call("convert", factory, files[1], *options)[0] == 0
-    assert call("verify", *files, "--timesteps", 1, "--images", 20)[0] == 0
+    assert call("verify", *files, "--timesteps", 1, "--images-count", 20)[0] == 0
     assert "spiking network (nets.py:digits) on digits" in call("evaluate", files[1], "--timesteps", 1)[1]
 
 
@@ -161,6 +161,30 @@ def test_what_convert_wrote_is_exported_on_the_same_images(call: Call, tmp_path:
     code, out, err = call("export", snn, "--to", "integer", "--output", target, "--images", tmp_path / "photos")
     assert code == 0 and "of 3 decisions differ" in out, err
     code, _, err = call("export", snn, "--to", "integer", "--output", target, "--images", tmp_path / "none")
+    assert code == 2 and "is no folder, no file, and no dataset" in err
+
+
+def test_what_convert_wrote_is_verified_on_pictures_without_labels(call: Call, tmp_path: Path, own: list[str]) -> None:
+    pictures = pytest.importorskip("PIL.Image")
+    (tmp_path / "photos").mkdir()
+    for index, pixels in enumerate(np.random.default_rng(0).integers(256, size=(3, 16, 20, 3), dtype=np.uint8)):
+        pictures.fromarray(pixels).save(tmp_path / "photos" / f"{index}.png")
+    files = tmp_path / "qann.safetensors", tmp_path / "snn.safetensors"
+    made = ["--images", tmp_path / "photos", "--shape", "3,8,8", "--normalize", "none", "--qann", files[0]]
+    assert call("convert", own[0], files[1], *own[1:3], *made)[0] == 0
+    given = ["--images", tmp_path / "photos"]
+    for options, compared in (
+        (["--timesteps", 1, 2], 3),
+        (["--precision", "fp64", "--images-count", 2], 2),
+        (["--against", "events", "--timesteps", 2], 6),  # with both networks
+        (["--varying", "--timesteps", 2], 3),
+    ):
+        code, out, err = call("verify", *files, *given, *options)
+        assert code == 0 and "NOT EXACT" not in out, err
+        assert f": 0 of {compared * 6 * 36} codes differ" in out, out
+    code, out, err = call("verify", *files, "--images", own[4])  # floats as they are
+    assert code == 0 and "EXACT" in out, err
+    code, _, err = call("verify", *files, "--images", tmp_path / "none")
     assert code == 2 and "is no folder, no file, and no dataset" in err
 
 

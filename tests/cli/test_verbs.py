@@ -85,12 +85,18 @@ def test_a_quantized_network_is_evaluated_at_one_timestep_only(call: Call, train
 
 @pytest.mark.parametrize(
     "options",
-    [[], ["--precision", "bf16"], ["--precision", "fp64", "--varying"], ["--against", "events", "--images", "4"]],
+    [
+        [],
+        ["--precision", "bf16"],
+        ["--precision", "fp64", "--varying"],
+        ["--against", "events", "--images-count", "4"],
+        ["--images", "digits"],
+    ],
     ids=" ".join,
 )
 def test_verify_proves(call: Call, trained: Path, options: list[str]) -> None:
     files = trained / "qann.safetensors", trained / "snn.safetensors"
-    code, out, err = call("verify", *files, "--timesteps", 1, 3, *(options or ["--images", "64"]))
+    code, out, err = call("verify", *files, "--timesteps", 1, 3, *(options or ["--images-count", "64"]))
     assert (code, err) == (0, "")
     assert [line[:3] for line in out.splitlines() if line.startswith("T=")] == ["T=1", "T=3"]
     assert "EXACT" in out and ("event simulator" in out) == ("events" in options)
@@ -98,7 +104,7 @@ def test_verify_proves(call: Call, trained: Path, options: list[str]) -> None:
 
 def test_varying_inputs_vary(call: Call, trained: Path) -> None:
     files = trained / "qann.safetensors", trained / "snn.safetensors"
-    options = ["--timesteps", "2", "--images", "32", "--precision", "fp64"]
+    options = ["--timesteps", "2", "--images-count", "32", "--precision", "fp64"]
     same, varying = call("verify", *files, *options)[1], call("verify", *files, *options, "--varying")[1]
     assert same != varying and varying == call("verify", *files, *options, "--varying")[1]
 
@@ -111,7 +117,13 @@ def test_verify_says_no(call: Call, tmp_path: Path, trained: Path, against: str)
     site.set_step(site.step.detach() * 1.05)
     ps.save(snn, tmp_path / "other.safetensors")
     code, out, err = call(
-        "verify", trained / "qann.safetensors", tmp_path / "other.safetensors", "--images", 16, "--against", against
+        "verify",
+        trained / "qann.safetensors",
+        tmp_path / "other.safetensors",
+        "--images-count",
+        16,
+        "--against",
+        against,
     )
     assert code == 1 and "NOT EXACT" in out and "first difference: hidden.relu2" in out and "not exact at T = 1" in err
 
@@ -121,7 +133,12 @@ def test_verify_says_no(call: Call, tmp_path: Path, trained: Path, against: str)
     [
         (["--timesteps", "0"], "at least 1"),
         (["--timesteps", "1", "2", "3000000"], "3 levels x 3000000 timesteps"),
-        (["--images", "400"], "expected 1..359"),
+        (["--images-count", "400"], "1..359, got 400"),
+        (
+            ["--images", "400"],
+            "a folder of pictures, a file or a dataset, got 400; how many of them is --images-count 400",
+        ),
+        (["--images", "digits", "--data", "digits"], "--data: --images digits says where the images are from"),
         (["--against", "events", "--precision", "bf16"], "expected --precision fp32 or fp64"),
         (["--device", "abacus"], "expected one that this machine has"),
         (["--data", "digit"], "did you mean 'digits'?"),

@@ -73,16 +73,22 @@ def test_files_that_are_no_checkpoints(call: Call, tmp_path: Path, trained: Path
 
 def test_a_checkpoint_of_another_model(call: Call, tmp_path: Path, trained: Path) -> None:
     other = another(tmp_path, trained, in_channels=1, classes=10)
-    code, _, err = call("verify", trained / "qann.safetensors", other, "--data", "digits", "--images", 8)
+    code, _, err = call("verify", trained / "qann.safetensors", other, "--data", "digits", "--images-count", 8)
     assert code == 2 and "the second was not converted from the first" in err
 
 
-@pytest.mark.parametrize("images", [0, -5, 360])
-def test_as_many_images_as_there_are(call: Call, trained: Path, images: int) -> None:
-    code, out, err = call(
-        "verify", trained / "qann.safetensors", trained / "snn.safetensors", "--data", "digits", "--images", images
-    )
-    assert (code, out) == (2, "") and f"--images: expected 1..359 (digits), got {images}" in err
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (0, "--images-count: expected at least 1, got 0"),
+        (-5, "--images-count: expected at least 1, got -5"),
+        (360, "digits: expected a number of its test images, 1..359, got 360"),
+    ],
+)
+def test_as_many_images_as_there_are(call: Call, trained: Path, images: int, says: str) -> None:
+    files = trained / "qann.safetensors", trained / "snn.safetensors"
+    code, out, err = call("verify", *files, "--data", "digits", "--images-count", images)
+    assert (code, out) == (2, "") and says in err
 
 
 def test_a_checkpoint_of_another_dataset(call: Call, tmp_path: Path, trained: Path) -> None:
@@ -105,5 +111,12 @@ def test_a_file_without_notes(call: Call, tmp_path: Path, trained: Path) -> None
     network = ps.load(trained / "snn.safetensors")
     network.notes = {"author": "somebody"}
     ps.save(network, tmp_path / "bare.safetensors")
-    code, _, err = call("evaluate", tmp_path / "bare.safetensors", "--data", "digits")
-    assert code == 2 and "expected notes with 'data', 'classes' and 'normalization'" in err and "['author']" in err
+    bare = tmp_path / "bare.safetensors"
+    for command, repair in (
+        (["evaluate", bare, "--data", "digits"], "evaluate needs labels: call polarspike.evaluate("),
+        (["verify", trained / "qann.safetensors", bare], "verify needs no labels: give --images FOLDER"),
+        (["export", bare, "--to", "integer", "--images", 8], "export needs no labels: give --images FOLDER"),
+    ):
+        code, _, err = call(*command)
+        assert code == 2 and "expected notes with 'data', 'classes' and 'normalization'" in err and "got author" in err
+        assert repair in err and err.count("\n") == 1

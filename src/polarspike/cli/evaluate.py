@@ -23,6 +23,11 @@ from polarspike.spiking import SpikingNetwork
 from polarspike.spiking.through_time import TemporalNetwork
 
 _TIMESTEPS = (1, 2, 4, 8)
+#: Where a file names no test images.
+_OTHERWISE = (
+    "evaluate needs labels: call polarspike.evaluate(network, batches of (images, labels)) in Python, or write those notes "
+    "(network.notes, polarspike.save) for a dataset; without labels, polarspike verify takes --images"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class Evaluate(Command):
                     f"{self.file}: a quantized network has no time: expected --timesteps 1, got {list(timesteps)}; "
                     f"convert it first: polarspike convert {self.file} SNN.safetensors"
                 )
-            images = images_for(self.file, network, source)
+            images = images_for(self.file, network, source, _OTHERWISE)
             if spiking and images.frames is not None:
                 timesteps = self.timesteps or timesteps_of(within, min(images.frames, window or images.frames))
                 if max(timesteps) > images.frames:

@@ -21,6 +21,8 @@ from polarspike.spiking import SpikingNetwork
 
 _RANDOM_SAMPLES = 8
 _MOST_PICTURES = 1000
+#: Where a file names no test images.
+_OTHERWISE = "export needs no labels: give --images FOLDER, or a .npy file of inputs, in place of a number"
 _ENDINGS: dict[Format, str] = {
     "onnx-int8": ".onnx",
     "onnx-float": ".onnx",
@@ -68,9 +70,9 @@ class Export(Command):
         example = random_inputs(snn)
         batches: Any = None
         if count is None:
-            batches = pictures_for(self.file, snn, self.images, _MOST_PICTURES)
+            batches = pictures_for(self.file, snn, self.images, _MOST_PICTURES, verb="export")
         elif count:
-            found = images_for(self.file, snn, Source(self.data, self.root, False, "cpu"))
+            found = images_for(self.file, snn, Source(self.data, self.root, False, "cpu"), _OTHERWISE)
             batches = found.at_one_timestep(count)
         elif chosen in ("onnx-int8", "integer"):
             tell(

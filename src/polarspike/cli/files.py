@@ -162,13 +162,19 @@ class Images:
         """
         there = self.dataset.count("test")
         if count is not None and not 1 <= count <= there:
-            raise SpecError(f"--images: expected 1..{there} ({self.dataset.name}), got {count}")
+            raise SpecError(f"{self.dataset.name}: expected a number of its test images, 1..{there}, got {count}")
         size = evaluation_batch(self.dataset, self.frames or 1)
         return self.dataset.evaluation(size, images=count, normalization=self.normalization, workers=workers)
 
 
-def images_for(path: Path, network: Saved, source: Source) -> Images:
+def images_for(path: Path, network: Saved, source: Source, otherwise: str) -> Images:
     """The test images of a dataset, or its sequences, refused if the network of ``path`` was not made for such images.
+
+    Args:
+        path: of the network's file, for messages and notes.
+        network: that was read from it.
+        source: the dataset asked for.
+        otherwise: what the command can do in their place, for a file that names no dataset.
 
     Raises:
         CheckpointError: the file does not say how images are scaled, or how sequences are read.
@@ -182,8 +188,8 @@ def images_for(path: Path, network: Saved, source: Source) -> Images:
         normalization = Normalization.from_dict(notes["normalization"])
     except (KeyError, TypeError, AttributeError, SpecError) as error:
         raise CheckpointError(
-            f"{path}: expected notes with 'data', 'classes' and 'normalization', as polarspike train writes them, got "
-            f"{sorted(notes) or 'none'}; set network.notes before polarspike.save, or use polarspike.evaluate in Python"
+            f"{path}: expected notes with 'data', 'classes' and 'normalization', as train and convert --images DATASET write "
+            f"them, got {', '.join(sorted(notes)) or 'none'}: the file names no test images. {otherwise}"
         ) from error
     if source.data is None and made_for not in data.names():
         raise DataError(
@@ -239,8 +245,18 @@ def noted(path: Path, notes: Mapping[str, Any]) -> Preprocessing:
         ) from error
 
 
-def pictures_for(path: Path, network: Saved, source: str, count: int) -> tuple[Tensor, ...]:
+def pictures_for(
+    path: Path, network: Saved, source: str, count: int, *, verb: str, root: Path | None = None
+) -> tuple[Tensor, ...]:
     """Batches of at most ``count`` images without labels, cut and scaled as the notes of the network's file say.
+
+    Args:
+        path: of the network's file.
+        network: that was read from it.
+        source: of images, as :func:`polarspike.sources.images` takes it.
+        count: at most so many.
+        verb: the command, and the function in Python, that asks.
+        root: the folder of the dataset's files, where it is not the usual one.
 
     Raises:
         SpecError: the network takes something else than one image.
@@ -250,7 +266,7 @@ def pictures_for(path: Path, network: Saved, source: str, count: int) -> tuple[T
     if len(shapes) != 1 or len(shapes[0][1]) != 3:
         raise SpecError(
             f"--images {source}: expected a network of one image (C, H, W), got inputs {[list(s) for _, s in shapes]}; give "
-            "batches to polarspike.export in Python"
+            f"batches to polarspike.{verb} in Python"
         )
     known = dataclasses.replace(noted(path, notes), shape=shapes[0][1])
     if known.normalization is None and not source.lower().endswith((".npy", ".safetensors")):
@@ -258,7 +274,7 @@ def pictures_for(path: Path, network: Saved, source: str, count: int) -> tuple[T
             f"{path}: expected the note 'normalization', as convert --images and train write it, got none: nothing says how "
             f"the pictures of {source} are scaled; give a .npy file of inputs"
         )
-    images, _ = sources.images(source, known, count)
+    images, _ = sources.images(source, known, count, root=root)
     return torch.split(images, _BATCH)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polarspike.checkpoint import load
 from polarspike.cli.command import Command, refuse, show, tell
-from polarspike.cli.files import Images, Source, as_spiking, images_for, load_quantized
+from polarspike.cli.files import Images, Source, as_spiking, images_for, load_quantized, pictures_for, reading_of
 from polarspike.equivalence import require_timesteps, verify
 from polarspike.errors import CheckpointError, SpecError
 from polarspike.proofs.proof import Proof
@@ -25,6 +25,10 @@ from polarspike.spiking import SpikingNetwork
 from polarspike.spiking.through_time import TemporalNetwork
 
 _NOISE = 0.5
+#: Where a file names no test images; a proof needs no labels.
+_OTHERWISE = "verify needs no labels: give --images FOLDER, a .npy file of inputs, or a dataset"
+#: What is proved on: test images, or sequences, of a dataset; or batches of images without labels.
+_Inputs = Images | Sequence[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,9 @@ class Verify(Command):
             is compared with the quantized network, which must have the same sites and levels: compared are its own, of every
             frame, streamed one by one with the whole sequence at once, and of the first frame with the quantized network of
             the same weights; or, by --against events, of every frame with the simulator.
+        images: without labels: a folder of pictures, a .tar shard, or the training images of a dataset, scaled as the files
+            say, or a .npy or .safetensors file of inputs as they are. The test images of --data, if not given.
+        images_count: at most this many of them, evenly spread; of test images the first so many.
         data: a dataset; the one that the files were made for, if not given.
         timesteps: the numbers T to prove, T = 1 always among them; of sequences, of which T means the first T frames, those
             below their number, and that number itself. The exit code is 1 if a proof fails, and 4 if all hold but some site
@@ -44,7 +51,6 @@ class Verify(Command):
         against: the quantized network, or the event-by-event simulator, which only adds (small networks, few images).
         precision: fp32, where codes at T > 1 may differ if a sum lies at a boundary to rounding (they are counted and
             shown); bf16 (autocast), which is judged at T = 1 alone; fp64, where every T must be exact.
-        images: how many test images.
         varying: give T different noisy versions of each image in place of one image T times.
         root: the folder of the dataset's files, where it is not the usual one.
         download: allow Fashion-MNIST, or what is made from it, to be downloaded; nothing is fetched otherwise.
@@ -53,11 +59,12 @@ class Verify(Command):
 
     qann: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="QANN.safetensors")]
     snn: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SNN.safetensors")]
+    images: str | None = None
+    images_count: int = 256
     data: str | None = None
     timesteps: tuple[int, ...] = (1, 2, 4, 8)
     against: Literal["network", "events"] = "network"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    images: int = 256
     varying: bool = False
     root: Path | None = None
     download: bool = False
@@ -72,17 +79,20 @@ class Verify(Command):
             )
         source = Source(self.data, self.root, self.download, self.device)
         source.check()
+        self._require_one_source()
         found = load(self.snn)
         if isinstance(found, TemporalNetwork):
             return self._through_time(found, source)
         qann, snn = load_quantized(self.qann).to(self.device), as_spiking(self.snn, found)
-        images = images_for(self.snn, snn, source)
+        images = self._inputs(snn, source)
         snn.to(self.device)
         if self.precision == "fp64":
             qann.double()
             snn.double()
         wanted = self._wanted(images)
-        if images.frames is None or snn.spec.reading == "integrate":  # all of them, before hours are spent on the first
+        if (
+            _frames_of(images) is None or snn.spec.reading == "integrate"
+        ):  # all of them, before hours are spent on the first
             require_timesteps(snn, max(wanted))
         failed, void = [], False
         for t in wanted:
@@ -99,11 +109,15 @@ class Verify(Command):
     def _through_time(self, net: TemporalNetwork, source: Source) -> int:
         """What can be proved where the weights have moved."""
         refuse(
-            {"--varying": self.varying, "--precision bf16": self.precision == "bf16"},
+            {
+                "--images": self.images is not None,
+                "--varying": self.varying,
+                "--precision bf16": self.precision == "bf16",
+            },
             f"{self.snn} was trained through time on sequences, whose frames vary by themselves, and is compared in float64",
         )
         self._require_parent(net)
-        images = images_for(self.snn, net, source)
+        images = images_for(self.snn, net, source, _OTHERWISE)
         assert images.frames is not None  # of a network that reads sequences
         tell(
             f"{self.snn} was trained through time: its weights are not those of {self.qann} any more, and no code is "
@@ -113,7 +127,7 @@ class Verify(Command):
         against: Literal["stream", "events"] = "events" if self.against == "events" else "stream"
         failed, void = [], False
         for t in timesteps_of((1, *self.timesteps), images.frames):
-            proof = verify_temporal(net, images.batches(self.images), t, against)
+            proof = verify_temporal(net, images.batches(self.images_count), t, against)
             show(proof)
             void |= bool(proof.void)
             if not proof.exact:
@@ -132,20 +146,45 @@ class Verify(Command):
                     f"{_levels(got)}; it was not made from that network: give the qann.safetensors of its run"
                 )
 
-    def _wanted(self, images: Images) -> tuple[int, ...]:
+    def _require_one_source(self) -> None:
+        """Refuse two places to take images from, and a number in the place of one."""
+        if self.images_count < 1:
+            raise SpecError(f"--images-count: expected at least 1, got {self.images_count}")
+        if self.images is None:
+            return
+        if self.images.isdecimal() and not Path(self.images).exists():
+            raise SpecError(
+                f"--images: expected a folder of pictures, a file or a dataset, got {self.images}; how many of them is "
+                f"--images-count {self.images}"
+            )
+        refuse(
+            {"--data": self.data is not None, "--download": self.download},
+            f"--images {self.images} says where the images are from",
+        )
+
+    def _inputs(self, snn: SpikingNetwork, source: Source) -> _Inputs:
+        if self.images is None:
+            return images_for(self.snn, snn, source, _OTHERWISE)
+        if (reading := reading_of(self.snn, snn)) != "channels":
+            raise SpecError(
+                f"--images {self.images}: expected a network of single images, {self.snn} reads sequences of frames "
+                f"(reading={reading!r}); leave it out, or give --data"
+            )
+        return pictures_for(self.snn, snn, self.images, self.images_count, verb="verify", root=self.root)
+
+    def _wanted(self, images: _Inputs) -> tuple[int, ...]:
         """The T to prove: of sequences those that they have."""
-        if images.frames is None:
+        if (count := _frames_of(images)) is None:
             return tuple(sorted({1, *self.timesteps}))
         refuse(
             {"--varying": self.varying, "--against events": self.against == "events"},
             f"expected a network of images, {self.snn} reads sequences, whose frames vary by themselves",
         )
-        return timesteps_of((1, *self.timesteps), images.frames)
+        return timesteps_of((1, *self.timesteps), count)
 
-    def _prove(self, qann: QuantizedNetwork, snn: SpikingNetwork, images: Images, timesteps: int) -> Proof:
-        if images.frames is not None:
-            sequences = [frames for frames, _ in images.batches(self.images)]
-            return verify_sequences(qann, snn, [self._cast(frames) for frames in sequences], timesteps)
+    def _prove(self, qann: QuantizedNetwork, snn: SpikingNetwork, images: _Inputs, timesteps: int) -> Proof:
+        if _frames_of(images) is not None:
+            return verify_sequences(qann, snn, [self._cast(batch) for batch in self._batches(images)], timesteps)
         time_dim = 1 if self.varying and timesteps > 1 else None
         frames = self._frames(images, timesteps)
         return verify(qann, snn, frames, timesteps, against=self.against, time_dim=time_dim)
@@ -153,10 +192,16 @@ class Verify(Command):
     def _cast(self, frames: Tensor) -> Tensor:
         return frames.double() if self.precision == "fp64" else frames
 
-    def _frames(self, images: Images, timesteps: int) -> Iterator[Tensor]:
+    def _batches(self, images: _Inputs) -> Iterator[Tensor]:
+        """Without their labels."""
+        if isinstance(images, Images):
+            return (batch for batch, _ in images.batches(self.images_count))
+        return iter(images)
+
+    def _frames(self, images: _Inputs, timesteps: int) -> Iterator[Tensor]:
         """Batches of images (B, C, H, W), or of T > 1 noisy versions of each (B, T, C, H, W)."""
         generator = torch.Generator().manual_seed(0)
-        for batch, _ in images.batches(self.images):
+        for batch in self._batches(images):
             frames = batch
             if self.varying:
                 shape = (batch.shape[0], timesteps, *batch.shape[1:])
@@ -174,6 +219,11 @@ class Verify(Command):
             return proof.exact
         # In bfloat16 sums over several steps are rounded to 8 bits: shown, never judged.
         return self.precision == "bf16" or proof.within_rounding
+
+
+def _frames_of(images: _Inputs) -> int | None:
+    """T of sequences; None for images."""
+    return images.frames if isinstance(images, Images) else None
 
 
 def _concluded(failed: list[str], void: bool, what: str) -> int:

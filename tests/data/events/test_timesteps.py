@@ -149,7 +149,7 @@ def test_one_command_trains_verifies_and_evaluates_bins_as_timesteps(
     assert cli.main(["evaluate", str(run / "qann.safetensors"), *given]) == 0
     assert cli.main(["evaluate", file, "--timesteps", "4", *given]) == 2
     assert "expected at most 3, the frames of a sequence" in capsys.readouterr().err
-    proofs = ["verify", str(run / "qann.safetensors"), file, "--images", "10", "--precision", "fp64", *given]
+    proofs = ["verify", str(run / "qann.safetensors"), file, "--images-count", "10", "--precision", "fp64", *given]
     assert cli.main(proofs) in (0, 4)
     assert "T=3 against" in capsys.readouterr().out
     assert cli.main([*proofs, "--varying"]) == 2

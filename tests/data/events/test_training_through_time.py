@@ -72,7 +72,7 @@ def test_verify_proves_each_number_of_frames_and_refuses_what_is_not_of_time(
     monkeypatch.setattr("polarspike.cli.verify.verify_temporal", proof)
 
     def verify(*options: str, qann: Path = parent) -> str:
-        code = cli.main(["verify", str(qann), str(file), "--root", str(root), "--images", "4", *options])
+        code = cli.main(["verify", str(qann), str(file), "--root", str(root), "--images-count", "4", *options])
         out, err = capsys.readouterr()
         assert code == 2 or (code in (0, 4) and out.count("  EXACT") == out.count("T="))
         return err if code == 2 else out
@@ -165,7 +165,7 @@ def test_one_command_trains_through_time_survives_a_kill_and_tells_the_networks_
     for row in found["snn"]["rows"]:
         assert re.search(rf"^ +{row['timesteps']} .* {row['correct']}/10 ", out, re.MULTILINE)
     for against, rival in (("network", "its own stream"), ("events", "the event simulator")):
-        code = cli.main(["verify", parent, file, "--images", "2", "--against", against, *given])
+        code = cli.main(["verify", parent, file, "--images-count", "2", "--against", against, *given])
         shown_now = capsys.readouterr()
         assert code in (0, 4) and shown_now.out.count("\n  EXACT") == 3
         assert all(f"T={t} against {rival}" in shown_now.out for t in (1, 2, 3))
