@@ -266,3 +266,29 @@ def test_inputs_that_never_vary_are_refused() -> None:
     x = signal("plain")
     with pytest.raises(ExportError, match="give some that vary"):
         whole(converted("plain", SPECS["rectified"]), torch.zeros_like(x))
+
+
+class Causal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, 24), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.embed(x).chunk(3, -1)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head(seen)  # type: ignore[no-any-return]
+
+
+def test_causal_attention_is_written_with_its_mask() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 5, 8)
+    snn = ps.convert(calibrated(Causal().eval(), ps.QuantSpec(7, 7), x))
+    made = whole(snn, x)
+    assert different(made, x.numpy(), session(model_of(made, KEY, codes=True))) <= 3  # behind a softmax
+    later = x.clone()
+    later[:, 3:] += 1.0
+    first, second = (integer.run(made, {made.inputs[0][0]: given.numpy()})[0] for given in (x, later))
+    assert np.array_equal(first[:, :3], second[:, :3]) and not np.array_equal(first[:, 3:], second[:, 3:])
+    with torch.no_grad():
+        meant = snn(x)
+    assert float((torch.from_numpy(first) - meant).abs().mean()) < 0.15 * float(meant.std()) + 0.02

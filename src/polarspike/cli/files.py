@@ -188,8 +188,8 @@ def images_for(path: Path, network: Saved, source: Source, otherwise: str) -> Im
         normalization = Normalization.from_dict(notes["normalization"])
     except (KeyError, TypeError, AttributeError, SpecError) as error:
         raise CheckpointError(
-            f"{path}: expected notes with 'data', 'classes' and 'normalization', as train and convert --images DATASET write "
-            f"them, got {', '.join(sorted(notes)) or 'none'}: the file names no test images. {otherwise}"
+            f"{path}: expected notes with 'data', 'classes' and 'normalization', as train and convert --images DATASET "
+            f"write them, got {', '.join(sorted(notes)) or 'none'}: the file names no test images. {otherwise}"
         ) from error
     if source.data is None and made_for not in data.names():
         raise DataError(

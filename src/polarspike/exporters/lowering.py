@@ -40,6 +40,10 @@ Grid = tuple[Vector, Vector, int, int]
 Rule = Callable[["Lowering", fx.Node, Arguments], Any]
 
 
+#: Constants of a size that is given, beside a signal that lends them its type and no value: a causal mask's, for one.
+_MADE_LIKE = frozenset({"aten::new_zeros", "aten::new_ones", "aten::new_full"})
+
+
 class Lowering:
     """One walk through a program.
 
@@ -121,9 +125,9 @@ class Lowering:
         if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             return None
         operands = [self.signals.get(leaf) for leaf in leaves_of((node.args, node.kwargs))]
-        if all(part is None or isinstance(part, Constant) for part in operands):
-            return self._computed(node)
         name = node.target._schema.name
+        if name in _MADE_LIKE or all(part is None or isinstance(part, Constant) for part in operands):
+            return self._computed(node)
         rule = self.rules.get(name)
         if rule is None:
             raise self.emitter.refuse(
@@ -139,7 +143,10 @@ class Lowering:
 
         def known(leaf: fx.Node) -> Tensor | None:
             signal = self.signals.get(leaf)
-            return signal.tensor if isinstance(signal, Constant) else None
+            if isinstance(signal, Constant):
+                return signal.tensor
+            # Of what a constant is made like, its type alone is read.
+            return None if signal is None else torch.empty(1, *shape_of(leaf), dtype=leaf.meta["val"].dtype)
 
         made = for_one_sample(node, known)
         if made is None:
