@@ -99,10 +99,11 @@ class With(nn.Module):
     ("what", "message"),
     [
         (nn.MaxPool2d(2), "NIR has no node for max_pool2d"),
-        (nn.Softmax(1), "NIR has no node for"),
+        (nn.Softmax(1), "NIR has no node for softmax.*as onnx-int8 instead"),
+        (nn.Softplus(), "NIR has no node for softplus.*as onnx-float instead"),
         (nn.AvgPool2d(2, 2, 1, count_include_pad=False), "use count_include_pad=True"),
     ],
-    ids=["max pooling", "softmax", "average at the border"],
+    ids=["max pooling", "softmax", "softplus", "average at the border"],
 )
 def test_what_nir_does_not_hold_is_refused_by_name(what: nn.Module, message: str, tmp_path: Path) -> None:
     x = torch.randn(4, 2, 8, 8)

@@ -248,12 +248,17 @@ class Odd(nn.Module):
     ("what", "message"),
     [
         (lambda x: torch.nn.functional.softplus(x), "no rule for softplus"),
-        (lambda x: nn.functional.interpolate(x, scale_factor=2.0), "no rule for upsample_nearest2d"),
+        (lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear"), "no rule for upsample_bilinear2d"),
         (lambda x: nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False), "use count_include_pad=True"),
-        (lambda x: nn.functional.pad(x, (1, 1, 1, 1), mode="reflect"), "anything but zeros"),
+        (
+            lambda x: nn.functional.pad(x, (1, 1, 1, 1), value=0.3),
+            r"expected padding with zeros, .* got value=0\.3; pad ",
+        ),
+        (lambda x: torch.roll(x, 1), "a roll over the batch"),
+        (lambda x: x.amax((0, 2), keepdim=True) + x, "the largest over the batch"),
         (lambda x: nn.functional.adaptive_avg_pool2d(x, 5), "differ in size"),
     ],
-    ids=["softplus", "upsampling", "average at the border", "reflection", "uneven windows"],
+    ids=["softplus", "upsampling", "average at the border", "padding", "roll", "largest", "uneven windows"],
 )
 def test_what_whole_numbers_do_not_hold_is_refused_by_name(what: Any, message: str) -> None:
     x = torch.randn(4, 2, 8, 8)
@@ -292,3 +297,57 @@ def test_causal_attention_is_written_with_its_mask() -> None:
     with torch.no_grad():
         meant = snn(x)
     assert float((torch.from_numpy(first) - meant).abs().mean()) < 0.15 * float(meant.std()) + 0.02
+
+
+class Copies(nn.Module):
+    """Codes, moved; then a convolution, and a head that sees every place."""
+
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.what, self.conv, self.last = what, nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.last(self.what(torch.relu(self.conv(x))))).amax((2, 3))
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda x: nn.functional.interpolate(x, scale_factor=2),
+        lambda x: nn.functional.interpolate(x, scale_factor=(3, 1)),
+        lambda x: nn.functional.interpolate(x, size=(11, 5)),
+        lambda x: torch.roll(x, (1, -2), (2, 3)),
+        lambda x: torch.roll(x, 1, 1),
+        lambda x: nn.functional.pad(x, (2, 1, 0, 3), mode="reflect"),
+        lambda x: nn.functional.pad(x, (2, 1, 0, 3), mode="replicate"),
+        lambda x: x.amax(3, keepdim=True),
+        lambda x: x.amax(1, keepdim=True) + x,
+    ],
+    ids=[
+        "twice",
+        "one side",
+        "to a size",
+        "roll",
+        "roll of channels",
+        "reflect",
+        "replicate",
+        "amax",
+        "amax of channels",
+    ],
+)
+def test_copies_and_the_largest_of_codes_are_exact(what: Any, granularity: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 7, 9)
+    snn = ps.convert(calibrated(Copies(what).eval(), ps.QuantSpec(0, 7, granularity=granularity), x))
+    made = whole(snn, x)
+    assert different(made, x.numpy(), session(model_of(made, KEY, codes=True))) == 0
+    # Code for code: what the site fired, moved by torch, is what the last convolution reads.
+    values = dict(integer.trace(made, {made.inputs[0][0]: x.numpy()}))
+    if any(one.kind == "take" for one in made.instructions):
+        _, read = (one.inputs[0] for one in made.instructions if one.kind == "synapse")
+        fired = torch.from_numpy(values[made.sites["relu"]]).double()
+        assert np.array_equal(values[read], what(fired).numpy())
+    integer.save(made, tmp_path / "net")
+    given = {made.inputs[0][0]: x.numpy()}
+    assert np.array_equal(integer.run(integer.load(tmp_path / "net"), given)[0], integer.run(made, given)[0])

@@ -32,7 +32,8 @@ def everything() -> IntegerNetwork:
     """One instruction of each kind."""
     made = (
         Instruction("quantize", ("x",), "q", {}, {"step": ONE}, (-3, 3)),
-        Instruction("pad", ("q",), "padded", {"padding": [[1], [1]]}, {}, (-3, 3)),
+        Instruction("take", ("q",), "turned", {"axis": 2, "places": [3, 0, 0, 1]}, {}, (-3, 3)),
+        Instruction("pad", ("turned",), "padded", {"padding": [[1], [1]]}, {}, (-3, 3)),
         Instruction("max_pool", ("padded",), "pooled", POOL, {}, (-3, 3)),
         Instruction("synapse", ("pooled",), "s", CONV, CONV_TENSORS, (-3, 3)),
         Instruction("averaged", ("s",), "a", {**CONV, "window": WINDOW}, CONV_TENSORS, (0, 3)),
@@ -42,7 +43,8 @@ def everything() -> IntegerNetwork:
         Instruction("product", ("c", "t"), "p", {"factor": 1, "axis": 2}, {"divisor": np.array(3)}, (-3, 3)),
         Instruction("concatenate", ("p", "p"), "both", {"axis": 1}, {}, (-3, 3)),
         Instruction("slice", ("both",), "part", {"axis": 1, "start": 1, "end": 4, "stride": 2}, {}, (-3, 3)),
-        Instruction("window_sum", ("part",), "w", {"axes": [2], "keepdims": False}, {}, (-6, 6)),
+        Instruction("largest", ("part",), "best", {"axes": [2], "keepdims": True}, {}, (-3, 3)),
+        Instruction("window_sum", ("best",), "w", {"axes": [2], "keepdims": False}, {}, (-6, 6)),
         Instruction("shrink", ("w",), "few", {}, {"divisor": np.array(3)}, (-2, 2)),
         Instruction("reshape", ("few",), "r", {"shape": ["batch", 1, 2]}, {}, (-2, 2)),
         Instruction("decode", ("r",), "d", {}, {"step": ONE}),

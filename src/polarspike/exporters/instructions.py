@@ -159,6 +159,16 @@ class Instructions:
         self._add("max_pool", [signal.name], name, attributes, {}, span)
         return replace(signal, name=name, shape=shape)
 
+    def largest(self, signal: Codes | Analog, shape: Shape, axes: list[int], keepdims: bool) -> Codes | Analog:
+        """The largest over whole dimensions, none of which has steps per channel along it."""
+        name = self.free(f"{signal.name}_largest")
+        span = (signal.low, signal.high) if isinstance(signal, Codes) else None
+        self._add("largest", [signal.name], name, {"axes": axes, "keepdims": keepdims}, {}, span)
+        if isinstance(signal, Analog):
+            return Analog(name, shape)
+        axis = signal.axis if keepdims or signal.uniform else signal.axis - sum(d < signal.axis for d in axes)
+        return replace(signal, name=name, shape=shape, axis=axis)
+
     def summed(self, codes: Codes, shape: Shape, count: int, attributes: dict[str, Any], axis: int) -> Codes:
         """Sums of ``count`` codes each, which stand for their mean."""
         name = self.free(f"{codes.name}_sum")

@@ -46,6 +46,7 @@ from polarspike.exporters.aten import (
 from polarspike.exporters.description import KEY, describe
 from polarspike.exporters.marking import marked_program
 from polarspike.exporters.nir_modules import digest_of
+from polarspike.exporters.rules import RULES
 from polarspike.graph.editing import attribute
 from polarspike.neurons import PolarityNeuron
 from polarspike.spiking import SpikingNetwork
@@ -133,7 +134,7 @@ class _Walk:
                 )
             raise self.refuse(
                 f"NIR has no node for {name.removeprefix('aten::')}; it holds convolutions, linear layers on vectors, "
-                "average pooling, residual sums and flattening. Export as onnx-int8 instead"
+                f"average pooling, residual sums and flattening. Export as {_other(name)} instead"
             )
         self.signals[node] = rule(self, node, arguments_of(node))
 
@@ -355,6 +356,11 @@ def _average_behind(node: fx.Node) -> str | None:
         if base in _PASSING:
             waiting += list(user.users)
     return None
+
+
+def _other(name: str) -> str:
+    """A format that has the operator, as far as its name tells."""
+    return "onnx-int8" if name in RULES else "onnx-float"
 
 
 def _name(node: fx.Node) -> str:

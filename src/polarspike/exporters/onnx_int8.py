@@ -248,6 +248,16 @@ def _max_pool(writer: Writer, made: Instruction) -> None:
     )
 
 
+def _largest(writer: Writer, made: Instruction) -> None:
+    axes = writer.constant(made.attributes["axes"], np.int64)
+    writer.node("ReduceMax", [made.inputs[0], axes], made.output, keepdims=int(made.attributes["keepdims"]))
+
+
+def _take(writer: Writer, made: Instruction) -> None:
+    places = writer.constant(made.attributes["places"], np.int64)
+    writer.node("Gather", [made.inputs[0], places], made.output, axis=made.attributes["axis"])
+
+
 def _reshape(writer: Writer, made: Instruction) -> None:
     sizes = [-1 if size == "batch" else size for size in made.attributes["shape"]]
     writer.node("Reshape", [made.inputs[0], writer.constant(sizes, np.int64)], made.output)
@@ -313,12 +323,14 @@ _WRITERS: dict[str, Callable[[Writer, Instruction], Any]] = {
     "shrink": _shrink,
     "decode": _decode,
     "max_pool": _max_pool,
+    "largest": _largest,
     "reshape": _reshape,
     "transpose": lambda writer, made: writer.node(
         "Transpose", list(made.inputs), made.output, perm=made.attributes["permutation"]
     ),
     "concatenate": _concatenate,
     "slice": _slice,
+    "take": _take,
     "pad": _pad,
     "expand": _expand,
     "float": _float,

@@ -17,7 +17,7 @@ Array = NDArray[Any]
 BYTE = 255
 #: ``onnx.TensorProto.FLOAT``, and ``INT32``.
 FLOAT, INT32 = 1, 6
-_MOVING = ("max_pool", "reshape", "transpose", "slice", "pad")
+_MOVING = ("max_pool", "largest", "reshape", "transpose", "slice", "take", "pad")
 
 
 def zero_points(network: IntegerNetwork) -> dict[str, int]:

@@ -225,6 +225,8 @@ _MEANINGS: dict[str, Callable[..., Array]] = {
     "transpose": lambda made, x: x.transpose(made.attributes["permutation"]),
     "concatenate": lambda made, *parts: np.concatenate(parts, axis=made.attributes["axis"]),
     "slice": _slice,
+    "largest": lambda made, x: x.max(axis=tuple(made.attributes["axes"]), keepdims=made.attributes["keepdims"]),
+    "take": lambda made, x: x.take(made.attributes["places"], axis=made.attributes["axis"]),
     "pad": lambda made, x: padded(x, made.attributes["padding"], 0),
     "expand": _expand,
     "float": _float,

@@ -14,7 +14,8 @@ Instructions:
     shrink            sums -> sums         floor(x / divisor + 1/2), with an odd divisor: sums of very many in fewer digits
     decode            codes -> float       step x
     expand            constant, any -> float                                the constant once for each sample of the other
-    max_pool, reshape, transpose, concatenate, slice, pad                   of either kind
+    max_pool, largest, reshape, transpose, concatenate, slice, take, pad    of either kind; largest: over whole dimensions;
+                                          take: what stands at these places of a dimension
     float             float -> float       one operator of ONNX by name, in float32
 
 An ending says what becomes of the sums: ``fire`` by an odd divisor (:mod:`polarspike.integer.lattice`), or ``scale`` to
@@ -38,7 +39,7 @@ DESCRIPTION = "polarspike"
 DESCRIPTION_FORMAT = 1
 
 KINDS = ("quantize", "synapse", "averaged", "product", "combine", "window_sum", "stretch", "shrink", "decode", "max_pool",
-         "reshape", "transpose", "concatenate", "slice", "pad", "expand", "float")  # fmt: skip
+         "largest", "reshape", "transpose", "concatenate", "slice", "take", "pad", "expand", "float")  # fmt: skip
 
 
 def laid(vector: Array, axis: int, dims: int) -> Array:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import fx
 
-from polarspike.exporters.aten import Arguments, shape_of
+from polarspike.exporters.aten import Arguments, leaves_of, shape_of
 from polarspike.exporters.signals import Analog, Averaged, Codes, Constant, Moved, Signal, Sums, View
 
 if TYPE_CHECKING:
@@ -143,10 +145,57 @@ def _concatenate(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     return Analog(walk.emitter.concatenated(names, axis, None), shape_of(node))
 
 
+def _taken(walk: Lowering, node: fx.Node, source: fx.Node, axes: Iterable[int]) -> Signal:
+    """Copies of values, along one dimension after the other: which ones, the operator itself says of their places."""
+    if leaves_of((node.args, node.kwargs)) != [source]:
+        raise walk.emitter.refuse("a layout that depends on another value or size")
+    signal: Codes | Analog = walk.placed(source)
+    before, after = (1, *signal.shape), (1, *shape_of(node))
+    for axis in axes:
+        along = [-1 if d == axis else 1 for d in range(len(before))]
+        # In float64, which counts exactly and which all these operators take.
+        laid = torch.arange(before[axis], dtype=torch.float64).reshape(along).expand(before).contiguous()
+        moved = node.target(laid, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+        places = moved.movedim(axis, 0).flatten(1)[:, 0].long()
+        if torch.equal(places, torch.arange(before[axis])):
+            continue
+        shape = list(signal.shape)
+        shape[axis - 1] = after[axis]
+        raw = isinstance(signal, Analog) and signal.raw and axis > 1  # else another channel's grid
+        signal = walk.emitter.rearranged(
+            "take",
+            signal,
+            tuple(shape),
+            {"axis": axis, "places": places.tolist()},
+            lambda x, axis=axis, places=places: x.index_select(axis, places),  # type: ignore[misc]
+        )
+        signal = replace(signal, raw=raw) if isinstance(signal, Analog) else signal
+    return signal
+
+
+def _nearest(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    source = given.get("input", given.get("self"))
+    return _taken(walk, node, source, range(2, len(shape_of(node)) + 1))
+
+
+def _roll(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    dims = len(shape_of(node)) + 1
+    axes = sorted({d % dims for d in given["dims"]})
+    if not axes or axes[0] == 0:
+        raise walk.emitter.refuse("a roll over the batch; name the dimensions behind it (dims)")
+    return _taken(walk, node, given["self"], axes)
+
+
 def _pad(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     signal = walk.placed(given["self"])
-    if given.get("mode", "constant") != "constant" or given.get("value"):
-        raise walk.emitter.refuse("padding with anything but zeros")
+    if given.get("mode", "constant") != "constant":
+        dims = len(signal.shape) + 1
+        return _taken(walk, node, given["self"], range(dims - len(given["pad"]) // 2, dims))
+    if given.get("value"):
+        raise walk.emitter.refuse(
+            f"expected padding with zeros, which are a code of every site, got value={given['value']}; pad with zeros "
+            "(mode 'replicate' or 'reflect' is held, too), or export as onnx-float"
+        )
     space = len(signal.shape) - 1
     pairs = [given["pad"][i : i + 2] for i in range(0, len(given["pad"]), 2)][::-1]
     pairs = [[0, 0]] * (space - len(pairs)) + pairs
@@ -171,5 +220,7 @@ RULES: dict[str, Rule] = {
     "aten::unbind": _unbind,
     **dict.fromkeys(("aten::chunk", "aten::split", "aten::split_with_sizes"), _chunks),
     "aten::cat": _concatenate,
+    **dict.fromkeys(("aten::upsample_nearest1d", "aten::upsample_nearest2d", "aten::upsample_nearest3d"), _nearest),
+    "aten::roll": _roll,
     **dict.fromkeys(("aten::pad", "aten::constant_pad_nd"), _pad),
 }

@@ -90,9 +90,23 @@ def _mean_over(walk: Lowering, node: fx.Node, source: fx.Node, axes: list[int], 
     return walk.emitter.floating("ReduceMean", [walk.float(source).name], shape_of(node), axes=axes, keepdims=keepdims)
 
 
+def _largest(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
+    dims = len(shape_of(given["self"])) + 1
+    axes = sorted(d % dims for d in given["dim"] or range(dims))
+    if isinstance(walk.signals[given["self"]], Moved):
+        raise walk.emitter.unbatched()
+    if 0 in axes:
+        raise walk.emitter.refuse("the largest over the batch")
+    signal = walk.placed(given["self"])
+    if isinstance(signal, Codes) and not signal.uniform and signal.axis in axes:
+        signal = walk.float(given["self"])  # codes of different steps, whose order is not that of their values
+    return walk.emitter.largest(signal, shape_of(node), axes, bool(given["keepdim"]))
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("aten::max_pool1d", "aten::max_pool2d"), _max_pool),
     **dict.fromkeys(("aten::avg_pool1d", "aten::avg_pool2d"), _average_pool),
     **dict.fromkeys(("aten::adaptive_avg_pool1d", "aten::adaptive_avg_pool2d"), _adaptive_average),
     "aten::mean": _mean,
+    "aten::amax": _largest,
 }
