@@ -188,6 +188,16 @@ def test_what_convert_wrote_is_verified_on_pictures_without_labels(call: Call, t
     assert code == 2 and "is no folder, no file, and no dataset" in err
 
 
+def test_a_picture_that_cannot_be_read_stops_convert(call: Call, tmp_path: Path, own: list[str]) -> None:
+    pictures = pytest.importorskip("PIL.Image")
+    (tmp_path / "photos").mkdir()
+    pictures.new("RGB", (8, 8)).save(tmp_path / "photos" / "0.png")
+    (tmp_path / "photos" / "1.png").write_bytes(b"no picture")
+    options = [*own[1:3], "--images", tmp_path / "photos", "--shape", "3,8,8", "--normalize", "none"]
+    says = refused(call, tmp_path, own[0], tmp_path / "new", *options)
+    assert "1.png: expected a picture" in says
+
+
 @pytest.mark.parametrize(
     ("note", "message"),
     [
