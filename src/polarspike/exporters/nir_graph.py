@@ -130,13 +130,19 @@ class _Walk:
             if name in _CURVES and (average := _average_behind(node)) is not None:
                 raise self.refuse(
                     f"NIR has no node for {name.removeprefix('aten::')} alone: its site stands behind {average}, which "
-                    "averages it in front of a synapse. Pool by stride or by a convolution instead, or export as onnx-int8"
+                    f"averages it in front of a synapse. Pool by stride or by a convolution instead, or export as {self.other()}"
                 )
             raise self.refuse(
                 f"NIR has no node for {name.removeprefix('aten::')}; it holds convolutions, linear layers on vectors, "
-                f"average pooling, residual sums and flattening. Export as {_other(name)} instead"
+                f"average pooling, residual sums and flattening. Export as {self.other()} instead"
             )
         self.signals[node] = rule(self, node, arguments_of(node))
+
+    def other(self) -> str:
+        """A format that has rules for all operators of the program, as far as their names tell."""
+        called = [node for node in self.program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+        names = {node.target._schema.name for node in called if isinstance(node.meta.get("val"), Tensor | list | tuple)}
+        return "onnx-int8" if names <= RULES.keys() else "onnx-float"
 
     def refuse(self, why: str) -> ExportError:
         return ExportError(f"{self.where}: {why}")
@@ -356,11 +362,6 @@ def _average_behind(node: fx.Node) -> str | None:
         if base in _PASSING:
             waiting += list(user.users)
     return None
-
-
-def _other(name: str) -> str:
-    """A format that has the operator, as far as its name tells."""
-    return "onnx-int8" if name in RULES else "onnx-float"
 
 
 def _name(node: fx.Node) -> str:
