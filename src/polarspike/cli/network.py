@@ -22,7 +22,8 @@ from polarspike.specs import QuantSpec
 
 _SEED = 0
 
-#: Where nothing is trained afterwards (docs/reference.md says it, too): steps of least square error, one per channel, 16 levels at rectified sites.
+#: Where nothing is trained afterwards: steps of least square error, one per channel, 16 levels at rectified sites.
+#: docs/reference.md says it, too.
 TRAINING_FREE = QuantSpec(negative=7, positive=15, init="mse", granularity="channel")
 
 
@@ -38,8 +39,8 @@ class NetworkCommand(Command):
         random_weights: do without weights: take the network as it is built.
         options: of the network's builder, such as num_classes=10 image_size=96.
         images: a folder of .png and .jpg files, a .npy or .safetensors file of one tensor (N, C, H, W), a .tar shard of
-            labelled pictures, or a dataset, also one that stays on disk. A picture that cannot be read is an error: steps would
-            silently be those of fewer images.
+            labelled pictures, or a dataset, also one that stays on disk. A picture that cannot be read is an error: without
+            it steps would be those of fewer images, and nothing would say so.
         images_count: at most this many of them, evenly spread.
         shape: of one input, C,H,W; what the package says for the network, if not given.
         normalize: imagenet, none (pixels in 0..1), or MEAN;STD; what the package says, if not given. A file of floats is

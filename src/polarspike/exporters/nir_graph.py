@@ -130,7 +130,8 @@ class _Walk:
             if name in _CURVES and (average := _average_behind(node)) is not None:
                 raise self.refuse(
                     f"NIR has no node for {name.removeprefix('aten::')} alone: its site stands behind {average}, which "
-                    f"averages it in front of a synapse. Pool by stride or by a convolution instead, or export as {self.other()}"
+                    "averages it in front of a synapse. Pool by stride or by a convolution instead, or export as "
+                    f"{self.other()}"
                 )
             raise self.refuse(
                 f"NIR has no node for {name.removeprefix('aten::')}; it holds convolutions, linear layers on vectors, "
