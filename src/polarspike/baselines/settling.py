@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from polarspike.common.checks import is_integer
+from polarspike.common.inputs import Signature
 from polarspike.conversion import convert
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork
@@ -45,6 +46,11 @@ class SettlingNetwork(nn.Module):
     def network(self) -> Any:
         """The graph, for counting."""
         return self.snn.network
+
+    @property
+    def signature(self) -> Signature:
+        """Of the example, for counting."""
+        return self.snn.signature
 
     def observe(self, observer: Observer) -> contextlib.AbstractContextManager[None]:
         """Within this context ``observer(site, t, spikes)`` is called."""
