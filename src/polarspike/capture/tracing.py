@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 from typing import Any
@@ -91,30 +92,20 @@ def trace_graph(model: nn.Module, bound: inspect.BoundArguments) -> fx.GraphModu
     return fx.GraphModule(model, graph, type(model).__name__)
 
 
-class _Following(int):
-    """A mode that is false as False is, and not the constant False: what a graph holds of it shows where it came from."""
-
-
 def _mark_settled(graph: fx.Graph, model: nn.Module, bound: inspect.BoundArguments) -> None:
     """Mark the functions that are off whatever the mode of their module is.
 
-    The values that are traced in evaluation mode are the same for both. So the model is traced again with a mode that can
-    be told from a constant; where torch does not take it, or the graph is another one, nothing is known and nothing marked.
+    What is off in a trace in training mode, too, is off always. That trace is of a copy, because norms count their batches
+    while they are traced. Where it fails, or is another graph, nothing is known and nothing marked.
     """
-    modes = {module: module.training for module in model.modules()}
     try:
-        for module in modes:
-            module.training = _Following(False)  # type: ignore[assignment]
-        again = Tracer(bound).trace(model)
-    except Exception:  # whatever a model's own code makes of such a mode
+        training = Tracer(bound).trace(copy.deepcopy(model).train())
+    except Exception:  # whatever a model's own code does in training mode
         return
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    pairs = list(itertools.zip_longest(graph.nodes, again.nodes))
+    pairs = list(itertools.zip_longest(graph.nodes, training.nodes))
     if all(one and other and (one.op, one.target) == (other.op, other.target) for one, other in pairs):
-        for node, marked in pairs:
-            if _is_off(node) and mode_of(marked) is False:
+        for node, other in pairs:
+            if _is_off(node) and _is_off(other):
                 node.meta[SETTLED] = True
 
 
