@@ -21,7 +21,7 @@ from polarspike.common.inputs import Inputs, as_whole, to_device
 from polarspike.common.modules import apply, device_of, evaluating
 from polarspike.errors import InputError, SpecError
 from polarspike.parallel import distributed
-from polarspike.spiking import Observer
+from polarspike.spiking import Observer, SpikingNetwork
 
 
 @runtime_checkable
@@ -194,13 +194,15 @@ def evaluate(
         progress: show a progress bar where standard error is a terminal.
 
     Raises:
-        SpecError: a T is not a positive integer, or the network has no time and a T is not 1.
+        SpecError: a T is not a positive integer, above ``ConvertSpec.window``, or not 1 of a network without time.
         InputError: the loader is empty, a batch or a target is not what is described above, or an output is NaN or
             infinite; the message names the batch and the sample.
     """
     if not isinstance(loader, Iterable):
         raise InputError(f"evaluate: expected a loader of batches (inputs, target), got {type(loader).__name__}")
     steps = _whole(timesteps)
+    if isinstance(network, SpikingNetwork):
+        network.spec.require_within_window("evaluate", steps[-1])  # before the first batch
     counters = _counters(network, steps)
     if not counters and steps != [1]:
         raise SpecError(

@@ -267,7 +267,8 @@ class ConvertSpec(Spec):
             quantized network on the mean input at every T.
         max_spikes_per_step: the most spikes of either sign that hardware fires in one step (1: ternary); what is left
             waits, and the network runs on after the last input until nothing waits. None for no limit.
-        window: a stream starts again after so many steps of ``step``; None for an endless running mean.
+        window: a stream starts again after so many steps of ``step``, and one answer is over no more of them; None for an
+            endless running mean.
 
     Raises:
         SpecError: a value is out of range, or two values contradict each other.

@@ -147,7 +147,6 @@ MODES: dict[Any, Callable[[Any], bool]] = {
     "self": lambda n: n.training,
     "a branch": lambda n: True if n.training else n.norm.running_mean is None,  # as torch's own norms have it
     "a bool": lambda n: bool(n.training),
-    "not not": lambda n: bool(n.training),
 }
 
 

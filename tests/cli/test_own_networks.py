@@ -80,6 +80,12 @@ def test_neurons_of_an_own_network_fire_as_asked(call: Call, tmp_path: Path, own
     assert isinstance(network, ps.SpikingNetwork) and network.spec == ps.ConvertSpec(max_spikes_per_step=1)
 
 
+def test_more_timesteps_than_a_window_are_refused_before_any_work(call: Call, tmp_path: Path, own: list[str]) -> None:
+    asked = ["--window", 2, "--timesteps", 1, 4, "--reconstruct"]
+    code, out, err = call("convert", own[0], tmp_path / "snn", *own[1:], *asked)
+    assert code == 2 and not out and "convert: the network starts again after 2 steps" in err and "reconstr" not in err
+
+
 def test_converted_twice_is_the_same_file(call: Call, tmp_path: Path, own: list[str]) -> None:
     for name in ("a", "b"):
         assert call("convert", own[0], tmp_path / name, *own[1:])[0] == 0

@@ -50,7 +50,7 @@ def test_more_than_a_window_is_refused_whoever_is_asked() -> None:
         # Its answer would be another than that of the stream, whose operations are counted.
         with pytest.raises(SpecError, match=r"^SpikingNetwork: .* after 3 steps"):
             snn(given, **asked)
-    with pytest.raises(SpecError, match="got 4 timesteps"):
+    with pytest.raises(SpecError, match=r"^evaluate: .* got 4 timesteps"):
         ps.evaluate(snn, [(x, torch.zeros(len(x), dtype=torch.int64))], timesteps=(1, 4))
     assert torch.equal(snn(x, timesteps=3), ps.convert(qann)(x, timesteps=3))
     assert ps.verify(qann, snn, [frames[:, :3]], time_dim=1).within_rounding

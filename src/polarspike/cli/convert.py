@@ -94,6 +94,7 @@ class Convert(NetworkCommand):
                 "--correct-bias, --reconstruct, --budget and --distill: expected --images, on which they compare two "
                 "networks"
             )
+        fires.require_within_window("convert", max(1, *self.timesteps))
         refuse(
             {"--resource": self.resource != "spikes" and not self.budget}, "without --budget it is the unit of nothing"
         )
