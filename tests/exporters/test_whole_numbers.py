@@ -17,6 +17,7 @@ from polarspike.errors import ExportError
 from polarspike.exporters.description import KEY
 from polarspike.exporters.formats import _against, _meaning
 from polarspike.exporters.integer import as_arrays, integer_network
+from polarspike.exporters.rules import layouts
 from polarspike.integer import IntegerNetwork
 from polarspike.quantized import parameters_of
 from tests.networks import calibrated, learned_like, network, signal
@@ -249,6 +250,10 @@ class Odd(nn.Module):
     [
         (lambda x: torch.nn.functional.softplus(x), "no rule for softplus"),
         (lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear"), "no rule for upsample_bilinear2d"),
+        (
+            lambda x: nn.functional.interpolate(x, scale_factor=2.0, mode="nearest-exact"),
+            "no rule for _upsample_nearest_ex",
+        ),
         (lambda x: nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False), "use count_include_pad=True"),
         (
             lambda x: nn.functional.pad(x, (1, 1, 1, 1), value=0.3),
@@ -258,7 +263,16 @@ class Odd(nn.Module):
         (lambda x: x.amax((0, 2), keepdim=True) + x, "the largest over the batch"),
         (lambda x: nn.functional.adaptive_avg_pool2d(x, 5), "differ in size"),
     ],
-    ids=["softplus", "upsampling", "average at the border", "padding", "roll", "largest", "uneven windows"],
+    ids=[
+        "softplus",
+        "upsampling",
+        "nearest-exact",
+        "average at the border",
+        "padding",
+        "roll",
+        "largest",
+        "uneven windows",
+    ],
 )
 def test_what_whole_numbers_do_not_hold_is_refused_by_name(what: Any, message: str) -> None:
     x = torch.randn(4, 2, 8, 8)
@@ -346,8 +360,59 @@ def test_copies_and_the_largest_of_codes_are_exact(what: Any, granularity: Any, 
     values = dict(integer.trace(made, {made.inputs[0][0]: x.numpy()}))
     if any(one.kind == "take" for one in made.instructions):
         _, read = (one.inputs[0] for one in made.instructions if one.kind == "synapse")
-        fired = torch.from_numpy(values[made.sites["relu"]]).double()
+        fired = torch.from_numpy(values[made.sites["relu"]]).float()  # as the network computes
         assert np.array_equal(values[read], what(fired).numpy())
     integer.save(made, tmp_path / "net")
     given = {made.inputs[0][0]: x.numpy()}
     assert np.array_equal(integer.run(integer.load(tmp_path / "net"), given)[0], integer.run(made, given)[0])
+
+
+class Enlarged(nn.Module):
+    """Codes, enlarged, of lines or of images."""
+
+    def __init__(self, line: bool, **options: Any) -> None:
+        super().__init__()
+        kind = nn.Conv1d if line else nn.Conv2d
+        self.conv, self.last, self.options = kind(3, 4, 3, padding=1), kind(4, 4, 3, padding=1), options
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.interpolate(torch.relu(self.conv(x)), **self.options)
+        return torch.relu(self.last(x))
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 2), {"size": (82, 82)}),
+        ((2, 14), {"size": (4, 46)}),
+        ((14,), {"size": 46}),
+        ((26,), {"size": 22}),
+        ((42, 2), {"scale_factor": 3.3, "recompute_scale_factor": True}),
+        ((42,), {"scale_factor": 3.3, "recompute_scale_factor": True}),
+        ((42,), {"scale_factor": 3.3}),
+    ],
+    ids=["2 to 82", "14 to 46", "14 to 46 of a line", "26 to 22", "recomputed", "recomputed of a line", "by 3.3"],
+)
+def test_an_enlargement_takes_the_pixels_that_the_float32_network_takes(shape: Any, options: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, *shape)
+    snn = ps.convert(calibrated(Enlarged(len(shape) == 1, **options).eval(), ps.QuantSpec(0, 7), x))
+    made = whole(snn, x)
+    assert different(made, x.numpy(), session(model_of(made, KEY, codes=True))) == 0
+    values = dict(integer.trace(made, {made.inputs[0][0]: x.numpy()}))
+    _, read = (one.inputs[0] for one in made.instructions if one.kind == "synapse")
+    # The spiking network's own enlargement is given the codes that the whole numbers fired.
+    fired, seen = torch.from_numpy(values[made.sites["relu"]]).float(), []
+    snn.network.relu.register_forward_hook(lambda *_: fired)
+    snn.network.last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        snn(x)
+    assert seen[0].dtype == torch.float32 and np.array_equal(values[read], seen[0].numpy())
+
+
+def test_an_enlargement_beyond_what_float32_counts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layouts, "_COUNTED", 13)
+    x = torch.randn(6, 3, 14)
+    snn = ps.convert(calibrated(Enlarged(True, size=46).eval(), ps.QuantSpec(0, 7), x))
+    with pytest.raises(ExportError, match="an enlargement of 14 pixels, of which float32 counts only 13"):
+        whole(snn, x)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: Weights of 8 bits keep 4 of them for codes whose steps are so much smaller than those beside them.
 _NEAR = 16.0
 
+#: Up to here float32 counts exactly.
+_COUNTED = 2**24
+
 
 def _view(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     source = given.get("self", given.get("input"))
@@ -145,16 +148,20 @@ def _concatenate(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     return Analog(walk.emitter.concatenated(names, axis, None), shape_of(node))
 
 
-def _taken(walk: Lowering, node: fx.Node, source: fx.Node, axes: Iterable[int]) -> Signal:
-    """Copies of values, along one dimension after the other: which ones, the operator itself says of their places."""
+def _taken(
+    walk: Lowering, node: fx.Node, source: fx.Node, axes: Iterable[int], dtype: torch.dtype = torch.float64
+) -> Signal:
+    """Copies of values, along one dimension after the other: which ones, the operator itself says of their places.
+
+    The places are given to it in ``dtype``: in float64, which counts exactly, unless it takes others in another one.
+    """
     if leaves_of((node.args, node.kwargs)) != [source]:
         raise walk.emitter.refuse("a layout that depends on another value or size")
     signal: Codes | Analog = walk.placed(source)
     before, after = (1, *signal.shape), (1, *shape_of(node))
     for axis in axes:
         along = [-1 if d == axis else 1 for d in range(len(before))]
-        # In float64, which counts exactly and which all these operators take.
-        laid = torch.arange(before[axis], dtype=torch.float64).reshape(along).expand(before).contiguous()
+        laid = torch.arange(before[axis], dtype=dtype).reshape(along).expand(before).contiguous()
         moved = node.target(laid, *node.args[1:], **node.kwargs)  # type: ignore[operator]
         places = moved.movedim(axis, 0).flatten(1)[:, 0].long()
         if torch.equal(places, torch.arange(before[axis])):
@@ -175,7 +182,10 @@ def _taken(walk: Lowering, node: fx.Node, source: fx.Node, axes: Iterable[int]) 
 
 def _nearest(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
     source = given.get("input", given.get("self"))
-    return _taken(walk, node, source, range(2, len(shape_of(node)) + 1))
+    if (longest := max(shape_of(source)[1:])) > _COUNTED:
+        raise walk.emitter.refuse(f"an enlargement of {longest} pixels, of which float32 counts only {_COUNTED}")
+    # torch multiplies a place by the scale in the values' own dtype, and the network's is float32: 2 pixels made 82 differ.
+    return _taken(walk, node, source, range(2, len(shape_of(node)) + 1), torch.float32)
 
 
 def _roll(walk: Lowering, node: fx.Node, given: Arguments) -> Signal:
