@@ -194,6 +194,21 @@ def test_what_convert_wrote_is_verified_on_pictures_without_labels(call: Call, t
     assert code == 2 and "is no folder, no file, and no dataset" in err
 
 
+def test_verify_takes_a_root_for_a_dataset_alone(call: Call, tmp_path: Path, own: list[str]) -> None:
+    files = tmp_path / "qann.safetensors", tmp_path / "snn.safetensors"
+    assert call("convert", own[0], files[1], *own[1:], "--qann", files[0])[0] == 0
+    for images in (own[4], tmp_path):
+        code, out, err = call("verify", *files, "--images", images, "--root", tmp_path)
+        assert code == 2 and not out, err
+        assert f"--root: --images {images} says where the images are from; leave it out" in err
+    # It reaches a dataset, and this one has no files to be elsewhere.
+    made = ["--random-weights", "--images", "digits", "--images-count", 20, "--qann", files[0], "--force"]
+    code, _, err = call("convert", own[0].replace("create", "digits"), files[1], *made)
+    assert code == 0, err
+    code, _, err = call("verify", *files, "--images", "digits", "--root", tmp_path)
+    assert code == 2 and "digits: it is part of the package and read from no other folder" in err
+
+
 def test_a_picture_that_cannot_be_read_stops_convert(call: Call, tmp_path: Path, own: list[str]) -> None:
     pictures = pytest.importorskip("PIL.Image")
     (tmp_path / "photos").mkdir()

@@ -157,8 +157,9 @@ class Verify(Command):
                 f"--images: expected a folder of pictures, a file or a dataset, got {self.images}; how many of them is "
                 f"--images-count {self.images}"
             )
+        on_disk = Path(self.images).exists()  # else a dataset, which may lie in another folder
         refuse(
-            {"--data": self.data is not None, "--download": self.download},
+            {"--data": self.data is not None, "--root": self.root is not None and on_disk, "--download": self.download},
             f"--images {self.images} says where the images are from",
         )
 
