@@ -95,3 +95,38 @@ def test_a_program_of_several_inputs() -> None:
         qann = ps.quantize(given, SPEC, example=inputs)
         with torch.no_grad(), qann.float_activations():
             torch.testing.assert_close(qann(**inputs)["y"], model(**inputs)["y"])
+
+
+class Calling(nn.Module):
+    """A model that calls an overload itself, and keeps a part in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.ops.aten.relu.default(self.norm(self.conv(x))))
+
+
+def test_a_traced_model_that_calls_an_overload_is_no_program() -> None:
+    model = torch.fx.symbolic_trace(Calling())
+    assert model_of(model) is model
+    qann = ps.quantize(model, SPEC, example=X)
+    assert qann.training and qann.network.get_submodule("norm").training
+    assert all(part.training for part in model.modules())
+    assert "an exported program" not in qann.network.meta["route"]
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, torch.relu, torch.neg, (x,))
+
+
+def test_a_program_shares_weights_but_no_module(program: ExportedProgram) -> None:
+    for given in (program.module(), export(Branching(), (X,), dynamic_shapes={"x": BATCH}).module()):
+        before = {name: part.training for name, part in given.named_modules()}
+        made = model_of(given)
+        assert {name: part.training for name, part in given.named_modules()} == before
+        assert not made.training and not {*made.modules()} & {*given.modules()}
+        assert all(own is other for own, other in zip(made.parameters(), given.parameters(), strict=True))
+        assert model_of(made) is made  # quantize and capture both ask

@@ -9,39 +9,44 @@ from __future__ import annotations
 import copy
 from typing import Any, TypeGuard
 
-import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from polarspike.errors import CaptureError
 
 _GUARDS = "_guards_fn"
+_MADE_BY_TORCH = "_StatefulGraphModule"  # private; deep copies are of it, too, though these let train() and eval() pass
+
+
+class _Program(fx.GraphModule):
+    """The graph of an exported program as an ordinary module in evaluation mode."""
 
 
 def model_of(model: nn.Module | ExportedProgram) -> nn.Module:
     """A model as it is; an exported program, or the module of one, as a module in evaluation mode over the same weights.
 
     Args:
-        model: it is left untouched.
+        model: it is left untouched, and shares no module with the answer. What came from here is answered as it is.
 
     Raises:
         CaptureError: a program of a fixed batch size.
     """
     if isinstance(model, ExportedProgram):
         model = model.module(check_guards=False)
-    if not is_program(model):
+    if isinstance(model, _Program) or not is_program(model):
         return model
     _require_free_batch(model)
-    graph = copy.deepcopy(model.graph)
-    for node in graph.find_nodes(op="call_module", target=_GUARDS):
-        graph.erase_node(node)
-    return fx.GraphModule(model, graph).eval()
+    weights: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    own = copy.deepcopy(model, weights)
+    for node in own.graph.find_nodes(op="call_module", target=_GUARDS):
+        own.graph.erase_node(node)
+    return _Program(own, own.graph).eval()
 
 
 def is_program(model: object) -> TypeGuard[fx.GraphModule]:
-    """Whether a model is the module of an exported program."""
+    """Whether a model is the module of an exported program, and no other graph in which ATen overloads may be called."""
     return isinstance(model, fx.GraphModule) and any(
-        isinstance(node.target, torch._ops.OpOverload) for node in model.graph.nodes
+        base is _Program or base.__name__ == _MADE_BY_TORCH for base in type(model).__mro__
     )
 
 
