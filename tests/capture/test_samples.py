@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import polarspike as ps
 from polarspike.capture.samples import other_batch, shared_inputs
+from polarspike.errors import CaptureError
 
 X = torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(0))
 CAUSAL = torch.full((4, 4), -math.inf).triu(1)
@@ -81,3 +82,37 @@ def test_a_mask_of_as_many_rows_as_the_example_has_samples_is_captured(route: An
         for count in (1, 4, 7):
             x = torch.randn(count, 4, 6)
             torch.testing.assert_close(qann(x, CAUSAL), model(x, CAUSAL))
+
+
+class Towers(nn.Module):
+    """Two kinds of inputs, each scored against the other."""
+
+    def __init__(self, answer: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.text = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.answer = answer
+
+    def forward(self, image: Tensor, text: Tensor) -> Any:
+        return self.answer(self.image(image), self.text(text))
+
+
+@pytest.mark.parametrize("texts", [3, 4])
+@pytest.mark.parametrize("answer", [lambda a, b: (a @ b.T, b @ a.T), lambda a, b: (a @ b.T, a, b)])
+def test_two_towers_may_answer_a_row_for_each_input_of_either(answer: Any, texts: int) -> None:
+    torch.manual_seed(0)
+    model = Towers(answer).eval()
+    example = {"image": torch.randn(4, 6), "text": torch.randn(texts, 5)}
+    qann = ps.quantize(model, ps.QuantSpec(negative=2, positive=6), example=example)
+    assert qann.signature.shared == {"1", "text"}
+    with qann.float_activations(), torch.no_grad():
+        other = {"image": torch.randn(7, 6), "text": torch.randn(5, 5)}
+        torch.testing.assert_close(qann(**other), model(**other))
+
+
+def test_mixed_samples_are_refused_with_the_inputs_taken_as_shared() -> None:
+    model = Towers(lambda a, b: (a @ b.T, a.repeat(2, 1)[:4]))
+    with pytest.raises(CaptureError, match=r"4 rows, .* \(taken as the same for all samples: input 'text'\), so samples"):
+        ps.quantize(
+            model, ps.QuantSpec(negative=2, positive=6), example={"image": torch.randn(4, 6), "text": torch.randn(3, 5)}
+        )

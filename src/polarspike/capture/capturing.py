@@ -35,6 +35,7 @@ from polarspike.common.inputs import (
     named_values,
     plain_output,
     rows_of,
+    tensors_of,
 )
 from polarspike.errors import CaptureError, GraphMismatchError, OperatorError, PolarspikeError, SpecError
 from polarspike.graph.contract import rule_of
@@ -199,7 +200,8 @@ def check_capture(
         model: in evaluation mode; one that itself fails on a single sample is not asked for that.
         graph_module: of it.
         example: inputs of one call.
-        shared: the inputs that are the same for all samples, of which another batch has no more rows.
+        shared: the inputs that are the same for all samples, of which another batch has no more rows; nor need an output
+            have, which may be one row for each of theirs.
 
     Raises:
         CaptureError: an output differs, or only the example's batch size can be run.
@@ -227,11 +229,13 @@ def check_capture(
         _compare(expected, got, label, _nested(model))
         leaves = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor)]
         rows.append([leaf.shape[0] if leaf.dim() > 1 else 0 for leaf in leaves])  # a vector may well be no batch
+    constant = {name: len(tensor) for name, tensor in tensors_of(example) if name in shared and tensor.dim()}
     for index, (before, after) in enumerate(zip(*rows, strict=False)):
-        if before == after == size:
+        if before == after == size and size not in constant.values():  # else the rows may be those of a shared input
+            known = f" (taken as the same for all samples: input {', '.join(map(repr, constant))})" if constant else ""
             raise CaptureError(
                 f"output {index}: {type(model).__name__} answers {size + 1} samples with {size} rows, as it did for the "
-                f"{size} of the example, so samples are mixed up. {fixed}"
+                f"{size} of the example{known}, so samples are mixed up. {fixed}"
             )
     if size > 1:
         _check_alone(model, reference, graph_module, rows_of(example, slice(0, 1), size, shared))
