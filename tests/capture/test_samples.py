@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import polarspike as ps
+from polarspike.capture import capture
 from polarspike.capture.samples import other_batch, shared_inputs
 from polarspike.errors import CaptureError
+from polarspike.graph.editing import SHARED
 
 X = torch.randn(4, 4, 6, generator=torch.Generator().manual_seed(0))
 CAUSAL = torch.full((4, 4), -math.inf).triu(1)
@@ -116,3 +118,12 @@ def test_mixed_samples_are_refused_with_the_inputs_taken_as_shared() -> None:
         ps.quantize(
             model, ps.QuantSpec(negative=2, positive=6), example={"image": torch.randn(4, 6), "text": torch.randn(3, 5)}
         )
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_tensor_given_twice_may_be_shared_in_one_place_alone(by_name: bool) -> None:
+    x = BANK.clone()
+    model = Model(lambda x, bank: torch.relu(x) @ torch.relu(bank).T)
+    example: Any = {"x": x, "y": x} if by_name else (x, x)
+    graph = capture(model, example)
+    assert graph.meta[SHARED] == {"1", "y"}

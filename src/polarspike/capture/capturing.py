@@ -123,6 +123,7 @@ def _however_passed(
     graph_module: fx.GraphModule, model: nn.Module, example: Inputs, inputs: Collection[str]
 ) -> frozenset[str]:
     """Some inputs of an example by the names of the graph's inputs, and by their positions among these."""
+    example = clone_tensors(example)  # one tensor may have been given twice, and be shared in one place alone
     given = named_values(example)
     names = {name for name, value in graph_inputs(model, example).items() if any(value is given[key] for key in inputs)}
     placeholders = enumerate(graph_module.graph.find_nodes(op="placeholder"))
