@@ -114,7 +114,9 @@ def test_two_towers_may_answer_a_row_for_each_input_of_either(answer: Any, texts
 
 def test_mixed_samples_are_refused_with_the_inputs_taken_as_shared() -> None:
     model = Towers(lambda a, b: (a @ b.T, a.repeat(2, 1)[:4]))
-    with pytest.raises(CaptureError, match=r"4 rows, .* \(taken as the same for all samples: input 'text'\), so samples"):
+    with pytest.raises(
+        CaptureError, match=r"4 rows, .* \(taken as the same for all samples: input 'text'\), so samples"
+    ):
         ps.quantize(
             model, ps.QuantSpec(negative=2, positive=6), example={"image": torch.randn(4, 6), "text": torch.randn(3, 5)}
         )
@@ -127,3 +129,42 @@ def test_a_tensor_given_twice_may_be_shared_in_one_place_alone(by_name: bool) ->
     example: Any = {"x": x, "y": x} if by_name else (x, x)
     graph = capture(model, example)
     assert graph.meta[SHARED] == {"1", "y"}
+
+
+class Counted(nn.Module):
+    """A body of many inputs that counts how often it runs."""
+
+    def __init__(self, body: Callable[..., Any]) -> None:
+        super().__init__()
+        self.body, self.calls = body, [0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Counted:
+        return self
+
+    def forward(self, *inputs: Tensor) -> Any:
+        self.calls[0] += 1
+        return self.body(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (lambda *inputs: sum(inputs).T, set()),  # the batch comes last, which tells nothing
+        (lambda *inputs: sum(inputs), set()),
+        (lambda *inputs: sum(inputs[1:]) @ inputs[0].T, {"0"}),
+        (lambda *inputs: inputs[2] @ sum(value for index, value in enumerate(inputs) if index != 2).T, set("0134567")),
+    ],
+)
+def test_of_many_inputs_few_parts_are_tried(body: Any, expected: set[str]) -> None:
+    model = Counted(body)
+    assert shared_inputs(model, tuple(torch.randn(4, 6) for _ in range(8))) == expected
+    assert model.calls[0] <= 2 * (1 + 8 + 8)
+
+
+def test_two_masks_among_six_inputs_are_found() -> None:
+    def body(*inputs: Tensor) -> Tensor:
+        x, y, ours, theirs = inputs[:4]
+        return attend(x, ours) + attend(y, theirs) + inputs[4] + inputs[5]
+
+    example = (X, X.flip(0), CAUSAL, CAUSAL, X[:, 0], X[:, 1])
+    assert shared_inputs(Counted(body), example) == {"2", "3"}

@@ -22,14 +22,19 @@ from polarspike.common.inputs import Inputs, as_call, batch_size, map_inputs, na
 # Batches of another size are summed in another order; what another row changes is of the size of the answer.
 _TOLERANCE = 1e-4
 
+# Inputs of one length of which every part is tried, and all but two: k inputs have 2^k - 1 parts and k (k - 1) / 2 of
+# these, and the model runs twice for each.
+_FEW, _SEVERAL = 4, 6
+
 
 @torch.no_grad()
 def shared_inputs(model: nn.Module, example: Inputs) -> frozenset[str]:
     """The tensors of an example that are the same for all samples, by position or name as the example is given.
 
-    Of several inputs of one length all hold samples if the model can be so understood, else as many as can. Where the
-    example has one sample, its length tells nothing, and every input of that length is said to hold samples. Where the
-    answer tells nothing (it has no rows, or samples are mixed in it), the first input decides by its length.
+    Of several inputs of one length all hold samples if the model can be so understood, else as many as can; of more than
+    four, all, all but one, all but two (up to six, as two sequences have two masks), or one alone. Where the example has
+    one sample, its length tells nothing, and every input of that length is said to hold samples. Where the answer tells
+    nothing (it has no rows, or not first, or samples are mixed in it), the first input decides by its length.
 
     Args:
         model: left untouched; it is run on other batch sizes, in evaluation mode.
@@ -72,11 +77,16 @@ def other_batch(example: Inputs, shared: Collection[str] = ()) -> Inputs:
 
 
 def _possible(lengths: dict[str, int]) -> Iterator[frozenset[str]]:
-    """Which inputs may hold the samples together: all of one length before any part of them, the first input's first."""
+    """Which inputs may hold the samples together: all of one length before any part of them, the first input's first.
+
+    Of many inputs only the largest and the smallest parts: one or two are the same for all samples, or all others are.
+    """
     groups = [[name for name, own in lengths.items() if own == length] for length in dict.fromkeys(lengths.values())]
     yield from map(frozenset, groups)
     for group in groups:
-        for count in range(len(group) - 1, 0, -1):
+        size = len(group)
+        largest = (size - 1, size - 2) if size <= _SEVERAL else (size - 1,)
+        for count in range(size - 1, 0, -1) if size <= _FEW else (*largest, 1):
             yield from map(frozenset, itertools.combinations(group, count))
 
 
