@@ -13,13 +13,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from polarspike.capture import capture, passes
+from polarspike.capture.programs import model_of
 from polarspike.common import seals
 from polarspike.common.files import replacing
 from polarspike.common.inputs import Inputs, Signature, to_device
 from polarspike.common.modules import ranks_behind_linear
-from polarspike.errors import CheckpointError, PolarspikeError, SpecError
+from polarspike.errors import CaptureError, CheckpointError, PolarspikeError, SpecError
 from polarspike.graph.editing import attribute
 from polarspike.graph.serialization import KNOWN_SITES, Sites, build_graph, describe_graph
 from polarspike.quantized import QuantizedNetwork, inputs_like
@@ -109,13 +111,14 @@ def save(network: Saved, path: str | os.PathLike[str]) -> None:
         ) from error
 
 
-def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Saved:
+def load(path: str | os.PathLike[str], model: nn.Module | ExportedProgram | None = None) -> Saved:
     """Read a network that :func:`save` wrote, in evaluation mode on the CPU; no code of the file or its author runs.
 
     Args:
         path: the file.
-        model: optionally the float model that the network should have come from, also where its batch norms were folded;
-            a file whose weights have other names or shapes is refused. Its values are not asked for: all are the file's.
+        model: optionally the float model that the network should have come from (a module or an exported program, as
+            :func:`polarspike.quantize` takes it), also where its batch norms were folded; a file whose weights have other
+            names or shapes is refused. Its values are not asked for: all are the file's.
 
     Raises:
         CheckpointError: not a checkpoint, truncated, of another format version, damaged, or of another model.
@@ -131,8 +134,14 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None) -> Saved:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if model is not None:
-        if not isinstance(model, nn.Module):
-            raise CheckpointError(f"load: expected the float model as an nn.Module, got {type(model).__name__}")
+        if not isinstance(model, nn.Module | ExportedProgram):
+            raise CheckpointError(
+                f"load: expected the float model as an nn.Module or an exported program, got {type(model).__name__}"
+            )
+        try:
+            model = model_of(model)
+        except CaptureError as error:
+            raise CheckpointError(f"load: {error}") from error
         _require_model(path, network, model)
     return network
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim, export
 
 import polarspike as ps
 from polarspike import checkpoint
@@ -111,6 +112,22 @@ def test_the_model_that_it_came_from_is_accepted(tmp_path: Path) -> None:
     ps.load(tmp_path / "net.safetensors", wrapped)
 
 
+def test_the_program_that_it_came_from_is_accepted(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(4, 6)
+    program = export(model, (x,), dynamic_shapes=({0: Dim("batch")},))
+    network = ps.quantize(program, SPECS["tensor"], example=x)
+    ps.calibrate(network, [x])
+    ps.save(network, tmp_path / "net.safetensors")
+    for given in (program, program.module()):
+        assert same(ps.load(tmp_path / "net.safetensors", given), network.eval(), x)
+    with pytest.raises(
+        CheckpointError, match=r"load: input 'input' has the fixed shape .* export it again with dynamic_shapes"
+    ):
+        ps.load(tmp_path / "net.safetensors", export(model, (x,)))
+    with pytest.raises(CheckpointError, match="belongs to another model"):
+        ps.load(tmp_path / "net.safetensors", export(model[:1], (x,), dynamic_shapes=({0: Dim("batch")},)))
+
+
 def test_a_model_of_integers_that_it_came_from_is_accepted(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     tokens = torch.randint(7, (4, 5))
@@ -121,5 +138,7 @@ def test_a_model_of_integers_that_it_came_from_is_accepted(tmp_path: Path) -> No
     assert torch.equal(loaded(tokens), qann.eval()(tokens))
     (made,) = random_inputs(ps.convert(qann))  # what an export without images is made with
     assert made.dtype == torch.int64 and made.shape[1:] == tokens.shape[1:]
-    with pytest.raises(CheckpointError, match=r"expected the float model as an nn\.Module, got str"):
+    with pytest.raises(
+        CheckpointError, match=r"expected the float model as an nn\.Module or an exported program, got str"
+    ):
         ps.load(tmp_path / "net.safetensors", "net")  # type: ignore[arg-type]
