@@ -23,9 +23,9 @@ from polarspike.spiking.through_time import LeakyPolarityNeuron
 from polarspike.training_spec import TrainSpec
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-#: Narrower here, for the time that all tests may take: the networks of two are rehearsed as they are by the CIFAR-10 recipes,
-#: but for their heads, and the two of ImageNet take more than a minute of processor time. ``benchmarks/rehearsals.py``
-#: rehearses every recipe as it is.
+#: Narrower here, for the time that all tests may take: but for their heads, the networks of two are rehearsed as they are by
+#: the recipes of CIFAR-10, and the two of ImageNet take more than a minute of processor time each.
+#: ``benchmarks/rehearsals.py`` rehearses every recipe as it is.
 HEAVY = ("cifar100_vgg16", "tiny_imagenet_resnet18", "imagenet_resnet34", "imagenet_vit_s")
 
 
