@@ -19,8 +19,9 @@ from polarspike.capture import capture, passes
 from polarspike.capture.programs import model_of
 from polarspike.common import seals
 from polarspike.common.files import replacing
-from polarspike.common.inputs import Inputs, Signature, to_device
+from polarspike.common.inputs import Inputs, to_device
 from polarspike.common.modules import ranks_behind_linear
+from polarspike.common.signatures import Signature
 from polarspike.errors import CaptureError, CheckpointError, PolarspikeError, SpecError
 from polarspike.graph.editing import attribute
 from polarspike.graph.serialization import KNOWN_SITES, Sites, build_graph, describe_graph

@@ -20,8 +20,9 @@ from polarspike import ops
 from polarspike.capture import Route, capture, check_capture, graph_inputs
 from polarspike.capture.preparation import frozen_in, tell_of_pruned
 from polarspike.capture.programs import model_of
-from polarspike.common.inputs import Inputs, Signature
+from polarspike.common.inputs import Inputs
 from polarspike.common.modules import evaluating
+from polarspike.common.signatures import Signature
 from polarspike.errors import OperatorError, SpecError
 from polarspike.graph.contract import Rule, rules_of
 from polarspike.graph.editing import INTEGERS, SHARED, finish, free_path, scope_of, signals

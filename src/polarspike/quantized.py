@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 
 from polarspike.capture import passes
 from polarspike.common.checks import is_integer
-from polarspike.common.inputs import Inputs, Signature, bind, tensors_of, to_device
+from polarspike.common.inputs import Inputs, bind, tensors_of, to_device
 from polarspike.common.modules import evaluating, ranks_behind_linear
+from polarspike.common.signatures import Signature
 from polarspike.errors import CalibrationError, InputError, SpecError
 from polarspike.graph.editing import INTEGERS, finish, modules_of
 from polarspike.quantizers import PolarityQuantizer
@@ -114,7 +115,7 @@ def fitting(signature: Signature, given: Mapping[str, Any]) -> Iterator[None]:
     """Refuse inputs that do not fit; within the context an error of torch says how they differ from the example.
 
     Raises:
-        InputError: what :meth:`~polarspike.common.inputs.Signature.check` refuses, or inputs of another size than the
+        InputError: what :meth:`~polarspike.common.signatures.Signature.check` refuses, or inputs of another size than the
             example's that the network cannot take.
     """
     signature.check(given)

@@ -11,7 +11,6 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from polarspike.common.inputs import (
-    Signature,
     as_call,
     batch_size,
     batches_of,
@@ -20,6 +19,7 @@ from polarspike.common.inputs import (
     to_device,
     unsound_input,
 )
+from polarspike.common.signatures import Signature
 from polarspike.errors import InputError
 
 X = torch.arange(12.0).view(4, 3)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from polarspike.capture import capture
-from polarspike.common.inputs import Signature
+from polarspike.common.signatures import Signature
 from polarspike.specs import ConvertSpec
 from polarspike.spiking import SpikingNetwork
 

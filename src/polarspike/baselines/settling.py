@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from polarspike.common.checks import is_integer
-from polarspike.common.inputs import Signature
+from polarspike.common.signatures import Signature
 from polarspike.conversion import convert
 from polarspike.errors import SpecError
 from polarspike.quantized import QuantizedNetwork

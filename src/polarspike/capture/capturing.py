@@ -221,12 +221,7 @@ def check_capture(
                 f"{size}): {error}. {fixed}; if an input has no batch dimension, give an example with another batch size "
                 "than its length"
             ) from error
-        try:
-            got = graph_module(**clone_tensors(graph_inputs(model, inputs)))
-        except Exception as error:
-            raise CaptureError(
-                f"the captured graph fails on {label} (batch {batch_size(inputs, shared)}): {error}. {fixed}"
-            ) from error
+        got = _by_graph(graph_module, model, inputs, f"{label} (batch {batch_size(inputs, shared)})", fixed)
         _compare(expected, got, label, _nested(model))
         leaves = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor)]
         rows.append([leaf.shape[0] if leaf.dim() > 1 else 0 for leaf in leaves])  # a vector may well be no batch
@@ -242,6 +237,14 @@ def check_capture(
         _check_alone(model, reference, graph_module, rows_of(example, slice(0, 1), size, shared))
 
 
+def _by_graph(graph_module: nn.Module, model: nn.Module, inputs: Inputs, label: str, repair: str) -> Any:
+    """What the graph answers where its model does."""
+    try:
+        return graph_module(**clone_tensors(graph_inputs(model, inputs)))
+    except Exception as error:
+        raise CaptureError(f"the captured graph fails on {label}: {error}. {repair}") from error
+
+
 def _check_alone(model: nn.Module, reference: nn.Module, graph_module: nn.Module, sample: Inputs) -> None:
     """Whether the graph answers a batch of one as the model does; nothing is said where the model has no such answer."""
     args, kwargs = as_call(clone_tensors(sample))
@@ -253,12 +256,7 @@ def _check_alone(model: nn.Module, reference: nn.Module, graph_module: nn.Module
         return
     label = "the example's first sample alone (batch 1)"
     repair = "forward decides by the batch size; look for x.shape[0] == 1, or squeeze() without a dimension"
-    try:
-        got = graph_module(**clone_tensors(graph_inputs(model, sample)))
-    except Exception as error:
-        raise CaptureError(
-            f"the captured graph fails on {label}, which the model answers: {error}. {repair}"
-        ) from error
+    got = _by_graph(graph_module, model, sample, f"{label}, which the model answers", repair)
     _compare(expected, got, label, f". {repair}{_nested(model)}")
 
 

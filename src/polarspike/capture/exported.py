@@ -13,6 +13,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,23 +60,21 @@ def export_graph(
         CaptureError: an overload that cannot be translated.
         Exception: whatever torch.export raises.
     """
-    keys = [*map(str, range(len(args))), *kwargs]
-    values = [*args, *kwargs.values()]
-    held = [value for key, value in zip(keys, values, strict=True) if key not in shared]
+    call = {**{str(index): value for index, value in enumerate(args)}, **kwargs}
+    held = [value for name, value in call.items() if name not in shared]
     size = next((leaf.shape[0] for leaf in pytree.tree_leaves(held) if isinstance(leaf, Tensor) and leaf.dim()), 1)
     batch = Dim("batch", min=1)
-    for index, key in enumerate(keys):
-        if key not in shared:
-            values[index] = pytree.tree_map(lambda leaf: _batched(leaf, size), values[index])
-    free = [
-        pytree.tree_map(
-            lambda leaf, own=key in shared: {0: batch} if not own and _has_batch(leaf, max(2, size)) else None, value
-        )
-        for key, value in zip(keys, values, strict=True)
-    ]
-    count = len(args)
-    args, kwargs = tuple(values[:count]), dict(zip(kwargs, values[count:], strict=True))
-    shapes = tuple(free[:count]), dict(zip(kwargs, free[count:], strict=True))
+
+    def free(name: str, leaf: Any) -> Any:
+        return {0: batch} if name not in shared and _has_batch(leaf, max(2, size)) else None
+
+    def called(values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return tuple(values[str(index)] for index in range(len(args))), {name: values[name] for name in kwargs}
+
+    for name in call.keys() - set(shared):
+        call[name] = pytree.tree_map(lambda leaf: _batched(leaf, size), call[name])
+    shapes = called({name: pytree.tree_map(partial(free, name), value) for name, value in call.items()})
+    args, kwargs = called(call)
     with _quiet():
         program = torch.export.export(
             model, args, kwargs, strict=False, dynamic_shapes=_by_name(model, shapes, args, kwargs)

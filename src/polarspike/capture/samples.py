@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from polarspike.capture.preparation import clone_tensors, copy_model
-from polarspike.common.inputs import Inputs, as_call, batch_size, map_inputs, named_values, rows_of, tensors_of
+from polarspike.common.inputs import Inputs, as_call, batch_size, map_named, rows_of, tensors_of
 
 # Batches of another size are summed in another order; what another row changes is of the size of the answer.
 _TOLERANCE = 1e-4
@@ -72,8 +72,7 @@ def other_batch(example: Inputs, shared: Collection[str] = ()) -> Inputs:
         noise = torch.randn(more.shape, generator=generator).to(more)
         return noise * (spread or 1.0) + value.float().mean().to(more.dtype)
 
-    values = iter([other(name, value) for name, value in named_values(example).items()])
-    return map_inputs(lambda _: next(values), example)
+    return map_named(other, example)
 
 
 def _possible(lengths: dict[str, int]) -> Iterator[frozenset[str]]:

@@ -90,9 +90,8 @@ class Verify(Command):
             qann.double()
             snn.double()
         wanted = self._wanted(images)
-        if (
-            _frames_of(images) is None or snn.spec.reading == "integrate"
-        ):  # all of them, before hours are spent on the first
+        # All of them, before hours are spent on the first.
+        if _frames_of(images) is None or snn.spec.reading == "integrate":
             require_timesteps(snn, max(wanted))
         failed, void = [], False
         for t in wanted:

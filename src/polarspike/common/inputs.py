@@ -6,7 +6,6 @@ import inspect
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from inspect import Parameter
 from typing import Any
 
@@ -18,7 +17,8 @@ from polarspike.errors import CalibrationError, InputError
 
 Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-_BY_KEYWORD = "; pass a dict of inputs by keyword: network(**inputs)"
+#: What to do where a dict came as one positional input.
+BY_KEYWORD = "; pass a dict of inputs by keyword: network(**inputs)"
 
 
 def as_call(inputs: Inputs) -> Call:
@@ -134,6 +134,12 @@ def map_inputs(function: Any, inputs: Inputs) -> Inputs:
     return result
 
 
+def map_named(function: Callable[[str, Any], Any], inputs: Inputs) -> Inputs:
+    """Apply a function to every value of the inputs and its position or name, keeping their form."""
+    values = iter([function(name, value) for name, value in named_values(inputs).items()])
+    return map_inputs(lambda _: next(values), inputs)
+
+
 def tensors_of(inputs: Inputs) -> list[tuple[str, Tensor]]:
     """Every tensor of the inputs with its position or name."""
     return [(name, value) for name, value in named_values(inputs).items() if isinstance(value, Tensor)]
@@ -199,11 +205,11 @@ def rows_of(inputs: Inputs, rows: slice, length: int, shared: Collection[str] = 
         length: of the batch.
         shared: what is the same for all samples also where it has as many rows, as :func:`batch_size` takes it.
     """
-    values = named_values(inputs)
-    parts = iter(
-        value[rows] if name not in shared and is_batched(value, length) else value for name, value in values.items()
-    )
-    return map_inputs(lambda _: next(parts), inputs)
+
+    def part(name: str, value: Any) -> Any:
+        return value[rows] if name not in shared and is_batched(value, length) else value
+
+    return map_named(part, inputs)
 
 
 def _described(inputs: Inputs) -> str:
@@ -314,95 +320,8 @@ def _is_call(value: Any, names: list[str], starred: bool) -> bool:
 def _packed(args: tuple[Any, ...], names: list[str]) -> str:
     """A hint for several inputs that came as one."""
     if args and isinstance(args[0], Mapping):
-        return _BY_KEYWORD
+        return BY_KEYWORD
     if args and isinstance(args[0], (tuple, list)):
         return "; pass a list of inputs by position: network(*inputs)"
     packed = ", ".join(f"{name!r}: ..." for name in names)
     return f"; in a batch, several inputs are a dict by name, {{{packed}}}" if len(names) > 1 else ""
-
-
-def _fits(got: tuple[int, ...], shape: tuple[int, ...], real: bool) -> bool:
-    """Whether the channels agree: where the layout does not say which dimension they are, one of the two must."""
-    if len(shape) == 1 and not real:  # the length of a sequence of tokens
-        return True
-    if len(shape) == 2:
-        square = got[0] == got[1] and shape[0] == shape[1]  # a mask of a sequence on itself
-        return square or got[0] == shape[0] or got[1] == shape[1]
-    return not shape or got[0] == shape[0]
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What the example of a network looked like: the shape of each tensor input behind its batch dimension.
-
-    The number of dimensions must agree, and the channels: dimension 1, or in a sequence (batch, length, features) one of
-    the two. Spatial sizes may differ, and so may the length of a sequence.
-
-    Args:
-        shapes: by input; the whole shape of what is shared.
-        fixed: they may not, because the graph holds the example's sizes as numbers (torch.export).
-        shared: the inputs that are the same for all samples (the mask of a sequence on itself), by position and by name,
-            so that it holds however a call passes them. They are never cut, however many rows they and a batch have.
-    """
-
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
-    fixed: bool = False
-    shared: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, inputs: Inputs, *, fixed: bool = False, shared: Collection[str] = ()) -> Signature:
-        bare = cls((), fixed, frozenset(shared))
-        return replace(bare, shapes=tuple((name, bare._shape(name, tensor)) for name, tensor in tensors_of(inputs)))
-
-    def named(self, parameters: Iterable[str]) -> Signature:
-        """The same with the parameters' names in place of positions, so that it holds however a call passes them."""
-        names = {str(index): name for index, name in enumerate(parameters) if not name.startswith("*")}
-        return replace(self, shapes=tuple((names.get(position, position), shape) for position, shape in self.shapes))
-
-    def _shape(self, name: str, tensor: Tensor) -> tuple[int, ...]:
-        return tuple(tensor.shape if name in self.shared else tensor.shape[1:])
-
-    def _wanted(self, name: str, sizes: Iterable[str]) -> str:
-        return ", ".join([*([] if name in self.shared else ["batch"]), *sizes])
-
-    def check(self, inputs: Inputs) -> None:
-        """Refuse inputs that the network cannot have been built for.
-
-        Raises:
-            InputError: another number of dimensions, another number of channels, another size where sizes are fixed, or no
-                tensor.
-        """
-        expected = dict(self.shapes)
-        for name, value in named_values(inputs).items():
-            if name in expected and not isinstance(value, Tensor):
-                hint = _BY_KEYWORD if isinstance(value, Mapping) else ""
-                raise InputError(f"input {name!r}: expected a tensor, got {type(value).__name__}{hint}")
-        for name, tensor in tensors_of(inputs):
-            shape = expected.get(name)
-            if shape is None:
-                continue
-            got = self._shape(name, tensor)
-            if self.fixed and got != shape and len(got) == len(shape):
-                raise InputError(
-                    f"input {name!r}: expected shape ({self._wanted(name, map(str, shape))}), got {tuple(tensor.shape)}; "
-                    "torch.export captured the network, and its graph holds the example's sizes as numbers: quantize the "
-                    "model again with an example of this size"
-                )
-            rows = 1 if name in self.shared else 0  # as free as the length of a sequence
-            if len(got) != len(shape) or not _fits(got[rows:], shape[rows:], tensor.is_floating_point()):
-                wanted = self._wanted(name, (str(n) if d == rows else f"*({n})" for d, n in enumerate(shape)))
-                raise InputError(
-                    f"input {name!r}: expected shape ({wanted}) as in the example that the network was captured with, "
-                    f"got {tuple(tensor.shape)}"
-                )
-
-    def explain(self, inputs: Inputs) -> str:
-        """One clause on how these inputs differ from the example; empty if they do not."""
-        expected = dict(self.shapes)
-        different = [
-            f"input {name!r} has shape {tuple(tensor.shape)} where the example had "
-            f"({self._wanted(name, map(str, expected[name]))})"
-            for name, tensor in tensors_of(inputs)
-            if name in expected and self._shape(name, tensor) != expected[name]
-        ]
-        return "; ".join(different)

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from polarspike.common.frames import channels_of, frames_of, running_means
-from polarspike.common.inputs import Inputs, Signature, as_call, bind
+from polarspike.common.inputs import Inputs, as_call, bind
+from polarspike.common.signatures import Signature
 from polarspike.errors import InputError, SpecError
 from polarspike.graph.editing import INTEGERS, depth_of, modules_of
 from polarspike.neurons import CappedNeuron, NeuronState, PolarityNeuron

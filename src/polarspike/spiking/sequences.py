@@ -24,7 +24,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from polarspike.common.frames import frames_of
-from polarspike.common.inputs import Signature, batch_size, bind, is_batched, rows_of
+from polarspike.common.inputs import batch_size, bind, is_batched, rows_of
+from polarspike.common.signatures import Signature
 from polarspike.errors import InputError, OperatorError
 from polarspike.graph.contract import Rule, rules_of
 from polarspike.graph.editing import depth_of, modules_of, signals

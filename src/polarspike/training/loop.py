@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from polarspike.common.inputs import Inputs, Signature, rows_of, unsound_input
+from polarspike.common.inputs import Inputs, rows_of, unsound_input
 from polarspike.common.modules import apply, at_rest, device_of, require_ordinary
+from polarspike.common.signatures import Signature
 from polarspike.errors import CheckpointError, InputError, PolarspikeWarning, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
 from polarspike.parallel import distributed
