@@ -116,11 +116,16 @@ def spikingjelly_rate(
 
 
 def spikingjelly_balanced(
-    model: nn.Module, batches: Iterable[Any], *, passes: int = 1, images: int | None = None
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    passes: int = 1,
+    images: int | None = None,
+    first: int | None = None,
 ) -> PeerNetwork:
-    """SpikingJelly's local threshold balancing, given the batches so many times, in pieces of so many images."""
+    """SpikingJelly's local threshold balancing: the first so many batches, so many times, in pieces of so many images."""
     ann2snn = _package("spikingjelly", "spikingjelly.activation_based.ann2snn")
-    pairs = _pairs(batches)
+    pairs = _pairs(batches)[:first]
     if images is not None:
         pairs = [
             (x[first : first + images], y[first : first + images])
@@ -199,34 +204,29 @@ class Peer:
         return {"settings": list(self.settings), "version": found}
 
 
+_RATE_MODES = ("Max", "99.9%", "99%", "97%", "95%", "90%", "80%")
+_FIRING_EARLY = {"channel_wise": True, "half_threshold": True}
+#: How SpikingJelly's rate coding is searched: as it is by default, firing early, and so with pooling before the neurons.
+_RATE_RULES: tuple[dict[str, bool], ...] = ({}, _FIRING_EARLY, {**_FIRING_EARLY, "pre_spike_maxpool": True})
+
 PEERS: dict[str, Peer] = {
     "spikingjelly-rate": Peer(
         "spikingjelly",
         "SpikingJelly, rate coding",
         spikingjelly_rate,
         "2.0.0",
-        (
-            {"mode": "Max"},
-            {"mode": "99.9%"},
-            {"mode": "99%"},
-            {"mode": "Max", "channel_wise": True, "half_threshold": True},
-            {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
-            {"mode": "99.9%", "channel_wise": True, "half_threshold": True, "pre_spike_maxpool": True},
-        ),
+        tuple({"mode": mode, **how} for how in _RATE_RULES for mode in _RATE_MODES),
         # Lower quantiles could go on; the largest value is the end.
-        (
-            {"mode": "99%"},
-            {"mode": "99.9%", "channel_wise": True, "half_threshold": True},
-            {"mode": "99.9%", "channel_wise": True, "half_threshold": True, "pre_spike_maxpool": True},
-        ),
+        tuple({"mode": _RATE_MODES[-1], **how} for how in _RATE_RULES),
     ),
     "spikingjelly-balanced": Peer(
         "spikingjelly",
         "SpikingJelly, threshold balancing",
         spikingjelly_balanced,
         "2.0.0",
-        ({}, {"passes": 8}, {"images": 25}, {"passes": 10, "images": 25}),
-        ({}, {"passes": 10, "images": 25}),  # in order of how often it updates
+        # In order of how often it updates: on the comparison's eight batches of calibration 4 to 800 times.
+        ({"first": 4}, {}, {"passes": 2}, {"passes": 4}, {"images": 25}, {"passes": 10, "images": 25}),
+        ({"first": 4}, {"passes": 10, "images": 25}),
     ),
     "sinabs": Peer(
         "sinabs",

@@ -64,6 +64,9 @@ _FULL = Comparison(
 )
 _FULL_RESNET = dataclasses.replace(_FULL, model="resnet9", width=16)
 _FULL_VGG = dataclasses.replace(_FULL, model="vgg16", width=8)
+#: As far as single spikes are judged; every step of the residual network at full size costs minutes.
+_JUDGED = (1, 2, 4, 8)
+_FURTHER_OF_RESNET = ("rate-max", "srp", "polarspike-free")
 
 PRESETS: dict[str, tuple[Part, ...]] = {
     "small": (
@@ -141,14 +144,25 @@ PRESETS: dict[str, tuple[Part, ...]] = {
     "full": (
         *(
             Part(f"{title}{what}", dataclasses.replace(network, **asked))
-            for title, network in (("VGG", _FULL_VGG), ("residual network", _FULL_RESNET))
+            for title, network, further in (
+                ("VGG", _FULL_VGG, _FURTHER),
+                ("residual network", _FULL_RESNET, _FURTHER_OF_RESNET),
+            )
             for what, asked in (
                 ("", {}),
-                (", whatever needs no further training", {"methods": _FURTHER}),
-                (", other tools", {"methods": tuple(PEERS)}),
+                (", what needs no further training", {"methods": further}),
+                (", other tools up to T = 8", {"methods": tuple(PEERS), "latencies": _JUDGED}),
                 (", direct training", {"methods": _DIRECT, "direct_rates": (0.4,)}),
                 (", two more seeds", {"seeds": (1, 2)}),
             )
+        ),
+        Part(
+            "residual network, whatever else needs no further training, up to T = 8",
+            dataclasses.replace(
+                _FULL_RESNET,
+                methods=tuple(name for name in _FURTHER if name not in _FURTHER_OF_RESNET),
+                latencies=_JUDGED,
+            ),
         ),
     ),
 }
