@@ -65,6 +65,23 @@ def test_a_peers_network_runs_from_rest_and_is_counted() -> None:
     assert enlarged(x).tolist() == [[1.0, 5.0]]
 
 
+def test_an_image_may_enter_once_and_spikes_be_worth_more() -> None:
+    made = Counter()
+    doubled = nn.Identity()
+    snn = nn.Sequential(made, doubled)  # what leaves it are spikes times two
+
+    def rest(snn: nn.Module) -> None:
+        made.rest = torch.zeros(())
+
+    network = PeerNetwork(snn, {"neuron": doubled}, rest, worth={"neuron": torch.tensor([2.0, 2.0])}, once=True)
+    x = torch.tensor([[5.0, 9.0]])
+    assert network(x, timesteps=3, every_step=True).tolist() == [[[4.0, 8.0]]] * 3
+    seen: list[tuple[int, list[float]]] = []
+    with network.observe(lambda name, t, spikes: seen.append((t, spikes.flatten().tolist()))):
+        network(x, timesteps=2)
+    assert seen == [(1, [2.0, 4.0]), (2, [0.0, 0.0])]
+
+
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(MissingExtraError, match=r"polarspike\[baselines\]"):
         version("a-tool-that-nobody-has")
@@ -130,6 +147,33 @@ def test_spikingjelly_converts_and_agrees_with_ours(name: str) -> None:
     # The image with the largest potential reaches the threshold exactly, and rounding decides; all others agree.
     images = ((one - two).abs() < 1e-4).flatten(2).all(2).all(0)
     assert int(images.sum()) >= len(x) - 1
+
+
+@needs["spikingjelly"]
+def test_spikingjellys_transformer_recipe_is_driven_as_it_is_meant() -> None:
+    from spikingjelly.activation_based import ann2snn, functional
+
+    torch.manual_seed(0)
+    model = ps.models.create("vit", num_classes=5, in_channels=1, width=12, patch=4, image_size=8).eval()
+    x = torch.randn(30, 1, 8, 8)
+    network = convert_with("spikingjelly-sta", model, [x], time_steps=4)
+    recipe = ann2snn.STATransformerRecipe([(x, torch.zeros(30))], time_steps=4, mode="spiking_encoder")
+    theirs = ann2snn.Converter(recipe).convert(model).eval()
+    functional.set_step_mode(theirs, "m")
+    with torch.no_grad():
+        sequence = torch.cat([x[None], torch.zeros(3, *x.shape)])
+        answers = network(x, timesteps=4, every_step=True)
+        assert torch.allclose(answers, theirs(sequence).cumsum(0), atol=1e-5)
+        fine = convert_with("spikingjelly-sta", model, [x], time_steps=512)(x)
+        assert (fine - model(x)).abs().max() < 0.1 * (answers[0] - model(x)).abs().max()
+    spikes = []
+    with network.observe(lambda name, t, fired: spikes.append(fired)):
+        network(x)
+    # Two blocks, each behind two norms, the attention and the GELU, and the last norm: signed, and several.
+    assert len(spikes) == 9 and all(torch.equal(fired, fired.round()) for fired in spikes)
+    assert min(float(fired.min()) for fired in spikes) < 0 and max(float(fired.max()) for fired in spikes) > 1
+    with pytest.raises(SpecError, match="nothing was converted"):
+        convert_with("spikingjelly-sta", nn.Sequential(nn.Linear(4, 4)), [torch.rand(2, 4)])
 
 
 @needs["sinabs"]

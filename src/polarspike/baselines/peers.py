@@ -3,6 +3,9 @@
     spikingjelly-rate        2.0, ``ann2snn.RateCodingRecipe``: settings ``mode``, ``channel_wise``, ``half_threshold``,
                              ``pre_spike_maxpool``
     spikingjelly-balanced    2.0, ``ann2snn.LocalThresholdBalancingRecipe``
+    spikingjelly-sta         2.0, ``ann2snn.STATransformerRecipe``, which spikes behind layer norms, GELUs and attention,
+                             several times a step and with either sign; the image enters once, and products in the
+                             attention stay those of floats: settings ``time_steps``, ``threshold_mode``
     sinabs                   3.1, ``from_model``: settings ``percentile``, ``scale``, ``multi_spike``
 
 The packages belong to the extra ``baselines``; where their requirements clash with yours, give them an environment of
@@ -22,7 +25,7 @@ import importlib.metadata
 import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,29 +48,41 @@ class PeerNetwork(Observable):
         neurons: its neuron modules by name; they put out numbers of spikes.
         reset: brings it to rest.
         scale: of its input, which its answer is divided by.
+        worth: of one spike, by name, of neurons that put out spikes times what they are worth.
+        once: the input enters at the first step and zeros follow, and the answer is the sum of the outputs.
     """
 
     rehearsal = 0
 
     def __init__(
-        self, snn: nn.Module, neurons: dict[str, nn.Module], reset: Callable[[nn.Module], None], scale: float = 1.0
+        self,
+        snn: nn.Module,
+        neurons: Mapping[str, nn.Module],
+        reset: Callable[[nn.Module], None],
+        scale: float = 1.0,
+        *,
+        worth: Mapping[str, Tensor] | None = None,
+        once: bool = False,
     ) -> None:
         super().__init__()
         self.snn = snn
         self._neurons = neurons
         self._reset = reset
         self._scale = scale
+        self._worth = worth or {}
+        self._once = once
 
     @torch.no_grad()
     def forward(self, x: Tensor, *, timesteps: int = 1, every_step: bool = False) -> Tensor:
-        """The mean of the outputs of T steps of the same input, from rest."""
+        """The mean of the outputs of T steps of the same input, from rest; of an input that enters once, their sum."""
         total = torch.zeros(())
-        means = []
+        answers = []
         step = 0
 
         def see(name: str, output: Tensor) -> None:
+            spikes = (output / self._worth[name]).round() if name in self._worth else output
             for observer in self._observers:
-                observer(name, step, output)
+                observer(name, step, spikes)
 
         handles = [
             module.register_forward_hook(lambda _, __, output, name=name: see(name, output))
@@ -76,10 +91,11 @@ class PeerNetwork(Observable):
         self._reset(self.snn)
         with hooked(handles):
             for step in range(1, timesteps + 1):
-                total = total + self.snn(x * self._scale) / self._scale
-                means.append(total / step)
+                enters = torch.zeros_like(x) if self._once and step > 1 else x * self._scale
+                total = total + self.snn(enters) / self._scale
+                answers.append(total if self._once else total / step)
         self._reset(self.snn)
-        return torch.stack(means) if every_step else means[-1]
+        return torch.stack(answers) if every_step else answers[-1]
 
 
 def version(package: str) -> str:
@@ -134,6 +150,33 @@ def spikingjelly_balanced(
         ]
     recipe = ann2snn.LocalThresholdBalancingRecipe(pairs * passes)
     return _spikingjelly(ann2snn.Converter(recipe).convert(copy.deepcopy(model).eval()))
+
+
+def spikingjelly_sta(
+    model: nn.Module, batches: Iterable[Any], *, time_steps: int = 32, threshold_mode: str = "mse"
+) -> PeerNetwork:
+    """SpikingJelly's spatio-temporal approximation, with spikes (``mode="spiking_encoder"``).
+
+    Args:
+        model: whose attention is called as ``y, _ = attention(...)``; an index is refused.
+        batches: for its thresholds.
+        time_steps: that its thresholds are chosen for; a spike is worth 1 / time_steps of a range.
+        threshold_mode: ``"mse"`` or ``"max"``.
+    """
+    ann2snn = _package("spikingjelly", "spikingjelly.activation_based.ann2snn")
+    functional = _package("spikingjelly", "spikingjelly.activation_based.functional")
+    recipe = ann2snn.STATransformerRecipe(
+        _pairs(batches), time_steps=time_steps, mode="spiking_encoder", threshold_mode=threshold_mode
+    )
+    snn = ann2snn.Converter(recipe).convert(copy.deepcopy(model).eval())
+    functional.set_step_mode(snn, "s")
+    neurons = {name: part for name, part in snn.named_modules() if hasattr(part, "v_threshold")}
+    if not neurons:
+        raise SpecError(
+            "spikingjelly: nothing was converted; its recipe spikes behind nn.LayerNorm, nn.GELU and attention"
+        )
+    worth = {name: _tensor_of(part, "v_threshold") for name, part in neurons.items()}
+    return PeerNetwork(snn.eval(), neurons, functional.reset_net, worth=worth, once=True)
 
 
 def sinabs(
@@ -208,6 +251,7 @@ _RATE_MODES = ("Max", "99.9%", "99%", "97%", "95%", "90%", "80%")
 _FIRING_EARLY = {"channel_wise": True, "half_threshold": True}
 #: How SpikingJelly's rate coding is searched: as it is by default, firing early, and so with pooling before the neurons.
 _RATE_RULES: tuple[dict[str, bool], ...] = ({}, _FIRING_EARLY, {**_FIRING_EARLY, "pre_spike_maxpool": True})
+_STA_STEPS = (1, 2, 4, 8, 16, 32)
 
 PEERS: dict[str, Peer] = {
     "spikingjelly-rate": Peer(
@@ -227,6 +271,15 @@ PEERS: dict[str, Peer] = {
         # In order of how often it updates: on the comparison's eight batches of calibration 4 to 800 times.
         ({"first": 4}, {}, {"passes": 2}, {"passes": 4}, {"images": 25}, {"passes": 10, "images": 25}),
         ({"first": 4}, {"passes": 10, "images": 25}),
+    ),
+    "spikingjelly-sta": Peer(
+        "spikingjelly",
+        "SpikingJelly, spatio-temporal approximation",
+        spikingjelly_sta,
+        "2.0.0",
+        tuple({"time_steps": t, "threshold_mode": mode} for mode in ("mse", "max") for t in _STA_STEPS),
+        tuple({"time_steps": _STA_STEPS[-1], "threshold_mode": mode} for mode in ("mse", "max")),
+        spikes="multi",
     ),
     "sinabs": Peer(
         "sinabs",
@@ -300,6 +353,12 @@ def _spikingjelly(snn: nn.Module) -> PeerNetwork:
     return PeerNetwork(
         snn.eval(), neurons, _package("spikingjelly", "spikingjelly.activation_based.functional").reset_net
     )
+
+
+def _tensor_of(part: nn.Module, name: str) -> Tensor:
+    value = getattr(part, name)
+    assert isinstance(value, Tensor)
+    return value
 
 
 def _chain(ann: nn.Module) -> nn.Sequential:

@@ -23,7 +23,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (N, L, D) to tokens."""
         y = self.norm1(x)
-        x = x + self.attention(y, y, y, need_weights=False)[0]
+        # Unpacked and not indexed, because SpikingJelly's recipes take an index for one into a sequence of timesteps.
+        y, _ = self.attention(y, y, y, need_weights=False)
+        x = x + y
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
