@@ -119,6 +119,8 @@ def test_images_that_cannot_be_had(pictures: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "witness").exists()
     with pytest.raises(DataError, match="at least 1"):
         sources.images("digits", shape, 0)
+    with pytest.raises(DataError, match="is a folder, and root says where a dataset's files are"):
+        sources.images(str(pictures), shape, root=tmp_path)
     with pytest.raises(SpecError, match="expected 1 channels like the images, got 3"):
         sources.images("digits", Preprocessing((1, 8, 8), IMAGENET))
     next(pictures.rglob("0.png")).write_bytes(b"no picture")

@@ -51,6 +51,9 @@ def images(
     if count < 1:
         raise DataError(f"images: expected a count of at least 1, got {count}")
     path = Path(source)
+    if root is not None and path.exists():
+        what = "a folder" if path.is_dir() else "a file"
+        raise DataError(f"{source}: is {what}, and root says where a dataset's files are; leave root (--root) out")
     if path.is_dir():
         pixels = _pictures(path, preprocessing, count)
     elif path.suffix.lower() in _TENSORS:
