@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from polarspike.baselines import contest as contest_module
-from polarspike.baselines import peers
 from polarspike.baselines.choice import chosen, shared_out
 from polarspike.baselines.contest import Contest
 from polarspike.baselines.cost import announcement
-from polarspike.baselines.peers import PEERS, PeerNetwork
+from polarspike.baselines.peers import PEERS, PeerNetwork, registry
 from polarspike.errors import MissingExtraError, SpecError
 from polarspike.evaluation import Evaluation, Firing
 from polarspike.report.claims import Kind, verdicts
@@ -45,7 +44,7 @@ class Tool:
         self.broken = ""
         peer = dataclasses.replace(PEERS["sinabs"], **settings)
         monkeypatch.setitem(PEERS, "sinabs", peer)
-        for module in (contest_module, peers):
+        for module in (contest_module, registry):
             monkeypatch.setattr(module, "version", lambda package: peer.tested)
         monkeypatch.setattr(contest_module, "convert_with", self.convert)
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import polarspike as ps
-from polarspike.baselines import RivalSpec, peers, prepare
+from polarspike.baselines import RivalSpec, prepare
 from polarspike.baselines.leaky import IntegerNeuron, LeakyNeuron, TernaryNeuron
-from polarspike.baselines.peers import PEERS, PeerNetwork, convert_with, version
+from polarspike.baselines.peers import PEERS, PeerNetwork, convert_with, registry, version
 from polarspike.errors import MissingExtraError, SpecError
 from polarspike.specs import SiteSpec
 from tests.networks import trained_like
@@ -111,7 +111,7 @@ def raised_in(module: str, error: Exception) -> Any:
 def test_what_a_tool_refuses_is_told_from_what_goes_wrong(
     module: str, error: Exception, refusal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "version", lambda package: "3")
+    monkeypatch.setattr(registry, "version", lambda package: "3")
     monkeypatch.setitem(PEERS, "sinabs", replace(PEERS["sinabs"], convert=raised_in(module, error)))
     with pytest.raises(SpecError if refusal else type(error), match=str(error)) as caught:
         convert_with("sinabs", nn.ReLU(), [])

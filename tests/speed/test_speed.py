@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from polarspike import cli, integer, speed
-from polarspike.baselines import peers
+from polarspike.baselines.peers import spikingjelly
 from polarspike.errors import MissingExtraError, SpecError
 from polarspike.speed.agreement import Meaning, meaning, onnxruntime_codes
 from polarspike.speed.runtimes import Runtime, Runtimes
@@ -217,7 +217,7 @@ def test_a_peer_takes_all_its_timesteps_from_rest(subject: speed.Subject, monkey
     functional = types.SimpleNamespace(
         reset_net=lambda snn: setattr(snn, "seen", 0), set_step_mode=lambda snn, mode: setattr(snn, "mode", mode)
     )
-    monkeypatch.setattr(peers, "spikingjelly_rate", lambda *_, **__: types.SimpleNamespace(snn=network))
+    monkeypatch.setattr(spikingjelly, "rate_coding", lambda *_, **__: types.SimpleNamespace(snn=network))
     monkeypatch.setitem(sys.modules, "spikingjelly.activation_based.functional", functional)
     found = Runtimes([Runtime("torch", "fp32", lambda x, threads: lambda: time.sleep(0.001))])
     speed.add_spikingjelly(found, subject)
@@ -240,10 +240,10 @@ def test_a_peer_that_is_missing_or_fails_is_said(subject: speed.Subject, monkeyp
         raise MissingExtraError("spikingjelly", "baselines")
 
     found = Runtimes()
-    monkeypatch.setattr(peers, "spikingjelly_rate", failing)
+    monkeypatch.setattr(spikingjelly, "rate_coding", failing)
     speed.add_spikingjelly(found, subject)
     assert found.skipped == {"spikingjelly": "its conversion failed: no such layer"} and not found.ready
-    monkeypatch.setattr(peers, "spikingjelly_rate", absent)
+    monkeypatch.setattr(spikingjelly, "rate_coding", absent)
     speed.add_spikingjelly(found, subject)
     assert "pip install 'polarspike[baselines]'" in found.skipped["spikingjelly"]
 

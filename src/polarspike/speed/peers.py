@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polarspike.baselines import peers
+from polarspike.baselines.peers import spikingjelly
 from polarspike.errors import PolarspikeError
 from polarspike.speed.race import Action
 from polarspike.speed.runtimes import Runtime, Runtimes
@@ -34,7 +34,7 @@ def add_spikingjelly(found: Runtimes, subject: Subject) -> None:
         subject: whose images calibrate its thresholds.
     """
     try:
-        network = peers.spikingjelly_rate(subject.ann, [subject.images], mode="99.9%")
+        network = spikingjelly.rate_coding(subject.ann, [subject.images], mode="99.9%")
     except PolarspikeError as error:
         found.skipped[_ENGINE] = str(error)
         return
