@@ -19,9 +19,7 @@ import contextlib
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Collection, Iterable, Sized
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -32,7 +30,7 @@ from tqdm import tqdm
 from polarspike.common.inputs import Inputs, rows_of, unsound_input
 from polarspike.common.modules import apply, at_rest, device_of, require_ordinary
 from polarspike.common.signatures import Signature
-from polarspike.errors import CheckpointError, InputError, PolarspikeWarning, RunError, SpecError
+from polarspike.errors import InputError, RunError, SpecError
 from polarspike.evaluation import check_answer, evaluate, read_batch
 from polarspike.parallel import distributed
 from polarspike.parallel.distributed import Share
@@ -40,6 +38,7 @@ from polarspike.runs import RunDirectory
 from polarspike.spiking import SpikingNetwork
 from polarspike.training.activity import Activity, counted
 from polarspike.training.course import Course
+from polarspike.training.history import Epoch, History, epochs_of, tell_of_absurd
 from polarspike.training.optimization import set_rates, trainable
 from polarspike.training.randomness import Stream, epoch_seed, randomness_kept, seed_everything
 from polarspike.training.state import bring_back, keep, table_of
@@ -47,45 +46,7 @@ from polarspike.training_spec import TrainSpec
 
 FORMAT = "polarspike-training"
 VERSION = 1
-# A network that knows nothing has a loss of ln(classes), below 10; what is beyond this one is no longer learning.
-_ABSURD = 1e3
 _REPAIR = "lower TrainSpec.learning_rate, or lengthen warmup_epochs; the last checkpoint, if any, is intact"
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One finished epoch; ``seconds`` and ``images_per_second`` are of its training, without validation."""
-
-    epoch: int  # from 1
-    loss: float  # mean over the samples, while the weights moved
-    learning_rate: float  # of the last step
-    train_accuracy: float  # fraction, while the weights moved and on augmented images
-    validation_accuracy: float | None  # fraction, after the epoch; None without a validation loader
-    seconds: float
-    images_per_second: float
-    spikes_per_neuron: float | None = None  # and image, while the weights moved; None where nothing lowers them
-
-
-@dataclass(frozen=True)
-class History:
-    """What :func:`fit` did, epoch by epoch."""
-
-    epochs: tuple[Epoch, ...] = ()
-
-    @property
-    def last(self) -> Epoch:
-        """The last epoch."""
-        return self.epochs[-1]
-
-    def __str__(self) -> str:
-        lines = [f"{'epoch':>5}  {'loss':>8}  {'rate':>9}  {'train':>7}  {'validation':>10}  {'images/s':>8}"]
-        for e in self.epochs:
-            held_out = "-" if e.validation_accuracy is None else f"{100 * e.validation_accuracy:.2f}%"
-            lines.append(
-                f"{e.epoch:>5}  {e.loss:>8.4f}  {e.learning_rate:>9.3g}  {100 * e.train_accuracy:>6.2f}%"
-                f"  {held_out:>10}  {e.images_per_second:>8.0f}"
-            )
-        return "\n".join(lines)
 
 
 def fit(
@@ -174,7 +135,7 @@ def fit(
                     with course.shown():
                         held_out = evaluate(_AsTrained(model), validate, progress=progress).accuracy[1]
                     passed = dataclasses.replace(passed, validation_accuracy=held_out)
-                _tell_of_absurd(passed, history)
+                tell_of_absurd(passed, history)
                 history.append(passed)
                 if run is not None:
                     # The log first: a kill in between leaves a record too many, which the next start drops.
@@ -188,21 +149,6 @@ def fit(
         course.trained.zero_grad(set_to_none=True)
         model.eval()
     return History(tuple(history))
-
-
-def epochs_of(records: list[dict[str, Any]], run: RunDirectory) -> list[Epoch]:
-    """The epochs that a checkpoint tells of.
-
-    Raises:
-        CheckpointError: they are not as they should be.
-    """
-    try:
-        return [Epoch(**record) for record in records]
-    except TypeError as error:
-        raise CheckpointError(
-            f"{run.checkpoint_path}: its tensors and its description do not fit together ({error}); remove the file to "
-            "train this stage from its start"
-        ) from error
 
 
 def training_loss(logits: Tensor, target: Tensor, spec: TrainSpec, teacher_logits: Tensor | None = None) -> Tensor:
@@ -378,16 +324,6 @@ def _check_arguments(
         raise SpecError("fit: resume=True needs the run to continue; give run=RunDirectory(path, resume=True)")
     if run is not None and not resume and run.checkpoint_path.exists():
         raise RunError(f"{run.checkpoint_path}: there is a checkpoint; continue it with --resume (resume=True)")
-
-
-def _tell_of_absurd(latest: Epoch, history: list[Epoch]) -> None:
-    if distributed.is_main() and latest.loss > _ABSURD and all(before.loss <= _ABSURD for before in history):
-        warnings.warn(
-            f"fit, epoch {latest.epoch}: expected a mean loss of the order of ln(classes), got {latest.loss:.3g}: training "
-            "diverges; stop it, and lower TrainSpec.learning_rate or lengthen warmup_epochs",
-            PolarspikeWarning,
-            stacklevel=3,
-        )
 
 
 def _check_weights(model: nn.Module, epoch: int) -> None:
