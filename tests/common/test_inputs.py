@@ -19,7 +19,6 @@ from polarspike.common.inputs import (
     to_device,
     unsound_input,
 )
-from polarspike.common.signatures import Signature
 from polarspike.errors import InputError
 
 X = torch.arange(12.0).view(4, 3)
@@ -139,23 +138,6 @@ def test_several_inputs_that_came_as_one_are_told_how_to_come(args: tuple[Any, .
 def test_what_is_no_batch_is_named_with_what_to_do(inputs: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"expected at least one input tensor with a batch dimension, {message}"):
         batch_size(inputs)
-
-
-def test_a_signature_fixes_dimensions_and_channels_but_not_sizes() -> None:
-    signature = Signature.of({"x": torch.zeros(2, 3, 8, 8), "scale": torch.zeros(2), "flag": True})
-    signature.check({"x": torch.zeros(5, 3, 9, 7), "scale": torch.zeros(5)})
-    for wrong in (torch.zeros(2, 1, 8, 8), torch.zeros(3, 8, 8), torch.zeros(2, 3, 8, 8, 8)):
-        with pytest.raises(InputError, match=r"input 'x': expected shape \(batch, 3, \*\(8\), \*\(8\)\)"):
-            signature.check({"x": wrong})
-    with pytest.raises(InputError, match="input 'x': expected a tensor, got list"):
-        signature.check({"x": [1.0]})
-    assert signature.explain({"x": torch.zeros(2, 3, 8, 8)}) == ""
-    assert "(2, 3, 4, 8)" in signature.explain({"x": torch.zeros(2, 3, 4, 8)})
-
-
-def test_a_signature_by_position_holds_by_name() -> None:
-    named = Signature.of((torch.zeros(2, 3), True, torch.zeros(2, 5))).named(["a", "flag", "b"])
-    assert named.shapes == (("a", (3,)), ("b", (5,)))
 
 
 def test_beside_integers_alone_a_mask_holds_zeros_and_minus_infinity() -> None:
