@@ -164,6 +164,13 @@ PRESETS: dict[str, tuple[Part, ...]] = {
                 latencies=_JUDGED,
             ),
         ),
+        *(
+            Part(
+                f"{title}, 16 and 32 levels without training, up to T = 8",
+                dataclasses.replace(network, methods=("polarspike-free",), levels=(16, 32), latencies=_JUDGED),
+            )
+            for title, network in (("VGG", _FULL_VGG), ("residual network", _FULL_RESNET))
+        ),
     ),
 }
 
