@@ -16,6 +16,7 @@ from polarspike.baselines.cost import Pace, estimates, measured_pace
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.presets import PRESETS, preset
 from polarspike.errors import SpecError
+from polarspike.runs.ledger import as_text
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
@@ -95,6 +96,22 @@ def test_a_shared_training_is_counted_once() -> None:
     again = dict(zip(found, (seconds for _, seconds in estimates(contest_of(asked), pace, trained)), strict=False))
     assert max(again.values()) < 6  # all is trained
     assert next(s for run, s in estimates(contest_of(asked), pace, trained) if run["method"] == "cos") == 0
+
+
+def test_a_training_that_has_begun_costs_what_is_left_of_it(tmp_path: Path) -> None:
+    asked = Comparison(data="digits", methods=("ann",), float_epochs=10, epochs=5)
+    contest = Contest(asked, tmp_path)
+    pace = Pace({"float": 1.0, "quantized": 2.0, "direct": 4.0}, answer=0.0, timestep=1.0)
+    (run,) = asked.runs()
+    waiting = [tuple(map(as_text, run.values()))]
+    ((_, whole),) = estimates(contest, pace, set(), waiting)
+    place = tmp_path / f"{asked.network}-{asked.training}" / "float-0"
+    place.mkdir(parents=True)
+    (place / "log.jsonl").write_text('{"epoch": 1}\n' * 7)
+    ((_, left),) = estimates(contest, pace, set(), waiting)
+    assert whole - left == pytest.approx(7 * contest.scene.images()["train"] / 1e3)
+    ((_, done),) = estimates(contest, pace, set())
+    assert done == whole  # of what is in the table the whole is compared with the time that it took
 
 
 def test_the_pace_is_measured_and_refusals_are_known(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from polarspike.common.locks import locked
 from polarspike.errors import InputError, MissingExtraError, OperatorError, RunError, SpecError
 from polarspike.evaluation import evaluate
 from polarspike.readings import AtOnce, OverFrames
-from polarspike.runs import RunDirectory
+from polarspike.runs import RunDirectory, read_records
 from polarspike.runs.ledger import AT_THE_EDGE, Ledger, as_text
 from polarspike.training import fit
 from polarspike.training_spec import TrainSpec
@@ -319,9 +319,8 @@ class Contest:
         self, model: nn.Module, stage: Stage, spec: TrainSpec, teacher: nn.Module | None = None, *, sequences: int = 0
     ) -> float:
         """Train, or load what was trained before; the seconds of training. One process at a time trains a stage."""
-        name = stage.name.replace(".", "_")
-        path = self.place / f"{self.asked.network}-{self.asked.training}" / name
-        lock = locked(self.place / "locks" / f"{path.parent.name}-{name}.lock")
+        path = self._place_of(stage)
+        lock = locked(self.place / "locks" / f"{path.parent.name}-{path.name}.lock")
         with lock, RunDirectory(path, resume=path.exists()) as run:
             history = fit(
                 model,
@@ -333,6 +332,13 @@ class Contest:
                 progress=False,
             )
         return sum(epoch.seconds for epoch in history.epochs)
+
+    def _place_of(self, stage: Stage) -> Path:
+        return self.place / f"{self.asked.network}-{self.asked.training}" / stage.name.replace(".", "_")
+
+    def epochs_of(self, stage: Stage) -> int:
+        """How many epochs of a stage lie in the run directory, from where it goes on."""
+        return len(read_records(self._place_of(stage)))
 
     def _spec(self, seed: int, stage: Stage, rate: float, distillation: float = 0.0) -> TrainSpec:
         transformer = self.asked.model == "vit"

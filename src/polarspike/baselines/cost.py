@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,13 +98,19 @@ def _ms(action: Callable[[], object], inputs: Tensor) -> float:
     return 1e3 * (time.process_time() - start) / _ROUNDS / len(inputs)
 
 
-def estimates(contest: Contest, pace: Pace, trained: set[tuple[str, str]]) -> Iterator[tuple[dict[str, Any], float]]:
+def estimates(
+    contest: Contest,
+    pace: Pace,
+    trained: set[tuple[str, str]],
+    waiting: Collection[tuple[str, ...]] = (),
+) -> Iterator[tuple[dict[str, Any], float]]:
     """All runs of a contest with their seconds, in order.
 
     Args:
         contest: whose runs.
         pace: of its network.
         trained: what is trained already; what the runs train is added.
+        waiting: runs that are to be done, in the words of the table: their trainings go on from what is kept.
     """
     asked, images = contest.asked, contest.scene.images()
     for run in asked.runs():
@@ -120,7 +126,8 @@ def estimates(contest: Contest, pace: Pace, trained: set[tuple[str, str]]) -> It
             trained.add(key)
             step = pace.training[stage.kind] * (stage.timesteps if stage.kind == "direct" else 1)
             teaching = pace.answer if asked.distillation and not stage.name.startswith("float-") else 0.0
-            ms += stage.epochs * images["train"] * (step + teaching)
+            kept = contest.epochs_of(stage) if tuple(map(as_text, run.values())) in waiting else 0
+            ms += max(0, stage.epochs - kept) * images["train"] * (step + teaching)
         if method is not None:
             steps = max(steps_read(asked, method, run["trained_steps"] or 1).values(), default=0)
             tried = min(_CALIBRATION, images["train"]) * len(asked.rehearsals) if method.rehearses else 0
@@ -151,7 +158,7 @@ def announcement(contests: Sequence[Contest], titles: Sequence[str] = ()) -> str
         if name not in paces or not {*contest.asked.methods} <= {*asked_of[name]}:
             paces[name], asked_of[name] = measured_pace(contest), contest.asked.methods
         part = []
-        for run, seconds in estimates(contest, paces[name], trained):
+        for run, seconds in estimates(contest, paces[name], trained, waiting):
             key = tuple(map(as_text, run.values()))
             if key in waiting:
                 part.append((described(run), seconds))
