@@ -200,6 +200,21 @@ def test_sinabs_converts_a_chain_and_enlarged_networks() -> None:
         convert_with("sinabs", nn.Linear(4, 4), [torch.rand(2, 4)])
 
 
+@needs["sinabs"]
+def test_sinabs_may_start_at_half_a_threshold() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+    x = torch.rand(5, 4)
+    network = convert_with("sinabs", model, [x], scale=3.0, half_threshold=True)
+    values = 3.0 * model(x).detach()
+    for rows in (5, 2):  # from rest whatever was seen before, and however many
+        answers = network(x[:rows], timesteps=4, every_step=True)
+        steps = torch.arange(1.0, 5.0).view(-1, 1, 1)
+        assert torch.allclose(answers * 3.0 * steps, torch.floor(values[:rows] * steps + 0.5), atol=1e-4)
+    plain = convert_with("sinabs", model, [x], scale=3.0)(x)
+    assert torch.allclose(plain * 3.0, torch.floor(values), atol=1e-4)
+
+
 def hard_reset(node: Any, decay_input: bool = False, **leak: float) -> Any:
     """A node of SpikingJelly's that charges v + x, without 1 / tau unless asked, with our reset and surrogate."""
     from spikingjelly.activation_based import surrogate
@@ -300,9 +315,11 @@ def test_lif_fires_like_snntorchs() -> None:
 def test_a_search_knows_where_it_ends() -> None:
     for peer in PEERS.values():
         assert all(edge in peer.settings for edge in peer.edges) and len(peer.edges) < len(peer.settings)
-    scales = [setting["scale"] for setting in PEERS["sinabs"].settings if "scale" in setting]
-    assert scales == [1, 2, 4, 8, 16, 32, 64]
-    assert {"scale": 64.0} in PEERS["sinabs"].edges and {"percentile": 100.0} not in PEERS["sinabs"].edges
+    scales = [setting["scale"] for setting in PEERS["sinabs"].settings]
+    assert min(scales) < 1 and max(scales) == 64
+    assert {(edge["half_threshold"], edge["scale"]) for edge in PEERS["sinabs"].edges} == {
+        (False, 1), (False, 64), (True, 0.5), (True, 16),
+    }  # fmt: skip
 
 
 def test_all_settings_are_plain() -> None:

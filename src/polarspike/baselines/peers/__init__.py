@@ -6,7 +6,8 @@
     spikingjelly-sta         2.0, ``ann2snn.STATransformerRecipe``, which spikes behind layer norms, GELUs and attention,
                              several times a step and with either sign; the image enters once, and products in the
                              attention stay those of floats: settings ``time_steps``, ``threshold_mode``
-    sinabs                   3.1, ``from_model``: settings ``percentile``, ``scale``, ``multi_spike``
+    sinabs                   3.1, ``from_model``: settings ``scale``, ``half_threshold``, ``percentile``,
+                             ``multi_spike``
 
 The packages belong to the extra ``baselines``; where their requirements clash with yours, give them an environment of
 their own and run the same command there. A peer's network is measured by :func:`polarspike.evaluate` like any other: its

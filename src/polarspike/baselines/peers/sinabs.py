@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental import optimization
 
 from polarspike.baselines.peers.network import PeerNetwork
@@ -22,6 +22,7 @@ def from_model(
     *,
     percentile: float | None = None,
     scale: float = 1.0,
+    half_threshold: bool = False,
     multi_spike: bool = True,
 ) -> PeerNetwork:
     """Sinabs' ``from_model``, behind ``normalize_weights`` or with inputs and biases enlarged.
@@ -32,6 +33,8 @@ def from_model(
         percentile: of the activations that becomes one spike; None for weights as they are.
         scale: inputs and biases are multiplied by it (``bias_rescaling``), so that every activation is: a spike is then
             worth 1 / scale.
+        half_threshold: every membrane starts at half a threshold, so that the spikes of a step round its sum and do not cut
+            it off. Sinabs has no word for it; its documentation of ``reset_states`` says how states are set.
         multi_spike: any number of spikes in a step, or one at most.
 
     Raises:
@@ -50,7 +53,22 @@ def from_model(
     neurons = {name: part for name, part in made.named_modules() if isinstance(part, package.layers.StatefulLayer)}
     if not neurons:
         raise SpecError("sinabs: nothing was converted; from_model replaces nn.ReLU modules")
-    return PeerNetwork(made, neurons, utils.reset_states, scale)
+    return PeerNetwork(made, neurons, _at_half(neurons) if half_threshold else utils.reset_states, scale)
+
+
+def _at_half(neurons: Mapping[str, Any]) -> Callable[[nn.Module], None]:
+    """What brings a network to rest at half its thresholds: with its next input, whose shape the membranes have."""
+    rested: set[str] = set()
+
+    def begin(name: str, neuron: Any, x: Tensor) -> None:
+        if name in rested:
+            rested.remove(name)
+            neuron.init_state_with_shape(x.shape)
+            neuron.v_mem.fill_(0.5 * float(neuron.spike_threshold))
+
+    for name, neuron in neurons.items():
+        neuron.register_forward_pre_hook(lambda part, given, name=name: begin(name, part, given[0]))
+    return lambda snn: rested.update(neurons)
 
 
 def _chain(ann: nn.Module) -> nn.Sequential:
