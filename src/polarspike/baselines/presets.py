@@ -140,6 +140,21 @@ PRESETS: dict[str, tuple[Part, ...]] = {
             "eight noisy frames, direct training at T = 2 and 4 with as many epochs",
             dataclasses.replace(_FRAMES, methods=_DIRECT, trained_steps=(2, 4), budgets=("epochs",)),
         ),
+        *(
+            Part(
+                f"{title}, direct training of ternary spikes at T = {steps}",
+                dataclasses.replace(network, methods=("ternary",), trained_steps=(steps,), budgets=budgets),
+            )
+            for title, network, steps, budgets in (
+                ("plain network", _PLAIN, 2, ("time", "epochs")),
+                ("plain network", _PLAIN, 4, ("time", "epochs")),
+                ("residual network", _RESNET, 2, ("time", "epochs")),
+                ("residual network", _RESNET, 4, ("epochs",)),
+                ("eight noisy frames", _FRAMES, 1, ("epochs",)),
+                ("eight noisy frames", _FRAMES, 2, ("time", "epochs")),
+                ("eight noisy frames", _FRAMES, 4, ("time", "epochs")),
+            )
+        ),
     ),
     "full": (
         *(
