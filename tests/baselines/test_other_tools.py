@@ -17,7 +17,8 @@ from polarspike.baselines.cost import announcement
 from polarspike.baselines.peers import PEERS, PeerNetwork, registry
 from polarspike.errors import MissingExtraError, SpecError
 from polarspike.evaluation import Evaluation, Firing
-from polarspike.report.claims import Kind, verdicts
+from polarspike.report.claims import verdicts
+from polarspike.report.required import Kind
 from tests.baselines.test_comparison import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("comparison")]
@@ -76,7 +77,8 @@ def test_what_a_tool_refuses_stands_in_the_row_and_the_end_of_the_search(
     ours = {"method": "polarspike-free", "levels": "4", "accuracy": "100", "spikes": "0"}
     rows = [row for row in contest.rows() if row["latency"] == "1"]
     both = [{**row, **ours} for row in rows] + [{**row, "accuracy": "100"} for row in rows]
-    assert [one.outcome for one in verdicts(both, kinds)] == ["open"]
+    first, *_ = verdicts(both, kinds)
+    assert (first.claim, first.outcome) == ("first at T = 1", "open")
 
 
 def test_what_goes_wrong_in_a_tool_leaves_its_run_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ from polarspike.baselines.published import published
 from polarspike.cli.report_pages import drawn
 from polarspike.common.files import replacing
 from polarspike.errors import RunError
-from polarspike.report.claims import Kind
 from polarspike.report.pages import as_html, as_markdown
+from polarspike.report.required import Kind
 from polarspike.report.rivals_figures import plot_rivals
 from polarspike.report.rivals_page import rivals_page
 

@@ -5,12 +5,12 @@ first at T = 1     ours at one timestep, against every method with several spike
 single spikes      ours at one timestep, against every method with one spike a step at most, of either sign, at true
                    latencies up to 8; of sequences, where a later answer has seen more, both after as many frames
 direct training    ours at T = 1, 2 and 4, against the answer after as many steps of every network that was trained through
-                   time: one that was trained at fewer of them had more epochs in the same time, and may answer better;
-                   open while none was trained at that T, with as many epochs and for as long
+                   time: one that was trained at fewer of them had more epochs in the same time, and may answer better
 
 Rivals of several spikes count at our levels, or where they have none (other tools); those of single spikes pay in timesteps,
-and count at whatever levels they were trained. Ours without training is held against rivals without training. A claim is
-open while a kind of rival has not been run on that network at all; one that refuses it has been.
+and count at whatever levels they were trained, and so does direct training of several spikes up to our levels, because more
+levels may make it worse. Ours without training is held against rivals without training. A claim is open while a rival that
+it names (:mod:`polarspike.report.required`) has not been run on that network.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from polarspike.report.numbers import decimals
+from polarspike.report.required import SEVERAL, SINGLE, Kind, not_run, untrained_at
 from polarspike.report.rivals import Row, grouped, mean_of, name_of
 from polarspike.runs.ledger import AT_THE_EDGE
 
@@ -37,43 +40,12 @@ _SINGLE_REACH = 8
 #: Of a network that reads sequences.
 _SEQUENCES = re.compile(r"-\d+-frames$")
 _FRAMES = (1, 2, 4, 8)
-_NOT_RUN = "several spikes at these levels not run"
-#: Of direct training at more than one timestep, by column ``budget``.
-_BUDGETS = {"epochs": "with all epochs", "time": "in the same time"}
+#: What tells claims of one kind apart: the frames, or the T of direct training.
+_NUMBER = re.compile(r"(?<=frames), \d+$|(?<=direct training) at T = \d+$")
 #: From the worst.
 _OUTCOMES: tuple[Outcome, ...] = ("no", "level", "yes")
 _Found = dict[int, list[Row]]
 _Key = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What of a method decides which claim it is held against.
-
-    Attributes:
-        family: ``"conversion"``, ``"quantization"`` or ``"direct"``.
-        spikes: ``"binary"``, ``"signed"`` or ``"multi"``.
-        trains: it has a training of its own.
-        tool: it is another tool's.
-    """
-
-    family: str
-    spikes: str
-    trains: bool = True
-    tool: bool = False
-
-
-#: What must have been run before a claim is decided, if it is known at all.
-_Wanted = Mapping[str, Callable[[Kind], bool]]
-_SEVERAL: _Wanted = {
-    "a quantized network of as many levels": lambda kind: kind.family == "quantization",
-    "another tool of several spikes": lambda kind: kind.tool and kind.spikes == "multi",
-}
-_SINGLE: _Wanted = {
-    "a conversion without training": lambda kind: kind.family == "conversion" and not kind.trains and not kind.tool,
-    "a conversion that trains": lambda kind: kind.family == "conversion" and kind.trains,
-    "another tool of single spikes": lambda kind: kind.tool and kind.spikes != "multi",
-}
 
 
 @dataclass(frozen=True)
@@ -83,7 +55,8 @@ class Verdict:
     Attributes:
         network: data, network, levels, and which of ours where it is not the usual one.
         claim: in words.
-        ours, rival: accuracy in % (means over the seeds that both have), with the name and the latency of that rival.
+        ours, rival: accuracy in % (means over the seeds that both have), with the name and the latency of that rival; None
+            where no rival has been measured.
         best: the rival that the claim holds least against.
         outcome: ``"yes"`` if ours is more accurate, and where spikes belong to the claim, fires no more; ``"level"`` where
             the difference is within :func:`noise_of` its seeds; ``"no"``; ``"open"`` where ours is not behind, but what
@@ -97,7 +70,7 @@ class Verdict:
     network: str
     claim: str
     ours: float
-    rival: float
+    rival: float | None
     best: str
     outcome: Outcome
     seeds: int
@@ -193,58 +166,44 @@ def _of_one(
     several = {
         key: found for key, found in rivals.items() if kinds[key[2]].spikes == "multi" and key[3] in ("", levels)
     }
-    able = {name: kind for name, kind in kinds.items() if own[2] != _FREE or not kind.trains}
+    able = {name: kind for name, kind in kinds.items() if name not in OURS and (own[2] != _FREE or not kind.trains)}
     at_levels = {
         name for name, count in asked if name in kinds and (kinds[name].spikes != "multi" or count in ("", levels))
     }
-    yield from _against(
+    yield _against(
         network,
         "first at T = 1",
         mine[1],
         _answers(several, (1,)),
         with_spikes=True,
-        lacking=_never_run(_SEVERAL, able, at_levels),
+        lacking=not_run(SEVERAL, True, able, at_levels),
     )
     single = {key: found for key, found in rivals.items() if kinds[key[2]].spikes != "multi"}
-    one_spike = {name: kind for name, kind in able.items() if kind.spikes != "multi"}
-    lacking = _never_run(_SINGLE, one_spike, at_levels)
+    lacking = not_run(SINGLE, False, able, at_levels)
     if _SEQUENCES.search(place):
         for steps in (steps for steps in _FRAMES if steps in mine):
             claim = f"above every rival of single spikes after as many frames, {steps}"
-            yield from _against(network, claim, mine[steps], _answers(single, (steps,)), lacking=lacking)
+            yield _against(network, claim, mine[steps], _answers(single, (steps,)), lacking=lacking)
     else:
         claim = f"ours at T = 1 above every rival of single spikes up to {_SINGLE_REACH}"
-        yield from _against(network, claim, mine[1], _answers(single, range(1, _SINGLE_REACH + 1)), lacking=lacking)
-    direct = {key: found for key, found in {**several, **single}.items() if kinds[key[2]].family == "direct"}
-    for steps in (1, 2, 4):
-        if steps in mine:
-            yield from _against(
-                network,
-                f"above direct training at T = {steps}",
-                mine[steps],
-                _answers(direct, (steps,)),
-                lacking=_lacking(steps, [key for key, found in direct.items() if steps in found], list(several)),
-            )
-
-
-def _never_run(wanted: _Wanted, kinds: Mapping[str, Kind], asked: set[str]) -> str:
-    """The first kind of rival that is known and was not asked; nothing if there is none."""
-    for said, of in wanted.items():
-        known = {name for name, kind in kinds.items() if of(kind) and name not in OURS}
-        if known and not known & asked:
-            return f"{said} not run"
-    return ""
-
-
-def _lacking(steps: int, direct: Sequence[_Key], several: Sequence[_Key]) -> str:
-    """What of direct training has not been run that could be ahead after so many steps; nothing if all has."""
-    if not any(key in several for key in direct):
-        return _NOT_RUN
-    budgets = {key[5] for key in direct if key[4] == str(steps)}
-    if not budgets:
-        return f"training at T = {steps} not run"
-    missing = [said for budget, said in _BUDGETS.items() if steps > 1 and budget not in budgets]
-    return f"training at T = {steps} {missing[0]} not run" if missing else ""
+        yield _against(network, claim, mine[1], _answers(single, range(1, _SINGLE_REACH + 1)), lacking=lacking)
+    if own[2] == _FREE:
+        return
+    direct = {
+        key: found
+        for key, found in rivals.items()
+        if kinds[key[2]].family == "direct" and (not key[3] or int(key[3]) <= int(levels))
+    }
+    refused = {name for name, _ in asked} - {key[2] for key in here}
+    runs = {(key[2], key[4], key[5]) for key in direct}
+    for steps in (steps for steps in (1, 2, 4) if steps in mine):
+        yield _against(
+            network,
+            f"above direct training at T = {steps}",
+            mine[steps],
+            _answers(direct, (steps,)),
+            lacking=untrained_at(steps, kinds, refused, runs),
+        )
 
 
 def _untrained(found: _Found) -> bool:
@@ -268,10 +227,12 @@ def _against(
     *,
     with_spikes: bool = False,
     lacking: str = "",
-) -> Iterator[Verdict]:
+) -> Verdict:
     paired = [answer for name, theirs in answers for answer in _paired(name, mine, theirs)]
     if not paired:
-        return
+        return Verdict(
+            network, claim, _mean(mine, "accuracy"), None, "", "open", 0, None, lacking or "no rival measured"
+        )
     first = min(paired, key=_rank)
     contenders = [answer for answer in paired if answer.gap < answer.noise] or [first]
     outcome, shown = min(
@@ -283,7 +244,7 @@ def _against(
     ours, rival = _mean(shown.mine, "accuracy"), _mean(shown.theirs, "accuracy")
     spikes = shown.spikes if with_spikes else None
     seeds = len(shown.gaps)
-    yield Verdict(network, claim, ours, rival, shown.name, "open" if why else outcome, seeds, spikes, why)
+    return Verdict(network, claim, ours, rival, shown.name, "open" if why else outcome, seeds, spikes, why)
 
 
 def _rank(answer: _Answer) -> tuple[float, float]:
@@ -311,6 +272,14 @@ def verdict_table(found: Sequence[Verdict]) -> list[list[str]]:
         spikes = "" if one.spikes is None else f"{one.spikes[0]:.3f}, {one.spikes[1]:.3f}"
         holds = f"{one.outcome}: {one.why}" if one.why else one.outcome
         table.append(
-            [one.network, one.claim, f"{one.ours:.2f}", one.best, f"{one.rival:.2f}", spikes, str(one.seeds), holds]
+            [one.network, one.claim, f"{one.ours:.2f}", one.best, decimals(one.rival, 2), spikes, str(one.seeds), holds]
         )
     return table
+
+
+def summary_table(found: Sequence[Verdict]) -> list[list[str]]:
+    """How often each claim holds, is level, does not hold and is open, as cells, a heading first."""
+    outcomes: tuple[Outcome, ...] = ("yes", "level", "no", "open")
+    claims = dict.fromkeys(_NUMBER.sub("", one.claim) for one in found)
+    counts = {claim: Counter(one.outcome for one in found if _NUMBER.sub("", one.claim) == claim) for claim in claims}
+    return [["claim", *outcomes], *([claim, *(str(count[one]) for one in outcomes)] for claim, count in counts.items())]

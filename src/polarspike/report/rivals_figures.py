@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polarspike.report.claims import OURS, Kind
+from polarspike.report.claims import OURS
 from polarspike.report.plotting import COLORS, MARKS, drawing
+from polarspike.report.required import Kind
 from polarspike.report.rivals import Row, grouped, mean_of, name_of, networks_of
 
 _Found = Mapping[int, list[Row]]
