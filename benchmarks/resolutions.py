@@ -3,9 +3,10 @@
     python benchmarks/resolutions.py     in an environment that has Sinabs: pip install 'polarspike[baselines]'
 
 The float networks of the preset "small" (Fashion-MNIST at 14x14 pixels, one seed; trained now where ``runs/rivals`` lacks
-them). A spike of Sinabs is worth 1 / scale and nothing bounds their number in a step; ours is calibrated on 2,000 images
-(``polarspike-free``). Both have more spikes and more accuracy where they are finer: every setting stands in
-``benchmarks/results/resolutions.json``, none is chosen. Ten minutes of one core, without training.
+them). A spike of Sinabs is worth 1 / scale and nothing bounds their number in a step; its membranes start at rest, and once
+more at half a threshold, where ours start, too. Ours is calibrated on 2,000 images (``polarspike-free``). All have more
+spikes and more accuracy where they are finer: every setting stands in ``benchmarks/results/resolutions.json``, none is
+chosen. Ten minutes of one core, without training.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from polarspike.baselines.presets import preset
 
 NETWORKS = ("cnn-16", "resnet20-16-blocks1")
 LEVELS = (4, 8, 16, 32, 64)
-SCALES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+#: By whether membranes start at half a threshold.
+SCALES = {False: (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), True: (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)}
 
 
 def rows_of(contest: Contest) -> list[dict[str, Any]]:
@@ -32,7 +34,13 @@ def rows_of(contest: Contest) -> list[dict[str, Any]]:
     ann, accuracy = contest.control(0)
     calibration, test = contest.scene.calibration(), contest.scene.test()
     networks: list[tuple[str, float, Any]] = [
-        ("sinabs", scale, convert_with("sinabs", ann, calibration, scale=scale)) for scale in SCALES
+        (
+            f"sinabs{', half a threshold' if half else ''}",
+            scale,
+            convert_with("sinabs", ann, calibration, scale=scale, half_threshold=half),
+        )
+        for half, scales in SCALES.items()
+        for scale in scales
     ]
     for levels in LEVELS:
         rival = prepare("polarspike-free", ann, RivalSpec(levels), example=calibration[0][0][:2])
