@@ -9,6 +9,7 @@ from polarspike.report.claims import NOISE, summary_table, verdict_table, verdic
 from polarspike.report.pages import Section
 from polarspike.report.required import Kind
 from polarspike.report.rivals import Row, accuracy_table, cost_table, left_out, networks_of
+from polarspike.report.rivals_overview import several_spikes, single_spikes, trained_through_time
 
 _PUBLISHED = ("method", "venue", "dataset", "architecture", "ann_top1", "snn_top1", "timesteps", "latency", "evidence")
 _ACCURACY = (
@@ -26,6 +27,12 @@ _CLAIMS = (
     "could be ahead has not been run: a rival that the claim names, direct training at this T with as many epochs and for "
     "as long, or what lies beyond the last of the settings searched. Every rival ahead or within noise is judged, and the "
     "worst outcome stands, with its rival.",
+)
+_SEVERAL = "Percent right; spikes per neuron and image. Means over the seeds; the fewest levels that were asked."
+_SINGLE = "Percent right at true latency 1, 2, 4, 8. Means over the seeds; the fewest levels that were asked."
+_DIRECT = (
+    "Percent right after T steps of what was trained at T, with as many epochs as the others have had in all, or in the "
+    "time that these take at T = 1. Means over the seeds; the fewest levels that were asked."
 )
 _COST = (
     "Means over seeds, +- half of what lies between the least and the largest. Events and spikes per neuron and image; "
@@ -59,6 +66,13 @@ def rivals_page(
     found = verdicts(rows, kinds)
     if found:
         sections.append(Section("What was to be shown: how often it holds", _CLAIMS, summary_table(found)))
+    glances = (
+        ("Several spikes a step, at T = 1", _SEVERAL, several_spikes(rows, kinds)),
+        ("One spike a step at most", _SINGLE, single_spikes(rows, kinds)),
+        ("Trained through time", _DIRECT, trained_through_time(rows, kinds)),
+    )
+    sections += [Section(title, (text,), table) for title, text, table in glances if table]
+    if found:
         sections.append(Section("What was to be shown: claim by claim", (), verdict_table(found)))
     for place in networks_of(rows):
         title = ", ".join(place)
