@@ -122,8 +122,8 @@ PRESETS: dict[str, tuple[Part, ...]] = {
         Part("Transformer, other tools", dataclasses.replace(_VIT, methods=tuple(PEERS))),
         Part("eight noisy frames, other tools", dataclasses.replace(_FRAMES, methods=tuple(PEERS))),
         Part(
-            "Transformer, direct training of ternary spikes",
-            dataclasses.replace(_VIT, methods=("ternary",)),
+            "Transformer, direct training of ternary and of binary spikes",
+            dataclasses.replace(_VIT, methods=("ternary", "lif")),
         ),
         Part(
             "plain network, direct training of ternary spikes at T = 1",
