@@ -31,7 +31,7 @@ SCALES = {False: (1.0, 2.0, 4.0, 8.0, 16.0, 32.0), True: (1.0, 1.5, 2.0, 3.0, 4.
 
 def rows_of(contest: Contest) -> list[dict[str, Any]]:
     """Accuracy, spikes and events of every setting on one network."""
-    ann, accuracy = contest.control(0)
+    ann, accuracy = contest.trainings.control(0)
     calibration, test = contest.scene.calibration(), contest.scene.test()
     networks: list[tuple[str, float, Any]] = [
         (

@@ -13,7 +13,7 @@ import torch
 
 from polarspike import data
 from polarspike.baselines import METHODS
-from polarspike.baselines import contest as contest_module
+from polarspike.baselines import trainings as trainings_module
 from polarspike.baselines.comparison import Comparison
 from polarspike.baselines.contest import Contest
 from polarspike.baselines.cost import announcement
@@ -133,8 +133,8 @@ def test_what_is_trained_for_several_timesteps_is_a_training_of_its_own(tmp_path
     )
     assert several == rival != usual and several.name == "quantized-mse-for-1-2-4-8-4-0-0.05"
     contest = Contest(SMALL, tmp_path)
-    assert contest._spec(0, several, 0.05).timesteps == (1, 2, 4, 8)
-    assert contest._spec(0, usual, 0.05).timesteps == (1,)
+    assert contest.trainings.spec(0, several, 0.05).timesteps == (1, 2, 4, 8)
+    assert contest.trainings.spec(0, usual, 0.05).timesteps == (1,)
 
 
 def test_direct_training_through_another_pooling_is_a_training_of_its_own() -> None:
@@ -191,7 +191,7 @@ def test_every_method_that_trains_has_the_whole_recipe(tmp_path: Path, monkeypat
         seen[run.path.name] = spec
         return training.fit(model, loader, spec, run=run, **options)
 
-    monkeypatch.setattr(contest_module, "fit", fit)
+    monkeypatch.setattr(trainings_module, "fit", fit)
     asked = dataclasses.replace(
         SMALL,
         data="digits",

@@ -2,7 +2,7 @@
 
 ``methods`` names all of them, ``rival`` is their one interface. Their parts: ``neurons``, ``thresholds`` and ``settling``
 (conversion), ``quantizers``, ``leaky`` (direct training), ``peers`` (other tools). A ``comparison`` says what is asked,
-``presets`` are those of the docs, and a ``contest`` carries one out: on a ``scene``, through ``stages`` of training, by
+``presets`` are those of the docs, and a ``contest`` carries one out: on a ``scene``, through ``trainings`` in ``stages``, by
 ``choice`` among settings, ``counting`` and ``measurement``, at a ``cost`` that is told before. ``published`` are others'
 figures.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import math
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,15 +26,13 @@ from polarspike.baselines.methods import Method, describe
 from polarspike.baselines.peers import PEERS, convert_with, version
 from polarspike.baselines.rival import Rival, RivalSpec, prepare
 from polarspike.baselines.scene import Scene
-from polarspike.baselines.stages import Stage, control_stage, float_stage, own_stage, steps_read
+from polarspike.baselines.stages import own_stage, steps_read
+from polarspike.baselines.trainings import Trainings, percent_right
 from polarspike.common.locks import locked
 from polarspike.errors import InputError, MissingExtraError, OperatorError, RunError, SpecError
 from polarspike.evaluation import evaluate
 from polarspike.readings import AtOnce, OverFrames
-from polarspike.runs import RunDirectory, read_records
 from polarspike.runs.ledger import AT_THE_EDGE, Ledger, as_text
-from polarspike.training import fit
-from polarspike.training_spec import TrainSpec
 
 #: Own: of the method; in all: with those of the float network that it started from. CPU seconds are of the run, and do not
 #: count what else the machine did.
@@ -80,6 +77,7 @@ class Contest:
         if not isinstance(dataset, data.ImageDataset):
             raise SpecError(f"Comparison.data: expected a data set in memory, {comparison.data!r} is not; give another")
         self.scene = Scene(dataset, comparison.frames, len(comparison.rates) > 1, comparison.limit)
+        self.trainings = Trainings(comparison, place, self.scene)
         self._refusals: dict[tuple[str, int | None, int | None], str] = {}
 
     def missing(self) -> list[dict[str, Any]]:
@@ -145,7 +143,7 @@ class Contest:
             return f"{name}: no latency of {self.asked.latencies} leaves a step that counts"
         example, _ = self.scene.calibration(2)[0]
         try:
-            prepare(name, self.model(0).eval(), spec, example=example)
+            prepare(name, self.trainings.model(0).eval(), spec, example=example)
         except OperatorError as error:
             return str(error)
         return ""
@@ -157,7 +155,7 @@ class Contest:
         name, seed = run["method"], run["seed"]
         if name in PEERS:  # what stands in its way is said before anything is trained
             version(PEERS[name].package)
-        ann, accuracy = self.control(seed)
+        ann, accuracy = self.trainings.control(seed)
         cost = {"ann_accuracy": accuracy, "epochs": self.asked.float_epochs + self.asked.epochs}
         if name == "ann":
             latency = self.asked.frames or 1  # it sees the mean of all frames
@@ -174,7 +172,7 @@ class Contest:
 
     def rival(self, run: dict[str, Any]) -> Rival:
         """What a run of a method measures, trained where it has not been yet."""
-        return self._best(run, self.control(run["seed"])[0])[0]
+        return self._best(run, self.trainings.control(run["seed"])[0])[0]
 
     def _best(self, run: dict[str, Any], ann: nn.Module) -> tuple[Rival, dict[str, Any]]:
         """A method's network at the rate that validation images choose, and what it cost."""
@@ -202,51 +200,22 @@ class Contest:
             own["setting"] += f"; right on validation images at {', '.join(tried)}"
         return rival, own
 
-    def model(self, seed: int) -> nn.Module:
-        """A fresh float network."""
-        width = {} if self.asked.width is None else {"width": self.asked.width}
-        return self.scene.model(self.asked.model, seed, **width, **self.asked.options)
-
-    def _parent(self, seed: int) -> nn.Module:
-        model = self.model(seed)
-        stage = float_stage(self.asked, seed)
-        self._fit(model, stage, self._spec(seed, stage, self._float_rate()))
-        return model
-
-    def control(self, seed: int) -> tuple[nn.Module, float]:
-        """The float network with every epoch that the others had, and its percentage of right answers."""
-        found: list[tuple[float, nn.Module]] = []
-        for rate in self.asked.rates:
-            model = self._parent(seed)
-            stage = control_stage(self.asked, seed, rate)
-            spec = self._spec(seed, stage, self._scaled(rate), self.asked.distillation)
-            try:
-                self._fit(model, stage, spec, copy.deepcopy(model))
-                score = _accuracy(self._whole(model), self.scene.validation()) if len(self.asked.rates) > 1 else 0.0
-            except (RunError, InputError):
-                score = -math.inf
-                if len(self.asked.rates) == 1:
-                    raise
-            found.append((score, model))
-        _, best = max(found, key=lambda pair: pair[0])
-        return best, _accuracy(self._whole(best), self.scene.test())
-
     def _made(self, run: dict[str, Any], method: Method, rate: float, ann: nn.Module) -> tuple[Rival, dict[str, Any]]:
         """A method's network, calibrated and trained; and what that cost."""
         seed, steps = run["seed"], run["trained_steps"]
         spec = self._rival_spec(run["levels"], steps)
         example, _ = self.scene.calibration(8)[0]
         direct = method.family == "direct"
-        parent = self._parent(seed)
+        parent = self.trainings.parent(seed)
         start = parent if method.trains else ann
         if direct:
-            start = self.model(seed)
+            start = self.trainings.model(seed)
         rival = prepare(method.name, start, spec, example=example[:2])
         rival.calibrate(self.scene.calibration())
         if not method.trains:
             return rival, {"own_epochs": 0, "own_seconds": 0.0}
         stage = own_stage(self.asked, run, method, rate)
-        train = self._spec(seed, stage, self._scaled(rate), self.asked.distillation)
+        train = self.trainings.spec(seed, stage, self.trainings.scaled(rate), self.asked.distillation)
         trained: nn.Module = rival.trained
         teacher: nn.Module = copy.deepcopy(parent)
         if direct:
@@ -254,7 +223,7 @@ class Contest:
             train = dataclasses.replace(train, step_rate=0.0)
             if self.scene.frames:
                 trained, teacher = OverFrames(trained), AtOnce(teacher, "integrate")
-        seconds = self._fit(trained, stage, train, teacher, sequences=steps if direct else 0)
+        seconds = self.trainings.fit(trained, stage, train, teacher, sequences=steps if direct else 0)
         own = {"own_epochs": stage.epochs, "own_seconds": seconds, "setting": f"rate {rate:g}"}
         return rival, {**own, "epochs": stage.epochs} if direct else own
 
@@ -311,59 +280,9 @@ class Contest:
     def _score(self, rival: Rival, run: dict[str, Any]) -> float:
         """Percentage right on validation images: of the quantized network, or through time at the T of training."""
         if rival.qann is not None:
-            return _accuracy(self._whole(rival.qann), self.scene.validation())
+            return percent_right(self.trainings.whole(rival.qann), self.scene.validation())
         network: nn.Module = OverFrames(rival.network()) if self.scene.frames else rival.network()
-        return _accuracy(network, self.scene.validation(), run["trained_steps"])
-
-    def _whole(self, ann: nn.Module) -> nn.Module:
-        return AtOnce(ann, "integrate") if self.scene.frames else ann
-
-    def _fit(
-        self, model: nn.Module, stage: Stage, spec: TrainSpec, teacher: nn.Module | None = None, *, sequences: int = 0
-    ) -> float:
-        """Train, or load what was trained before; the seconds of training. One process at a time trains a stage."""
-        path = self._place_of(stage)
-        lock = locked(self.place / "locks" / f"{path.parent.name}-{path.name}.lock")
-        with lock, RunDirectory(path, resume=path.exists()) as run:
-            history = fit(
-                model,
-                self.scene.training(sequences),
-                spec,
-                teacher=teacher if spec.distillation else None,
-                run=run,
-                resume=True,
-                progress=False,
-            )
-        return sum(epoch.seconds for epoch in history.epochs)
-
-    def _place_of(self, stage: Stage) -> Path:
-        return self.place / f"{self.asked.network}-{self.asked.training}" / stage.name.replace(".", "_")
-
-    def epochs_of(self, stage: Stage) -> int:
-        """How many epochs of a stage lie in the run directory, from where it goes on."""
-        return len(read_records(self._place_of(stage)))
-
-    def _spec(self, seed: int, stage: Stage, rate: float, distillation: float = 0.0) -> TrainSpec:
-        transformer = self.asked.model == "vit"
-        return TrainSpec(
-            epochs=stage.epochs,
-            seed=seed,
-            warmup_epochs=min(1.0, stage.epochs / 4),
-            optimizer="adamw" if transformer else "sgd",
-            learning_rate=rate,
-            weight_decay=0.02 if transformer else 5e-4,
-            distillation=distillation,
-            averaging=self.asked.averaging,
-            activity=self.asked.activity if stage.kind == "quantized" else 0.0,
-            timesteps=stage.trained_for,
-        )
-
-    def _float_rate(self) -> float:
-        return 3e-3 if self.asked.model == "vit" else 0.2
-
-    def _scaled(self, rate: float) -> float:
-        """A Transformer's usual rate under AdamW is 50 times below that of a network with batch norm under SGD."""
-        return rate / 50 if self.asked.model == "vit" else rate
+        return percent_right(network, self.scene.validation(), run["trained_steps"])
 
 
 def rows_of(contests: Iterable[Contest]) -> list[dict[str, str]]:
@@ -389,7 +308,3 @@ def _told(tool: str, setting: Mapping[str, Any]) -> Iterator[None]:
         raise
     except Exception as error:
         raise _ToolError(f"{tool}, {setting}: {type(error).__name__}: {error}") from error
-
-
-def _accuracy(network: nn.Module, batches: Any, timesteps: int = 1) -> float:
-    return 100 * evaluate(network, batches, timesteps).accuracy[timesteps]

@@ -59,7 +59,7 @@ def measured_pace(contest: Contest) -> Pace:
     labels = torch.zeros(len(inputs), dtype=torch.int64)
 
     def fresh() -> nn.Module:
-        return contest.model(0)
+        return contest.trainings.model(0)
 
     ours = prepare("polarspike", fresh().eval(), RivalSpec(contest.asked.levels[0]), example=inputs[:2])
     ours.calibrate([inputs])
@@ -84,7 +84,7 @@ def measured_pace(contest: Contest) -> Pace:
 def _takes(name: str, contest: Contest, example: Tensor) -> bool:
     spec = RivalSpec(contest.asked.levels[0])
     try:
-        prepare(name, contest.model(0).eval(), spec, example=example)
+        prepare(name, contest.trainings.model(0).eval(), spec, example=example)
     except OperatorError:
         return False
     return True
@@ -126,7 +126,7 @@ def estimates(
             trained.add(key)
             step = pace.training[stage.kind] * (stage.timesteps if stage.kind == "direct" else 1)
             teaching = pace.answer if asked.distillation and not stage.name.startswith("float-") else 0.0
-            kept = contest.epochs_of(stage) if tuple(map(as_text, run.values())) in waiting else 0
+            kept = contest.trainings.epochs_of(stage) if tuple(map(as_text, run.values())) in waiting else 0
             ms += max(0, stage.epochs - kept) * images["train"] * (step + teaching)
         if method is not None:
             steps = max(steps_read(asked, method, run["trained_steps"] or 1).values(), default=0)
