@@ -23,7 +23,7 @@ from polarspike.baselines.contest import Contest, described
 from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.rival import RivalSpec, prepare
-from polarspike.baselines.stages import Kind, stages_of, steps_read
+from polarspike.baselines.stages import StageKind, stages_of, steps_read
 from polarspike.common.modules import apply
 from polarspike.errors import OperatorError
 from polarspike.runs.ledger import as_text
@@ -44,7 +44,7 @@ class Pace:
         refused: methods that cannot take the network, which costs nothing.
     """
 
-    training: dict[Kind, float]
+    training: dict[StageKind, float]
     answer: float
     timestep: float
     refused: frozenset[str] = frozenset()
@@ -64,7 +64,7 @@ def measured_pace(contest: Contest) -> Pace:
     ours = prepare("polarspike", fresh().eval(), RivalSpec(contest.asked.levels[0]), example=inputs[:2])
     ours.calibrate([inputs])
     leaky = prepare("lif", fresh().eval(), RivalSpec(timesteps=2), example=inputs[:2])
-    networks: dict[Kind, nn.Module] = {"float": fresh(), "quantized": ours.trained, "direct": leaky.trained}
+    networks: dict[StageKind, nn.Module] = {"float": fresh(), "quantized": ours.trained, "direct": leaky.trained}
 
     def step(network: nn.Module) -> None:
         network.zero_grad()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from polarspike.baselines.comparison import Comparison
 from polarspike.baselines.methods import Method
 
-Kind = Literal["float", "quantized", "direct"]
+StageKind = Literal["float", "quantized", "direct"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Stage:
 
     name: str
     epochs: int
-    kind: Kind
+    kind: StageKind
     timesteps: int = 1
     trained_for: tuple[int, ...] = (1,)
 
