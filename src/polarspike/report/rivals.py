@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from polarspike.common.tables import aligned
+from polarspike.errors import SpecError
 from polarspike.report.numbers import decimals
 
 Row = Mapping[str, str]
@@ -20,11 +21,23 @@ _COSTS = (("events", "events", 3), ("spikes", "spikes", 3), ("spike bits", "spik
 
 
 def grouped(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[int, list[Row]]]:
-    """The rows of each method that was measured, by true latency; several are of several seeds, each seed once."""
+    """The rows of each method that was measured, by true latency; several are of several seeds, each seed once, its last.
+
+    Raises:
+        SpecError: rows of one method have different values of ``setup``: they were measured under other settings.
+    """
     found: dict[tuple[str, ...], dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
+    setups: dict[tuple[str, ...], str] = {}
     for row in rows:
         if row["accuracy"]:
-            found[tuple(row[key] for key in _KEYS)][int(row["latency"])].setdefault(row["seed"], row)
+            key = tuple(row[column] for column in _KEYS)
+            setup = row.get("setup", "")
+            if setups.setdefault(key, setup) != setup:
+                raise SpecError(
+                    f"rows of {', '.join(key[:2])}, {name_of(key)}: expected one setup, got {setups[key]!r} and {setup!r}; "
+                    "they were measured under different settings and have no common mean: give one page to each"
+                )
+            found[key][int(row["latency"])][row["seed"]] = row
     return {
         key: {latency: list(seeds.values()) for latency, seeds in latencies.items()} for key, latencies in found.items()
     }
@@ -87,7 +100,7 @@ def cost_table(
 
 
 def left_out(rows: Iterable[Row]) -> list[str]:
-    """Methods that do not apply, with the reason, each once."""
+    """Methods that do not apply, with the reason, each once; on which network these rows are of, the caller says."""
     return list(dict.fromkeys(f"{row['method']}: {row['setting']}" for row in rows if not row["accuracy"]))
 
 
@@ -101,7 +114,10 @@ def rivals_table(rows: Sequence[Row]) -> str:
         table = [[*left, *cost] for left, cost in zip(accuracy_table(rows, place), right, strict=True)]
         lines += [f"{', '.join(place)}: accuracy in % at true latency; the cost of the first answer"]
         lines += [*aligned(table, _WIDTH), ""]
-    return "\n".join([*lines, *left_out(rows)]).rstrip()
+    for place in dict.fromkeys((row["data"], row["network"]) for row in rows):
+        here = (row for row in rows if (row["data"], row["network"]) == place)
+        lines += [f"{', '.join(place)}: {reason}" for reason in left_out(here)]
+    return "\n".join(lines).rstrip()
 
 
 def _accuracy(rows: Sequence[Row], seeds: int) -> str:
