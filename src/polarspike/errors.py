@@ -63,6 +63,10 @@ class RunError(PolarspikeError):
     """A run directory cannot be written, or a run cannot be resumed."""
 
 
+class WriteError(RunError):
+    """The files of a run cannot be written: no space is left, or permissions forbid it. What comes next would fail, too."""
+
+
 class MissingExtraError(PolarspikeError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 

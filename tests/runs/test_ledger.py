@@ -6,13 +6,14 @@ import csv
 import multiprocessing
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
-from polarspike.errors import RunError
-from polarspike.runs.ledger import Ledger, as_text
+from polarspike.errors import RunError, WriteError
+from polarspike.runs.ledger import Ledger, as_text, require_numbers
 
 
 def write(path: Path, first: int) -> None:
@@ -39,7 +40,6 @@ def test_what_is_missing_is_known_without_reading_numbers(tmp_path: Path) -> Non
     ledger.add({"method": "b", "rate": None, "accuracy": 1.0}, started=0.0)
     again = Ledger(ledger.path, ("method", "rate", "accuracy"))
     assert again.missing(runs) == runs[:1]
-    assert again.missing(runs, lambda row: row["method"] != "b") == [runs[0], runs[2]]  # what is outdated is no row
 
 
 def test_what_a_run_will_take_is_what_those_like_it_took(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_table_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch
     ledger = Ledger(tmp_path / "table.csv", ("run",))
     ledger.add({"run": 1}, started=0.0)
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(RunError, match=r"table\.csv: the table cannot be written .*No space left"):
+    with pytest.raises(WriteError, match=r"table\.csv: the table cannot be written .*No space left"):
         ledger.add({"run": 2}, started=0.0)
 
 
@@ -143,3 +143,84 @@ def test_a_table_that_cannot_be_written_is_one_error(tmp_path: Path, monkeypatch
 )
 def test_as_text(value: object, text: str) -> None:
     assert as_text(value) == text
+
+
+def checked(path: Path) -> Ledger:
+    def check(row: Mapping[str, str]) -> None:
+        require_numbers(row, ("run",), whole=True, empty=False)
+        require_numbers(row, ("accuracy",))
+
+    return Ledger(path, ("run", "accuracy", "text"), check)
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged", "text"),
+    [
+        (",91.5,", ",9x.5,", "column accuracy: expected a finite number or nothing, got '9x.5'"),
+        (",91.5,", ",nan,", "column accuracy: expected a finite number or nothing, got 'nan'"),
+        (",91.5,", ",1e999,", "column accuracy: .* got '1e999'"),
+        ("\n2,", "\n6x,", "column run: expected a whole number, got '6x'"),
+        ("\n2,", "\n,", "column run: expected a whole number, got ''"),
+        ("\n2,", f"\n{'9' * 400},", "column run: expected a whole number, got '999"),  # larger than a float
+        (",1,.\n2", ",6x,.\n2", "column rows: expected a whole number, got '6x'"),
+        ("2,91.5,b\u00e4r", "2,91.5,b\udce4r", "'utf-8' codec can't decode byte 0xe4"),
+    ],
+)
+def test_a_damaged_row_is_an_error_with_its_line(tmp_path: Path, sound: str, damaged: str, text: str) -> None:
+    ledger = checked(tmp_path / "table.csv")
+    for run in (1, 2, 3):
+        ledger.add(
+            {"run": run, "accuracy": 91.5 if run == 2 else None, "text": "b\u00e4r"}, started=time.perf_counter()
+        )
+    assert [row["accuracy"] for row in ledger.rows()] == ["", "91.5", ""]
+    whole = ledger.path.read_text(encoding="utf-8")
+    assert whole.count(sound) == 1
+    ledger.path.write_bytes(whole.replace(sound, damaged).encode(errors="surrogateescape"))
+    line = 2 if "rows" in text else 3
+    with pytest.raises(RunError, match=rf"table\.csv, line {line}: {text}.* remove it, and its run is done again"):
+        checked(ledger.path).rows()
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    ledger = checked(tmp_path / "table.csv")
+    ledger.add({"run": 1, "accuracy": 1.0}, started=0.0)
+    with pytest.raises(
+        RunError, match=r"column accuracy: expected a finite number or nothing, got 'nan'; it is not written"
+    ):
+        ledger.add({"run": 2, "accuracy": 2.0}, {"run": 2, "accuracy": float("nan")}, started=0.0)
+    assert [row["run"] for row in ledger.rows()] == ["1"]
+
+
+@pytest.mark.parametrize("cut", range(2, 60))
+def test_a_line_may_be_torn_within_a_character(tmp_path: Path, cut: int) -> None:
+    ledger = Ledger(tmp_path / "table.csv", ("run", "text"))
+    ledger.add({"run": 1, "text": "\u00e9"}, started=0.0)
+    ledger.add({"run": 2, "text": "\u00e9" * 20}, started=0.0)
+    ledger.path.write_bytes(ledger.path.read_bytes()[:-cut])
+    assert [row["run"] for row in Ledger(ledger.path, ("run", "text")).rows()] == ["1"]
+    ledger.add({"run": 3, "text": "next"}, started=0.0)
+    assert [row["run"] for row in ledger.rows()] == ["1", "3"]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 25])  # at the end of a line, before it, and within
+def test_rows_of_a_run_that_was_torn_are_none_beside_those_of_its_repetition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    ledger = Ledger(tmp_path / "table.csv", ("run", "latency", "accuracy"))
+    runs = [{"run": 1, "latency": latency, "accuracy": 50.0} for latency in (1, 2, 4)]
+    ledger.add(*runs, started=time.perf_counter() - 7)
+    seconds = ledger.rows()[0]["seconds"]
+    *lines, last = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.write_bytes(b"".join([*lines, b"" if cut == 1 else last[:-cut]]))
+    assert ledger.rows() == [] and ledger.missing([{"run": 1}]) == [{"run": 1}]
+    if cut > 1:  # a line that is torn ends its piece, even where the repetition takes as long
+        monkeypatch.setattr(time, "perf_counter", lambda: float(seconds))
+    ledger.add(*({**run, "accuracy": 60.0} for run in runs), started=0.0)
+    assert [(row["latency"], row["accuracy"]) for row in ledger.rows()] == [("1", "60"), ("2", "60"), ("4", "60")]
+    ledger.add({"run": 1, "latency": 1, "accuracy": 70.0}, started=0.0)
+    assert [[row["accuracy"] for row in rows] for rows in ledger.groups()] == [["60"] * 3, ["70"]]
+
+
+def test_a_table_that_cannot_be_read_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"the table cannot be read .* or give another file"):
+        Ledger(tmp_path, ("run",))

@@ -14,6 +14,7 @@ from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.rival import Pooling
 from polarspike.common.checks import is_integer, is_not_negative, is_positive, is_within
+from polarspike.runs.ledger import as_text
 from polarspike.specs import Spec
 
 #: What identifies a run; ``setup`` is a digest of every other setting that its result depends on.
@@ -169,6 +170,16 @@ class Comparison(Spec):
         for level, steps in itertools.product(levels, self.trained_steps):
             for budget in self.budgets if steps > 1 else ("epochs",):  # at T = 1 both are the same
                 yield level, steps, budget
+
+
+def key_of(run: Mapping[str, Any]) -> tuple[str, ...]:
+    """What identifies a run, or a row of one, in the words of the table."""
+    return tuple(as_text(run[column]) for column in ASKED)
+
+
+def described(run: Mapping[str, Any]) -> str:
+    """A run as a line."""
+    return ", ".join(f"{key} {value}" for key, value in run.items() if value is not None and key != "setup")
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -20,11 +20,12 @@ from torch import nn
 
 from polarspike import data
 from polarspike.baselines.choice import shared_out
-from polarspike.baselines.comparison import ASKED, Comparison
-from polarspike.baselines.measurement import FLOAT_BITS, MEASURED, measured, with_bits
+from polarspike.baselines.comparison import ASKED, Comparison, described, key_of
+from polarspike.baselines.measurement import FLOAT_BITS, measured, with_bits
 from polarspike.baselines.methods import Method, describe
 from polarspike.baselines.peers import PEERS, convert_with, version
 from polarspike.baselines.rival import Rival, RivalSpec, prepare
+from polarspike.baselines.rows import COLUMNS, check_row
 from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import own_stage, steps_read
 from polarspike.baselines.trainings import Trainings, percent_right
@@ -34,9 +35,6 @@ from polarspike.evaluation import evaluate
 from polarspike.readings import AtOnce, OverFrames
 from polarspike.runs.ledger import AT_THE_EDGE, Ledger, as_text
 
-#: Own: of the method; in all: with those of the float network that it started from. CPU seconds are of the run, and do not
-#: count what else the machine did.
-_COST = ("ann_accuracy", "own_epochs", "epochs", "own_seconds", "setting", "cpu_seconds")
 #: What was refused before anything was trained, and later.
 _REFUSED, _REFUSED_LATE = "not applicable: ", "not applicable when it was run: "
 
@@ -57,7 +55,7 @@ class Contest:
 
     Raises:
         SpecError: the dataset is not held in memory.
-        RunError: the table that is there has other columns.
+        RunError: the table that is there has other columns, or cannot be read.
     """
 
     def __init__(
@@ -72,7 +70,7 @@ class Contest:
         self.asked = comparison
         self.place = place
         self.say = say
-        self.ledger = Ledger(table or place / "rivals.csv", (*ASKED, *MEASURED, *_COST))
+        self.ledger = Ledger(table or place / "rivals.csv", COLUMNS, check_row)
         dataset = dataset or data.load(comparison.data)
         if not isinstance(dataset, data.ImageDataset):
             raise SpecError(f"Comparison.data: expected a data set in memory, {comparison.data!r} is not; give another")
@@ -82,13 +80,22 @@ class Contest:
 
     def missing(self) -> list[dict[str, Any]]:
         """The runs that the table lacks, or whose refusal in it is not today's."""
-        return self.ledger.missing(self.asked.runs(), self._current)
+        finished = self.finished()
+        return [run for run in self.asked.runs() if key_of(run) not in finished]
+
+    def finished(self) -> dict[tuple[str, ...], list[dict[str, str]]]:
+        """The rows of this comparison's runs by what identifies a run; of one that was repeated, those written last."""
+        wanted = set(map(key_of, self.asked.runs()))
+        found = {}
+        for rows in self.ledger.groups():
+            key, *others = {tuple(row[column] for column in ASKED) for row in rows}
+            if not others and key in wanted and all(map(self._current, rows)):
+                found[key] = rows
+        return found
 
     def rows(self) -> list[dict[str, str]]:
         """The rows of this comparison's runs."""
-        wanted = {tuple(map(as_text, run.values())) for run in self.asked.runs()}
-        rows = (row for row in self.ledger.rows() if tuple(row[key] for key in ASKED) in wanted)
-        return [row for row in rows if self._current(row)]
+        return [row for rows in self.finished().values() for row in rows]
 
     def carry_out(self) -> None:
         """Do what is missing, one run after the other; what another process is doing is left to it.
@@ -97,7 +104,7 @@ class Contest:
         """
         for run in self.missing():
             with locked(self.place / "locks" / f"{'-'.join(map(str, run.values()))}.lock", wait=False) as held:
-                if not held or not self.ledger.missing([run], self._current):
+                if not held or key_of(run) in self.finished():
                     continue
                 self.say(described(run))
                 started, cpu = time.perf_counter(), time.process_time()
@@ -287,16 +294,10 @@ class Contest:
 
 def rows_of(contests: Iterable[Contest]) -> list[dict[str, str]]:
     """The rows of several contests that share a table, each once."""
-    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    runs: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for contest in contests:
-        for row in contest.rows():
-            rows.setdefault((*(row[key] for key in ASKED), row["latency"]), row)
-    return list(rows.values())
-
-
-def described(run: dict[str, Any]) -> str:
-    """A run as a line."""
-    return ", ".join(f"{key} {value}" for key, value in run.items() if value is not None and key != "setup")
+        runs |= contest.finished()
+    return [row for rows in runs.values() for row in rows]
 
 
 @contextlib.contextmanager

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polarspike.baselines.comparison import ASKED
-from polarspike.baselines.contest import Contest, described
+from polarspike.baselines.comparison import described, key_of
+from polarspike.baselines.contest import Contest
 from polarspike.baselines.methods import METHODS
 from polarspike.baselines.peers import PEERS
 from polarspike.baselines.rival import RivalSpec, prepare
 from polarspike.baselines.stages import StageKind, stages_of, steps_read
 from polarspike.common.modules import apply
 from polarspike.errors import OperatorError
-from polarspike.runs.ledger import as_text
 
 _BATCH, _ROUNDS = 64, 2
 _CALIBRATION = 2000  # images on which settings are tried
@@ -126,7 +125,7 @@ def estimates(
             trained.add(key)
             step = pace.training[stage.kind] * (stage.timesteps if stage.kind == "direct" else 1)
             teaching = pace.answer if asked.distillation and not stage.name.startswith("float-") else 0.0
-            kept = contest.trainings.epochs_of(stage) if tuple(map(as_text, run.values())) in waiting else 0
+            kept = contest.trainings.epochs_of(stage) if key_of(run) in waiting else 0
             ms += max(0, stage.epochs - kept) * images["train"] * (step + teaching)
         if method is not None:
             steps = max(steps_read(asked, method, run["trained_steps"] or 1).values(), default=0)
@@ -147,8 +146,8 @@ def announcement(contests: Sequence[Contest], titles: Sequence[str] = ()) -> str
     spent, expected, finished = 0.0, 0.0, 0
     for index, contest in enumerate(contests):
         name = f"{contest.asked.data} {contest.asked.network}"
-        done = {tuple(row[key] for key in ASKED): float(row["cpu_seconds"]) for row in contest.rows()}
-        waiting = [tuple(map(as_text, run.values())) for run in contest.missing()]
+        done = {key_of(row): float(row["cpu_seconds"]) for row in contest.rows()}
+        waiting = [key_of(run) for run in contest.missing()]
         if not waiting:  # its pace is nobody's concern, what it has trained is
             finished += len(done)
             for _ in estimates(contest, _NO_PACE, trained):
@@ -159,7 +158,7 @@ def announcement(contests: Sequence[Contest], titles: Sequence[str] = ()) -> str
             paces[name], asked_of[name] = measured_pace(contest), contest.asked.methods
         part = []
         for run, seconds in estimates(contest, paces[name], trained, waiting):
-            key = tuple(map(as_text, run.values()))
+            key = key_of(run)
             if key in waiting:
                 part.append((described(run), seconds))
             elif key in done:

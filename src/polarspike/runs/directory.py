@@ -29,7 +29,7 @@ from torch import Tensor
 
 from polarspike.common.files import PARTIAL, replacing
 from polarspike.common.locks import Hold
-from polarspike.errors import CheckpointError, InputError, RunError, SpecError
+from polarspike.errors import CheckpointError, InputError, RunError, SpecError, WriteError
 from polarspike.parallel import distributed
 from polarspike.runs.ownership import LOCK, own
 from polarspike.runs.reading import FORMAT, VERSION, differences, read_config, read_json, read_records
@@ -313,7 +313,7 @@ class RunDirectory:
             )
 
     def _refuse(self, error: Exception) -> NoReturn:
-        raise RunError(
+        raise WriteError(
             f"{self.path}: the run directory cannot be written ({error}); "
             "check permissions and free space, or give another directory"
         ) from error

@@ -2,7 +2,8 @@
 
 The rows of a run are written in one piece when it has ended, behind those that are there, with the run's seconds, the date,
 the version of torch, the number of threads, how many rows the run has, and a mark at the end of each. What a kill has torn
-lacks the mark, and a run counts only with all of its rows.
+lacks the mark, and a run counts only with all of its rows. A row that has its mark and holds what nobody writes was damaged
+later: that is an error, since a number that is none would else be left out of means, or end a report far from its cause.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import csv
 import datetime
 import io
 import itertools
+import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from polarspike.common.files import replacing
-from polarspike.errors import RunError
+from polarspike.errors import RunError, WriteError
 
 #: Said of a run whose best setting is the last of those that were searched in its direction: a better one may lie beyond.
 AT_THE_EDGE = "at the edge of the search"
@@ -36,17 +37,23 @@ class Ledger:
     Args:
         path: of the file; it need not exist.
         columns: of a row, in order; what was said above is added to them.
+        check: raises ValueError where a row that was read holds what is never written.
 
     Raises:
-        RunError: the file is there and has other columns.
+        RunError: the file is there and has other columns, or cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str], columns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        columns: Sequence[str],
+        check: Callable[[Mapping[str, str]], None] = lambda row: None,
+    ) -> None:
         self.path = Path(path)
         self.columns = (*columns, *_CONDITIONS)
+        self._check = check
         if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                there = tuple(next(csv.reader(file), ()))
+            there = tuple(_cells(b"".join(self._lines()[:1])))
             if there != self.columns:
                 raise RunError(
                     f"{self.path}: expected the columns {', '.join(self.columns)}, got {', '.join(there) or 'none'}; "
@@ -54,23 +61,69 @@ class Ledger:
                 )
 
     def rows(self) -> list[dict[str, str]]:
-        """All whole rows as they are written."""
-        if not self.path.exists():
-            return []
-        # Line by line, so that a torn quotation mark cannot swallow the rows behind it.
-        lines = self.path.read_text(encoding="utf-8").splitlines()[1:]
-        found = []
-        for line in lines:
-            cells = next(csv.reader([line]), [])
-            if len(cells) == len(self.columns) and cells[-1] == _END:
-                found.append(dict(zip(self.columns, cells, strict=True)))
+        """All rows of whole runs, as they are written.
+
+        Raises:
+            RunError: the file cannot be read, or a line of it is damaged.
+        """
+        return [row for rows in self.groups() for row in rows]
+
+    def groups(self) -> list[list[dict[str, str]]]:
+        """The rows of each whole run, in the order in which the runs were written; one that was repeated is there twice.
+
+        Raises:
+            RunError: the file cannot be read, or a line of it is damaged.
+        """
+        found: list[list[dict[str, str]]] = []
+        begun: dict[tuple[str, ...], list[dict[str, str]]] = {}  # by what all rows of one piece have in common
+        for number, line in enumerate(self._lines()[1:], start=2):
+            if not line:
+                continue
+            row = self._row(number, line)
+            if row is None:  # the end of a piece that will not be finished
+                begun.clear()
+                continue
+            piece = tuple(row[column] for column in _CONDITIONS)
+            begun.setdefault(piece, []).append(row)
+            if len(begun[piece]) == int(row["rows"]):
+                found.append(begun.pop(piece))
         return found
+
+    def _lines(self) -> list[bytes]:
+        # Bytes, since a kill tears within a character, too; line by line, since it tears within quotation marks.
+        try:
+            return self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: the table cannot be read ({error}); check permissions, or give another file"
+            ) from error
+
+    def _row(self, number: int, line: bytes) -> dict[str, str] | None:
+        """The row of a line; None where it is torn."""
+        cells = _cells(line)
+        if len(cells) != len(self.columns) or cells[-1] != _END:
+            return None
+        row = dict(zip(self.columns, cells, strict=True))
+        try:
+            line.decode()
+            require_numbers(row, ("seconds",), empty=False)
+            require_numbers(row, ("threads", "rows"), whole=True, empty=False)
+            self._check(row)
+        except ValueError as error:  # of a character that is none, too
+            raise RunError(
+                f"{self.path}, line {number}: {error}; the line was damaged: correct it from a copy, or remove it, and its "
+                "run is done again"
+            ) from error
+        return row
 
     def add(self, *rows: Mapping[str, Any], started: float) -> None:
         """Append the rows of a run that began at ``started`` (:func:`time.perf_counter`), all of them in one piece.
 
         Raises:
-            RunError: the file cannot be written.
+            RunError: a row holds what could not be read again, such as a nan.
+            WriteError: the file cannot be written.
         """
         conditions = (
             time.perf_counter() - started,
@@ -80,27 +133,34 @@ class Ledger:
             len(rows),
             _END,
         )
-        lines = b"".join(self._line({**row, **dict(zip(_CONDITIONS, conditions, strict=True))}) for row in rows)
+        whole = [{**row, **dict(zip(_CONDITIONS, conditions, strict=True))} for row in rows]
+        for row in whole:
+            try:
+                self._check({column: as_text(row.get(column)) for column in self.columns})
+            except ValueError as error:
+                raise RunError(
+                    f"a row for {self.path}: {error}; it is not written; look at what it was measured on"
+                ) from None
+        lines = b"".join(map(self._line, whole))
         try:
             if not self.path.exists():
                 self._begin()
             _end_line(self.path)
             _append(self.path, lines)
         except OSError as error:
-            raise RunError(
+            raise WriteError(
                 f"{self.path}: the table cannot be written ({error}); check permissions and free space, or give another file"
             ) from error
 
-    def missing(
-        self, runs: Iterable[Mapping[str, Any]], current: Callable[[Mapping[str, str]], bool] = lambda row: True
-    ) -> list[dict[str, Any]]:
-        """The runs that do not have all of their rows; a row that is not ``current`` is none."""
-        rows = [(row, frozenset(row.items())) for row in self.rows()]
+    def missing(self, runs: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The runs that do not have all of their rows."""
+        done = [
+            frozenset[tuple[str, str]].intersection(*(frozenset(row.items()) for row in rows)) for rows in self.groups()
+        ]
 
         def whole(run: Mapping[str, Any]) -> bool:
             wanted = {(key, as_text(value)) for key, value in run.items()}
-            found = Counter(int(row["rows"]) for row, items in rows if wanted <= items and current(row))
-            return any(there >= count for count, there in found.items())
+            return any(wanted <= items for items in done)
 
         return [dict(run) for run in runs if not whole(run)]
 
@@ -150,6 +210,40 @@ def as_text(value: object) -> str:
     """How a value is written: six digits of a float, nothing for None, one line."""
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
     return " ".join(text.splitlines())
+
+
+def require_numbers(row: Mapping[str, str], columns: Iterable[str], *, whole: bool = False, empty: bool = True) -> None:
+    """Refuse a row with a cell that is not a finite number (nan and inf are none).
+
+    Args:
+        row: as it was read.
+        columns: of these cells.
+        whole: numbers without a fraction.
+        empty: a cell may be empty, too.
+
+    Raises:
+        ValueError: the message is the column, what was expected and what is there.
+    """
+    number = int if whole else float
+    for column in columns:
+        text = row[column]
+        try:
+            if (empty and not text) or math.isfinite(number(text)):
+                continue
+        except (ValueError, OverflowError):
+            pass
+        kind = "a whole number" if whole else "a finite number"
+        raise ValueError(f"column {column}: expected {kind}{' or nothing' if empty else ''}, got {text!r}")
+
+
+def _cells(line: bytes) -> list[str]:
+    text = line.decode(errors="replace")
+    if '"' not in text:  # most lines, and several times faster
+        return text.split(",")
+    try:
+        return next(csv.reader([text]), [])
+    except csv.Error:  # a quotation that was torn, with more behind it than a cell may hold
+        return []
 
 
 def _append(path: Path, data: bytes) -> None:
