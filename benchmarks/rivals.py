@@ -16,9 +16,10 @@ import argparse
 from pathlib import Path
 
 from polarspike import data
-from polarspike.baselines.contest import Contest, rows_of
+from polarspike.baselines.contest import Contest, lacking_of, rows_of
 from polarspike.baselines.presets import PRESETS
 from polarspike.baselines.published import published
+from polarspike.baselines.remainder import told
 from polarspike.cli.rivals import Rivals
 from polarspike.cli.rivals_pages import kinds
 from polarspike.report.pages import as_markdown
@@ -33,18 +34,21 @@ FIGURES = ROOT / "docs" / "figures"
 BEGIN, END = "<!-- results: written by benchmarks/rivals.py -->", "<!-- end of results -->"
 
 
-def all_rows() -> list[dict[str, str]]:
-    """The rows of every preset that the table holds, preset by preset."""
+def contests() -> list[Contest]:
+    """Those of every preset, preset by preset."""
     comparisons = [part.comparison for parts in PRESETS.values() for part in parts]
     sets = {name: data.load(name) for name in {asked.data for asked in comparisons}}
-    return rows_of(Contest(asked, RUNS, table=TABLE, dataset=sets[asked.data]) for asked in comparisons)
+    return [Contest(asked, RUNS, table=TABLE, dataset=sets[asked.data]) for asked in comparisons]
 
 
 def write_docs() -> None:
     """Put the results between their two marks in docs/rivals.md."""
-    rows = all_rows()
+    asked = contests()
+    rows, missing = rows_of(asked), told(*lacking_of(asked))
     FIGURES.mkdir(exist_ok=True)
-    sections = rivals_page(rows, kinds(), published(), plot_rivals(rows, kinds(), FIGURES), every=False)
+    sections = rivals_page(
+        rows, kinds(), published(), plot_rivals(rows, kinds(), FIGURES), every=False, missing=missing
+    )
     text = PAGE.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise SystemExit(f"{PAGE}: expected the lines {BEGIN!r} and {END!r}, each once")

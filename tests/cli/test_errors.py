@@ -89,11 +89,26 @@ def test_bench_lists_measures_and_goes_on(call: Call, tmp_path: Path) -> None:
     code, _, err = call(*asked, "--preset", "small")
     assert code == 2 and "--preset: a preset says all that is compared" in err
     code, _, err = call(*asked[:2], "--preset", "full", "--parts", "99")
-    assert code == 2 and "--parts: expected numbers from 1 to 10" in err
+    assert code == 2 and "--parts: expected numbers from 1 to " in err
     code, _, err = call(*asked[:2], "--run", tmp_path / "rivals.md", *small, "--methods", "ann")
     assert code == 2 and "rivals.md: expected a directory, or a place for one" in err
     code, _, err = call(*asked, "--threads", "0")
     assert code == 2 and "--threads: expected at least 1" in err
+
+
+@pytest.mark.slow
+def test_bench_writes_its_pages_before_the_error_of_a_run_that_failed_ends_it(call: Call, tmp_path: Path) -> None:
+    small = ("--data", "digits", "--model", "cnn", "--width", "4", "--limit", "128", "--latencies", "1")
+    small += ("--float-epochs", "1", "--epochs", "1", "--trained-steps", "1", "--direct-rates", "1e30")
+    code, out, err = call("bench", "rivals", "--run", tmp_path, *small, "--methods", "lif", "ann")
+    assert code == 2 and "error: 1 of 2 runs failed" in err
+    assert "\nann " in out and "1 of 2 runs is missing" in out and "digits, cnn-4: method lif, " in out
+    for name in ("rivals.md", "rivals.html"):
+        page = (tmp_path / name).read_text()
+        assert "1 of 2 runs is missing" in page and "failed: fit" in page
+        assert page.index("Not complete") < page.index("digits, cnn-4: accuracy")
+    code, out, err = call("bench", "rivals", "--run", tmp_path, *small, "--methods", "ann")
+    assert code == 0 and "missing" not in out and "Not complete" not in (tmp_path / "rivals.md").read_text()
 
 
 def test_a_recipe_by_name_is_rehearsed_and_leaves_nothing(

@@ -1,4 +1,4 @@
-"""Rows of a comparison are held apart where they are not alike, and say where they belong."""
+"""Rows of a comparison are held apart where they are not alike, and what they lack is said."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 
 from polarspike.errors import SpecError
 from polarspike.report.rivals import grouped, rivals_table
-from tests.report.test_report import ROWS
+from polarspike.report.rivals_page import rivals_page
+from tests.report.test_report import KINDS, ROWS
 
 KEY = ("digits", "cnn", "ours", "4", "", "epochs")
 
@@ -32,3 +33,11 @@ def test_what_does_not_apply_names_its_network() -> None:
     refused = next(row for row in ROWS if not row["accuracy"])
     lines = rivals_table([*ROWS, {**refused, "network": "vit"}]).splitlines()
     assert lines[-2:] == ["digits, cnn: qcfs: not applicable: no", "digits, vit: qcfs: not applicable: no"]
+
+
+def test_a_page_begins_with_what_is_missing() -> None:
+    said = ("2 of 8 runs are missing", "digits, cnn: lif: failed: the loss is nan")
+    first, *others = rivals_page(ROWS, KINDS, [], missing=said)
+    assert (first.title, first.text) == ("Not complete", said)
+    assert others == rivals_page(ROWS, KINDS, [])
+    assert [section.title for section in rivals_page([], KINDS, [], missing=said)] == ["Not complete", "Results"]

@@ -3,8 +3,8 @@
 ``methods`` names all of them, ``rival`` is their one interface. Their parts: ``neurons``, ``thresholds`` and ``settling``
 (conversion), ``quantizers``, ``leaky`` (direct training), ``peers`` (other tools). A ``comparison`` says what is asked,
 ``presets`` are those of the docs, and a ``contest`` carries one out: on a ``scene``, through ``trainings`` in ``stages``, by
-``choice`` among settings, ``counting`` and ``measurement``, at a ``cost`` that is told before. ``published`` are others'
-figures.
+``choice`` among settings, ``counting`` and ``measurement``, into ``rows``, at a ``cost`` that is told before, as the
+``remainder`` is at the end. ``published`` are others' figures.
 """
 
 from polarspike.baselines.methods import METHODS, Method

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,21 @@ from polarspike.baselines.comparison import ASKED, Comparison, described, key_of
 from polarspike.baselines.measurement import FLOAT_BITS, measured, with_bits
 from polarspike.baselines.methods import Method, describe
 from polarspike.baselines.peers import PEERS, convert_with, version
+from polarspike.baselines.remainder import Missing, require_none_failed
 from polarspike.baselines.rival import Rival, RivalSpec, prepare
 from polarspike.baselines.rows import COLUMNS, check_row
 from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import own_stage, steps_read
-from polarspike.baselines.trainings import Trainings, percent_right
-from polarspike.common.locks import locked
-from polarspike.errors import InputError, MissingExtraError, OperatorError, RunError, SpecError
+from polarspike.baselines.trainings import Trainings, alone, percent_right
+from polarspike.errors import (
+    InputError,
+    MissingExtraError,
+    OperatorError,
+    PolarspikeError,
+    RunError,
+    SpecError,
+    WriteError,
+)
 from polarspike.evaluation import evaluate
 from polarspike.readings import AtOnce, OverFrames
 from polarspike.runs.ledger import AT_THE_EDGE, Ledger, as_text
@@ -77,11 +85,16 @@ class Contest:
         self.scene = Scene(dataset, comparison.frames, len(comparison.rates) > 1, comparison.limit)
         self.trainings = Trainings(comparison, place, self.scene)
         self._refusals: dict[tuple[str, int | None, int | None], str] = {}
+        self._left_out: dict[tuple[str, ...], Missing] = {}
 
     def missing(self) -> list[dict[str, Any]]:
         """The runs that the table lacks, or whose refusal in it is not today's."""
         finished = self.finished()
         return [run for run in self.asked.runs() if key_of(run) not in finished]
+
+    def lacking(self) -> list[Missing]:
+        """The same, each with the reason if it was left out here."""
+        return [self._left_out.get(key_of(run), Missing(run)) for run in self.missing()]
 
     def finished(self) -> dict[tuple[str, ...], list[dict[str, str]]]:
         """The rows of this comparison's runs by what identifies a run; of one that was repeated, those written last."""
@@ -98,29 +111,64 @@ class Contest:
         return [row for rows in self.finished().values() for row in rows]
 
     def carry_out(self) -> None:
-        """Do what is missing, one run after the other; what another process is doing is left to it.
+        """:meth:`attempt`, and an error at its end if runs have failed.
 
-        A run that needs a tool which is not installed is left out, for the same command where that is.
+        Raises:
+            RunError: some have, after all others were done; the message is which, and why.
+            WriteError: the table, or what is trained, cannot be written; that ends everything at once.
         """
+        self.attempt()
+        require_none_failed(self.lacking(), len(self.asked.runs()), self.ledger.path)
+
+    def attempt(self) -> None:
+        """Do what is missing, one run after the other; what is left out :meth:`lacking` tells, with the reason.
+
+        That is what another process is doing; a run that needs a tool which is not installed, for the same command where
+        that is; and one that an error ends, such as a training that diverges: it says nothing of those behind it.
+
+        Raises:
+            WriteError: the table, or what is trained, cannot be written, which the next run would not survive either.
+        """
+        self._left_out.clear()
         for run in self.missing():
-            with locked(self.place / "locks" / f"{'-'.join(map(str, run.values()))}.lock", wait=False) as held:
-                if not held or key_of(run) in self.finished():
-                    continue
-                self.say(described(run))
-                started, cpu = time.perf_counter(), time.process_time()
-                refusal = self._refusal(run["method"], run["levels"], run["trained_steps"])
-                try:
-                    rows = [{"setting": f"{_REFUSED}{refusal}"}] if refusal else self._run(run)
-                except OperatorError as error:
-                    refusal = str(error)
-                    rows = [{"setting": f"{_REFUSED_LATE}{error}"}]
-                except (MissingExtraError, _ToolError) as error:
-                    self.say(f"  left out here: {error}")
-                    continue
-                if refusal:
-                    self.say(f"  not applicable: {refusal}")
-                spent = {"cpu_seconds": time.process_time() - cpu}
-                self.ledger.add(*({**run, **row, **spent} for row in rows), started=started)
+            with alone(self.place, "-".join(map(str, run.values())), wait=False) as held:
+                if not held:
+                    self._leave(run, "held by another process")
+                elif key_of(run) not in self.finished():
+                    self._attempt(run)
+
+    def _attempt(self, run: dict[str, Any]) -> None:
+        self.say(described(run))
+        started, cpu = time.perf_counter(), time.process_time()
+        try:
+            rows = self._answered(run)
+            spent = {"cpu_seconds": time.process_time() - cpu}
+            self.ledger.add(*({**run, **row, **spent} for row in rows), started=started)
+        except WriteError:
+            raise
+        except (MissingExtraError, _ToolError) as error:
+            self.say(f"  left out here: {error}")
+            self._leave(run, error)
+        except PolarspikeError as error:
+            self.say(f"  failed: {error}")
+            self._leave(run, error, failed=True)
+
+    def _answered(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of a run, or the one that says why there are none."""
+        refusal = self._refusal(run["method"], run["levels"], run["trained_steps"])
+        if refusal:
+            rows = [{"setting": f"{_REFUSED}{refusal}"}]
+        else:
+            try:
+                return self._run(run)
+            except OperatorError as error:
+                refusal = str(error)
+                rows = [{"setting": f"{_REFUSED_LATE}{error}"}]
+        self.say(f"  not applicable: {refusal}")
+        return rows
+
+    def _leave(self, run: dict[str, Any], why: object, *, failed: bool = False) -> None:
+        self._left_out[key_of(run)] = Missing(run, as_text(why), failed)
 
     def _current(self, row: Mapping[str, str]) -> bool:
         """Whether a row is still what a run would give: a refusal, which costs nothing, must be today's."""
@@ -192,7 +240,7 @@ class Contest:
                 rival, own = self._made(run, method, rate, ann)
                 score = self._score(rival, run) if len(rates) > 1 and method.trains else 0.0
             except (RunError, InputError) as error:
-                if len(rates) == 1:
+                if len(rates) == 1 or isinstance(error, WriteError):
                     raise
                 self.say(f"  rate {rate:g}: {error}")  # it diverged: no candidate
                 tried.append(f"{rate:g}: failed")
@@ -298,6 +346,12 @@ def rows_of(contests: Iterable[Contest]) -> list[dict[str, str]]:
     for contest in contests:
         runs |= contest.finished()
     return [row for rows in runs.values() for row in rows]
+
+
+def lacking_of(contests: Sequence[Contest]) -> tuple[list[Missing], int]:
+    """The runs that several contests lack, each once, and how many runs they have in all."""
+    missing = {key_of(one.run): one for contest in contests for one in contest.lacking()}
+    return list(missing.values()), len({key_of(run) for contest in contests for run in contest.asked.runs()})
 
 
 @contextlib.contextmanager

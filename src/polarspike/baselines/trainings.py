@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from polarspike.baselines.comparison import Comparison
 from polarspike.baselines.scene import Scene
 from polarspike.baselines.stages import Stage, control_stage, float_stage
 from polarspike.common.locks import locked
-from polarspike.errors import InputError, RunError
+from polarspike.errors import InputError, RunError, WriteError
 from polarspike.evaluation import evaluate
 from polarspike.readings import AtOnce
 from polarspike.runs import RunDirectory, read_records
@@ -57,11 +58,13 @@ class Trainings:
             try:
                 self.fit(model, stage, spec, copy.deepcopy(model))
                 score = percent_right(self.whole(model), self.scene.validation()) if len(self.asked.rates) > 1 else 0.0
-            except (RunError, InputError):
-                score = -math.inf
-                if len(self.asked.rates) == 1:
+            except (RunError, InputError) as error:
+                if len(self.asked.rates) == 1 or isinstance(error, WriteError):
                     raise
+                continue  # it diverged
             found.append((score, model))
+        if not found:
+            raise RunError(f"ann: every rate of {self.asked.rates} fails; give smaller ones")
         _, best = max(found, key=lambda pair: pair[0])
         return best, percent_right(self.whole(best), self.scene.test())
 
@@ -70,8 +73,7 @@ class Trainings:
     ) -> float:
         """Train, or load what was trained before; the seconds of training. One process at a time trains a stage."""
         path = self._place_of(stage)
-        lock = locked(self.place / "locks" / f"{path.parent.name}-{path.name}.lock")
-        with lock, RunDirectory(path, resume=path.exists()) as run:
+        with alone(self.place, f"{path.parent.name}-{path.name}"), RunDirectory(path, resume=path.exists()) as run:
             history = fit(
                 model,
                 self.scene.training(sequences),
@@ -116,6 +118,24 @@ class Trainings:
 
     def _float_rate(self) -> float:
         return 3e-3 if self.asked.model == "vit" else 0.2
+
+
+@contextlib.contextmanager
+def alone(place: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
+    """:func:`~polarspike.common.locks.locked` of what is named so in a directory of comparisons.
+
+    Raises:
+        WriteError: the lock cannot be made.
+    """
+    path = place / "locks" / f"{name}.lock"
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(locked(path, wait=wait))
+        except OSError as error:
+            raise WriteError(
+                f"{path}: the lock cannot be made ({error}); check permissions and free space, or give another directory"
+            ) from error
+        yield held
 
 
 def percent_right(network: nn.Module, batches: Any, timesteps: int = 1) -> float:

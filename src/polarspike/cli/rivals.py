@@ -12,10 +12,11 @@ import tyro
 
 from polarspike import data
 from polarspike.baselines.comparison import Comparison
-from polarspike.baselines.contest import Contest, rows_of
+from polarspike.baselines.contest import Contest, lacking_of, rows_of
 from polarspike.baselines.cost import announcement
 from polarspike.baselines.presets import Part, preset
 from polarspike.baselines.published import published_table
+from polarspike.baselines.remainder import require_none_failed, told
 from polarspike.cli.command import Command, show, tell
 from polarspike.cli.rivals_pages import written_pages
 from polarspike.errors import RunError, SpecError
@@ -27,7 +28,8 @@ class Rivals(Command):
     """Compare methods on the same network, images and counts, at their true latency.
 
     What is finished stands in rivals.csv of the run directory, and the same command goes on from there; several of them
-    may share it, also from other environments (with other tools installed).
+    may share it, also from other environments (with other tools installed). Runs that are missing at its end are told, with
+    the reason; one that fails leaves the others alone, and is an error once those are done.
 
     Args:
         preset: a list of comparisons that is written down: small or full; in place of all settings below.
@@ -85,13 +87,18 @@ class Rivals(Command):
         for part, contest in zip(parts, contests, strict=True):
             if part.title and contest.missing():
                 tell(part.title)
-            contest.carry_out()
+            contest.attempt()
+        missing, total = lacking_of(contests)
         rows = rows_of(contests)
         show(rivals_table(rows))
         if self.published:
             show(f"\npublished by others, not measured here\n{published_table()}")
-        for path in written_pages(rows, self.place):
+        said = told(missing, total)
+        for path in written_pages(rows, self.place, said):
             tell(f"wrote {path}")
+        if said:
+            show("\n".join(["", *said]))
+        require_none_failed(missing, total, contests[0].ledger.path)
         return 0
 
     def _parts(self) -> tuple[Part, ...]:

@@ -25,24 +25,29 @@ def kinds() -> dict[str, Kind]:
     return methods | {name: Kind("conversion", peer.spikes, trains=False, tool=True) for name, peer in PEERS.items()}
 
 
-def written_pages(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:
+def written_pages(rows: Sequence[Mapping[str, str]], place: Path, missing: Sequence[str] = ()) -> list[Path]:
     """Write the figures, ``rivals.md`` and ``rivals.html`` of these rows; where matplotlib is missing, without figures.
+
+    Args:
+        rows: of the comparison.
+        place: the folder for the files.
+        missing: what is said of runs that the rows lack.
 
     Raises:
         RunError: they cannot be written.
     """
     try:
-        return _written(rows, place)
+        return _written(rows, place, missing)
     except OSError as error:
         raise RunError(
             f"{place}: cannot be written: {error}; choose a folder that is writable, with free space"
         ) from error
 
 
-def _written(rows: Sequence[Mapping[str, str]], place: Path) -> list[Path]:
+def _written(rows: Sequence[Mapping[str, str]], place: Path, missing: Sequence[str]) -> list[Path]:
     place.mkdir(parents=True, exist_ok=True)
     figures = drawn(lambda: plot_rivals(rows, kinds(), place))
-    sections = rivals_page(rows, kinds(), published(), figures)
+    sections = rivals_page(rows, kinds(), published(), figures, missing=missing)
     pages = {
         place / "rivals.md": f"# {TITLE}\n\n{as_markdown(sections, place)}",
         place / "rivals.html": as_html(TITLE, sections),

@@ -50,6 +50,7 @@ def rivals_page(
     figures: Sequence[Path] = (),
     *,
     every: bool = True,
+    missing: Sequence[str] = (),
 ) -> list[Section]:
     """The sections of a comparison's page.
 
@@ -59,10 +60,11 @@ def rivals_page(
         published: figures of others; they stand in a section of their own.
         figures: of :func:`~polarspike.report.rivals_figures.plot_rivals`.
         every: costs at every latency, not those of the first answer alone.
+        missing: paragraphs on runs that the rows lack; they stand before all that would be other with them.
     """
-    sections: list[Section] = []
+    sections = [Section("Not complete", tuple(missing))] if missing else []
     if not networks_of(rows):
-        return [Section("Results", ("Nothing has been measured yet.",))]
+        return [*sections, Section("Results", ("Nothing has been measured yet.",))]
     found = verdicts(rows, kinds)
     if found:
         sections.append(Section("What was to be shown: how often it holds", _CLAIMS, summary_table(found)))
@@ -82,9 +84,9 @@ def rivals_page(
         which = "At every latency" if every else "At the first answer"
         sections.append(Section(f"{title}: accuracy", (_ACCURACY,), accuracy_table(rows, place), drawn))
         sections.append(Section(f"{title}: costs", (_COST.format(which=which),), cost_table(rows, place, every=every)))
-        missing = left_out(row for row in rows if (row["data"], row["network"]) == place)
-        if missing:
-            sections.append(Section(f"{title}: not applicable", tuple(missing)))
+        refused = left_out(row for row in rows if (row["data"], row["network"]) == place)
+        if refused:
+            sections.append(Section(f"{title}: not applicable", tuple(refused)))
     heading = ["method", "venue", "data", "network", "ANN", "SNN", "T", "true T", "evidence"]
     table = [heading, *([row[column] or "-" for column in _PUBLISHED] for row in published)]
     text = (
