@@ -22,6 +22,7 @@ from polarspike.baselines.published import published
 from polarspike.baselines.remainder import told
 from polarspike.cli.rivals import Rivals
 from polarspike.cli.rivals_pages import kinds
+from polarspike.errors import RunError
 from polarspike.report.pages import as_markdown
 from polarspike.report.rivals_figures import plot_rivals
 from polarspike.report.rivals_page import rivals_page
@@ -64,10 +65,15 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="what is to do, and what it will cost")
     parser.add_argument("--docs", action="store_true", help="only write the section and the figures")
     given = parser.parse_args()
-    if not given.docs:
-        Rivals(preset=given.preset, parts=tuple(given.parts), run=RUNS, table=TABLE, list=given.list).execute()
-    if not given.list:
-        write_docs()
+    try:
+        if not given.docs:
+            asked = Rivals(preset=given.preset, parts=tuple(given.parts), run=RUNS, table=TABLE, list=given.list)
+            asked.execute()
+    except RunError as error:  # runs have failed; the rows of the others are there
+        raise SystemExit(str(error)) from None
+    finally:
+        if not given.list:
+            write_docs()
 
 
 if __name__ == "__main__":

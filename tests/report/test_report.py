@@ -100,11 +100,11 @@ def test_a_page_tells_measured_and_published_apart(tmp_path: Path) -> None:
     sections = rivals_page(ROWS, KINDS, published, [figure, other])
     titles = [section.title for section in sections]
     assert titles == [
-        "Several spikes a step, at T = 1", "digits, cnn: accuracy", "digits, cnn: costs", "digits, cnn: not applicable",
-        "Published by others",
+        "Several spikes a step, at T = 1", "One spike a step at most", "digits, cnn: accuracy", "digits, cnn: costs",
+        "digits, cnn: not applicable", "Published by others",
     ]  # fmt: skip
-    assert sections[1].figures == (figure,)
-    assert "of implementations, not of methods" in sections[2].text[0]
+    assert sections[2].figures == (figure,)
+    assert "of implementations, not of methods" in sections[3].text[0]
     text = as_markdown(sections, tmp_path / "docs", 3)
     assert "### digits, cnn: accuracy" in text and "(../figures/rivals-digits-cnn-latency.svg)" in text
     assert "| SRP \\| 4 | - | - | - | - | - | 1 | 5 | - |" in text
@@ -114,7 +114,7 @@ def test_a_page_tells_measured_and_published_apart(tmp_path: Path) -> None:
     assert len([line for line in short.splitlines() if line.startswith("| ours 4 levels |")]) == 2
     page = as_html("a < b", sections)
     assert "<title>a &lt; b</title>" in page and "data:image/svg+xml;base64,PHN2Zy8+" in page
-    assert page.count("<table>") == 4 and page.count("</tr>") == len(re.findall("<tr>", page))
+    assert page.count("<table>") == 5 and page.count("</tr>") == len(re.findall("<tr>", page))
     assert rivals_page([], KINDS, published)[0].text == ("Nothing has been measured yet.",)
 
 

@@ -34,10 +34,12 @@ def test_several_spikes_at_the_fewest_levels() -> None:
 def test_single_spikes_at_their_latencies() -> None:
     assert single_spikes(ROWS, KINDS) == [
         ["", "cnn", "vgg"],
-        ["polarspike at T = 1", "90.50", "80.00"],
+        ["polarspike", "90.50", "80.00"],
         ["qcfs", "60.0, -, -, 88.0", "-, -, 70.0, -"],
-        ["lif", "85.0, 84.0, -, -", ""],
+        ["lif", "85.0, 86.0, -, -", ""],  # the best of all that were trained
     ]
+    frames = [{**one, "network": "cnn-8-frames"} for one in ROWS if one["network"] == "cnn"]
+    assert single_spikes(frames, KINDS)[1] == ["polarspike", "90.5, 92.0, -, -"]
 
 
 def test_training_through_time_by_budget() -> None:
@@ -54,3 +56,10 @@ def test_training_through_time_by_budget() -> None:
 
 def test_nothing_measured_is_no_table() -> None:
     assert several_spikes([row("qcfs", 1, 60)], KINDS) == []
+    alone = [row("polarspike", 1, 90), row("polarspike", 2, 91)]
+    assert [table(alone, KINDS) for table in (several_spikes, single_spikes, trained_through_time)] == [[], [], []]
+
+
+def test_nobody_stands_beside_ours_at_more_levels() -> None:
+    rows = [row("polarspike", 1, 87), row("lsq", 1, 91, levels="16"), row("group", 1, 86)]
+    assert several_spikes(rows, KINDS)[1:] == [["polarspike", "87.00; 0.50"], ["group", "86.00; 0.50"]]

@@ -112,7 +112,8 @@ def estimates(
         waiting: runs that are to be done, in the words of the table: their trainings go on from what is kept.
     """
     asked, images = contest.asked, contest.scene.images()
-    for run in asked.runs():
+    # What is done first: its time, with which all is corrected, has the trainings in it that those behind it share.
+    for run in sorted(asked.runs(), key=lambda run: key_of(run) in waiting):
         if run["method"] in pace.refused:
             yield run, 0.0
             continue

@@ -19,12 +19,12 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from polarspike.report.numbers import decimals
-from polarspike.report.required import SEVERAL, SINGLE, Kind, not_run, untrained_at
+from polarspike.report.required import DIRECT, SEVERAL, SINGLE, TRAINED_AT, Kind, not_run, untrained_at
 from polarspike.report.rivals import Row, grouped, mean_of, name_of
 from polarspike.runs.ledger import AT_THE_EDGE
 
@@ -60,8 +60,8 @@ class Verdict:
         best: the rival that the claim holds least against.
         outcome: ``"yes"`` if ours is more accurate, and where spikes belong to the claim, fires no more; ``"level"`` where
             the difference is within :func:`noise_of` its seeds; ``"no"``; ``"open"`` where ours is not behind, but what
-            could be ahead has not been run. Every rival that is ahead or within noise is judged, and the worst stands: a
-            further rival can never make it better.
+            could be ahead has not been run. Every rival that is ahead or within noise is judged, and the worst stands;
+            where there is none, the most accurate: so a further rival makes it better only by being that.
         seeds: that both have.
         spikes: of ours and of the rival, per neuron and image, where they belong to the claim.
         why: what is open.
@@ -141,7 +141,7 @@ def verdicts(rows: Iterable[Row], kinds: Mapping[str, Kind]) -> list[Verdict]:
     found: list[Verdict] = []
     for place in dict.fromkeys(key[:2] for key in groups):
         here = {key: latencies for key, latencies in groups.items() if key[:2] == place}
-        asked = {(row["method"], row["levels"]) for row in rows if (row["data"], row["network"]) == place}
+        asked = {row["method"] for row in rows if (row["data"], row["network"]) == place}
         for key, mine in here.items():
             if key[2] in OURS:
                 found += _of_one(", ".join(place), key, mine, here, kinds, asked)
@@ -154,7 +154,7 @@ def _of_one(
     mine: _Found,
     here: Mapping[_Key, _Found],
     kinds: Mapping[str, Kind],
-    asked: set[tuple[str, str]],
+    asked: set[str],
 ) -> Iterator[Verdict]:
     levels = own[3]
     network = f"{place}, {levels} levels" + ("" if own[2] == OURS[0] else f", {own[2]}")
@@ -166,27 +166,38 @@ def _of_one(
     several = {
         key: found for key, found in rivals.items() if kinds[key[2]].spikes == "multi" and key[3] in ("", levels)
     }
+    single = {key: found for key, found in rivals.items() if kinds[key[2]].spikes != "multi"}
     able = {name: kind for name, kind in kinds.items() if name not in OURS and (own[2] != _FREE or not kind.trains)}
-    at_levels = {
-        name for name, count in asked if name in kinds and (kinds[name].spikes != "multi" or count in ("", levels))
-    }
+    refused = asked - {key[2] for key in here}
+    read = {key: _read(found, mine[1]) for key, found in rivals.items()}
     yield _against(
         network,
         "first at T = 1",
         mine[1],
         _answers(several, (1,)),
         with_spikes=True,
-        lacking=not_run(SEVERAL, True, able, at_levels),
+        lacking=not_run(SEVERAL, True, able, refused | {key[2] for key in several if 1 in read[key]}),
     )
-    single = {key: found for key, found in rivals.items() if kinds[key[2]].spikes != "multi"}
-    lacking = not_run(SINGLE, False, able, at_levels)
+
+    def lacking(reach: int) -> str:
+        """Of single spikes up to a latency."""
+        answered = refused | {key[2] for key in single if reach in read[key]}
+        direct = [name for name in DIRECT if name in able and able[name].spikes != "multi"]
+        untrained = (
+            untrained_at(steps, direct, refused, _trained(single, read, steps))
+            for steps in TRAINED_AT
+            if steps <= reach
+        )
+        return not_run(SINGLE, False, able, answered) or next(filter(None, untrained), "")
+
     if _SEQUENCES.search(place):
         for steps in (steps for steps in _FRAMES if steps in mine):
             claim = f"above every rival of single spikes after as many frames, {steps}"
-            yield _against(network, claim, mine[steps], _answers(single, (steps,)), lacking=lacking)
+            yield _against(network, claim, mine[steps], _answers(single, (steps,)), lacking=lacking(steps))
     else:
         claim = f"ours at T = 1 above every rival of single spikes up to {_SINGLE_REACH}"
-        yield _against(network, claim, mine[1], _answers(single, range(1, _SINGLE_REACH + 1)), lacking=lacking)
+        answers = _answers(single, range(1, _SINGLE_REACH + 1))
+        yield _against(network, claim, mine[1], answers, lacking=lacking(_SINGLE_REACH))
     if own[2] == _FREE:
         return
     direct = {
@@ -194,16 +205,26 @@ def _of_one(
         for key, found in rivals.items()
         if kinds[key[2]].family == "direct" and (not key[3] or int(key[3]) <= int(levels))
     }
-    refused = {name for name, _ in asked} - {key[2] for key in here}
-    runs = {(key[2], key[4], key[5]) for key in direct}
-    for steps in (steps for steps in (1, 2, 4) if steps in mine):
+    for steps in (steps for steps in TRAINED_AT if steps in mine):
+        named = [name for name in DIRECT if name in able]
         yield _against(
             network,
             f"above direct training at T = {steps}",
             mine[steps],
             _answers(direct, (steps,)),
-            lacking=untrained_at(steps, kinds, refused, runs),
+            lacking=untrained_at(steps, named, refused, _trained(direct, read, steps)),
         )
+
+
+def _read(found: _Found, mine: Sequence[Row]) -> set[int]:
+    """The latencies at which a rival has an answer of a seed that ours has, too."""
+    seeds = {row["seed"] for row in mine}
+    return {latency for latency, rows in found.items() if any(row["seed"] in seeds for row in rows)}
+
+
+def _trained(rivals: Iterable[_Key], read: Mapping[_Key, Collection[int]], steps: int) -> set[tuple[str, str, str]]:
+    """(method, T of training, budget) of the rivals that have an answer after so many steps."""
+    return {(key[2], key[4], key[5]) for key in rivals if steps in read[key]}
 
 
 def _untrained(found: _Found) -> bool:

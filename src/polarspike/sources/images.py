@@ -53,7 +53,10 @@ def images(
     path = Path(source)
     if root is not None and path.exists():
         what = "a folder" if path.is_dir() else "a file"
-        raise DataError(f"{source}: is {what}, and root says where a dataset's files are; leave root (--root) out")
+        raise DataError(
+            f"{source}: is {what}, and root says where a dataset's files are; leave root (--root) out, or where the dataset "
+            "is meant, call from a folder that has nothing of this name"
+        )
     if path.is_dir():
         pixels = _pictures(path, preprocessing, count)
     elif path.suffix.lower() in _TENSORS:
