@@ -155,6 +155,10 @@ PRESETS: dict[str, tuple[Part, ...]] = {
                 ("eight noisy frames", _FRAMES, 4, ("time", "epochs")),
             )
         ),
+        Part(
+            "eight noisy frames, direct training at T = 2 in the same time",
+            dataclasses.replace(_FRAMES, methods=_DIRECT, trained_steps=(2,), budgets=("time",)),
+        ),
     ),
     "full": (
         *(
