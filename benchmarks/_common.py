@@ -52,6 +52,13 @@ def load_images(name: str) -> data.ImageDataset:
     return found
 
 
+def kept(name: str) -> dict[str, Any]:
+    """The ``results`` of ``benchmarks/results/<name>.json``; none where there is no such file."""
+    file = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text())["results"] if file.is_file() else {}
+    return found
+
+
 def keep(name: str, found: dict[str, Any]) -> None:
     """Write a result to ``benchmarks/results/<name>.json``."""
     RESULTS.mkdir(exist_ok=True)

@@ -18,11 +18,10 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 from typing import Any
 
 import torch
-from _common import RESULTS, conditions, keep, load_images
+from _common import conditions, keep, kept, load_images
 from architectures import sharpened
 from torch import nn
 
@@ -96,8 +95,7 @@ def main() -> None:
     loader = data.batches(digits.train, 32, normalization=digits.normalization, shuffle=True, drop_last=True)
     calibration = list(itertools.islice(loader, 8))
     images, _ = next(iter(data.batches(digits.test, 64, normalization=digits.normalization)))
-    kept = RESULTS / "exactness.json"
-    results: dict[str, Any] = json.loads(kept.read_text())["results"] if kept.exists() else {}  # of other models
+    results = kept("exactness")  # of other models
     failures = 0
     for name, granularity in itertools.product(options.models, GRANULARITIES):
         torch.manual_seed(SEED)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "studies"))
-from _common import RESULTS, conditions, keep
+from _common import conditions, keep, kept
 from _setting import NETWORKS, Setting, parent, setting
 
 import polarspike as ps
@@ -102,8 +101,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=["resnet", "plain", "vit", "resnet9-wide"], choices=NETWORKS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     options = parser.parse_args()
-    kept = RESULTS / "exported.json"
-    results = json.loads(kept.read_text())["results"] if kept.exists() else {}
+    results = kept("exported")
     for network, seed in itertools.product(options.networks, options.seeds):
         row = results[f"{network}, seed {seed}"] = measure(network, seed)
         keep("exported", {"conditions": conditions(seed), "results": results})

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from _common import RESULTS, conditions, keep, require
+from _common import conditions, keep, kept, require
 from peer_networks import TRAININGS, load
 from torch import nn
 
@@ -79,12 +78,6 @@ def rows_of(network: str, images: int, anns: dict[int, nn.Module]) -> Iterator[d
                "here": found}  # fmt: skip
 
 
-def measured_before() -> dict[str, Any]:
-    """What is kept, by network."""
-    file = RESULTS / "peers.json"
-    return json.loads(file.read_text())["results"] if file.is_file() else {}
-
-
 def _line(values: list[float]) -> str:
     return " ".join(f"{value:6.1f}" for value in values)
 
@@ -103,8 +96,8 @@ def main() -> None:
     for key in asked:
         rows = list(rows_of(*key, anns[key]))
         if (given.training, given.seeds) == ("brief", [0, 1, 2]):
-            kept = {**conditions(0), "versions": versions, "timesteps": TIMES, "rows": rows}
-            keep("peers", {"results": measured_before() | {key[0]: kept}})  # each network as soon as it is there
+            found = {**conditions(0), "versions": versions, "timesteps": TIMES, "rows": rows}
+            keep("peers", {"results": kept("peers") | {key[0]: found}})  # each network as soon as it is there
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 from typing import Any
 
 import torch
-from _common import RESULTS, conditions, keep, load_images
+from _common import conditions, keep, kept, load_images
 from peer_networks import NETWORKS, TRAININGS, WEIGHTS, title, weights_file
 from safetensors.torch import save_file
 from torch import nn
@@ -72,12 +71,6 @@ def train(model: nn.Module, loader: Any, training: str, rate: float, seed: int) 
         print(f"  epoch {epoch + 1}/{epochs}: loss {total / len(loader):.4f}, {seconds:.0f} s", flush=True)
 
 
-def trained() -> dict[str, Any]:
-    """The rows of all networks so far."""
-    file = RESULTS / "peer_networks.json"
-    return json.loads(file.read_text())["results"] if file.is_file() else {}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
@@ -90,8 +83,9 @@ def main() -> None:
     test = data.batches(clothes.test, 500, normalization=clothes.normalization)
     for seed, training, network in itertools.product(options.seeds, options.trainings, options.networks):
         name, path = title(network, training, seed), weights_file(network, training, seed)
-        if path.is_file() and name in trained():
-            print(f"{name}: kept, {trained()[name]['accuracy']:.2f} %", flush=True)
+        before = kept("peer_networks").get(name)
+        if path.is_file() and before:
+            print(f"{name}: kept, {before['accuracy']:.2f} %", flush=True)
             continue
         torch.manual_seed(seed)
         model = NETWORKS[network]()
@@ -115,7 +109,7 @@ def main() -> None:
             "seconds": round(seconds, 1),
             "conditions": conditions(seed),
         }
-        keep("peer_networks", {"results": trained() | {name: row}})
+        keep("peer_networks", {"results": kept("peer_networks") | {name: row}})
         print(f"{name}: {row['accuracy']:.2f} %, {seconds:.0f} s", flush=True)
 
 

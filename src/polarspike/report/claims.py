@@ -25,7 +25,7 @@ from typing import Literal
 
 from polarspike.report.numbers import decimals
 from polarspike.report.required import DIRECT, SEVERAL, SINGLE, TRAINED_AT, Kind, not_run, untrained_at
-from polarspike.report.rivals import Row, grouped, mean_of, name_of
+from polarspike.report.rivals import Row, by_network, mean_of, name_of, reads_sequences
 from polarspike.runs.ledger import AT_THE_EDGE
 
 _FREE = "polarspike-free"
@@ -37,8 +37,6 @@ OURS = ("polarspike", "polarspike+t", _FREE)
 NOISE = 0.6
 Outcome = Literal["yes", "level", "no", "open"]
 _SINGLE_REACH = 8
-#: Of a network that reads sequences.
-_SEQUENCES = re.compile(r"-\d+-frames$")
 _FRAMES = (1, 2, 4, 8)
 #: What tells claims of one kind apart: the frames, or the T of direct training.
 _NUMBER = re.compile(r"(?<=frames), \d+$|(?<=direct training) at T = \d+$")
@@ -137,10 +135,8 @@ def verdicts(rows: Iterable[Row], kinds: Mapping[str, Kind]) -> list[Verdict]:
         kinds: of the rivals by name; what is not there (the float network) is no rival.
     """
     rows = list(rows)
-    groups = grouped(rows)
     found: list[Verdict] = []
-    for place in dict.fromkeys(key[:2] for key in groups):
-        here = {key: latencies for key, latencies in groups.items() if key[:2] == place}
+    for place, here in by_network(rows).items():
         asked = {row["method"] for row in rows if (row["data"], row["network"]) == place}
         for key, mine in here.items():
             if key[2] in OURS:
@@ -190,7 +186,7 @@ def _of_one(
         )
         return not_run(SINGLE, False, able, answered) or next(filter(None, untrained), "")
 
-    if _SEQUENCES.search(place):
+    if reads_sequences(place):
         for steps in (steps for steps in _FRAMES if steps in mine):
             claim = f"above every rival of single spikes after as many frames, {steps}"
             yield _against(network, claim, mine[steps], _answers(single, (steps,)), lacking=lacking(steps))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from polarspike.report.numbers import decimals
 
 Row = Mapping[str, str]
 _KEYS = ("data", "network", "method", "levels", "trained_steps", "budget")
+_SEQUENCES = re.compile(r"-\d+-frames$")
 _WIDTH = 200
 #: What an answer costs: heading, column, digits.
 _COSTS = (("events", "events", 3), ("spikes", "spikes", 3), ("spike bits", "spike_bits", 0), ("bits", "bits", 0),
@@ -43,6 +45,20 @@ def grouped(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[int, list[Row]]]:
     }
 
 
+def by_network(rows: Iterable[Row]) -> dict[tuple[str, str], dict[tuple[str, ...], dict[int, list[Row]]]]:
+    """:func:`grouped`, by data and network, in the order in which these come."""
+    found: dict[tuple[str, str], dict[tuple[str, ...], dict[int, list[Row]]]] = defaultdict(dict)
+    for key, latencies in grouped(rows).items():
+        data, network, *_ = key
+        found[data, network][key] = latencies
+    return dict(found)
+
+
+def reads_sequences(network: str) -> bool:
+    """Whether its name says that a network reads sequences of frames (:attr:`polarspike.baselines.Comparison.network`)."""
+    return _SEQUENCES.search(network) is not None
+
+
 def name_of(key: Sequence[str]) -> str:
     """A method and its variant in one word."""
     *_, method, levels, steps, budget = key
@@ -67,7 +83,7 @@ def accuracy_table(rows: Iterable[Row], place: tuple[str, str]) -> list[list[str
     ``+-`` is half of the difference between the best and the worst seed, and (n) says where fewer seeds than in the first
     column were measured. Epochs: the method's own / with those of the float network that it starts from.
     """
-    groups = {key: found for key, found in grouped(rows).items() if key[:2] == place}
+    groups = by_network(rows).get(place, {})
     latencies = sorted({latency for found in groups.values() for latency in found})
     table = [["method", "seeds", "epochs", "s own", *map(str, latencies)]]
     for key, found in groups.items():
@@ -88,7 +104,7 @@ def cost_table(
     network; time is that of the float network times so much. With ``spread``, ``+-`` as in :func:`accuracy_table`, where it
     is not 0.
     """
-    groups = {key: found for key, found in grouped(rows).items() if key[:2] == place}
+    groups = by_network(rows).get(place, {})
     table = [["method", "at", "accuracy", *(heading for heading, _, _ in _COSTS)]]
     for key, found in groups.items():
         for latency in sorted(found) if every else [min(found)]:

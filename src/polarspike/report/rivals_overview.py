@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from polarspike.report.claims import OURS
 from polarspike.report.numbers import decimals
 from polarspike.report.required import TRAINED_AT, Kind
-from polarspike.report.rivals import Row, grouped, mean_of, networks_of
+from polarspike.report.rivals import Row, by_network, mean_of, reads_sequences
 
 _LATENCIES = (1, 2, 4, 8)
 _Found = Mapping[int, Sequence[Row]]
-_Column = dict[tuple[str, ...], _Found]
+_Column = Mapping[tuple[str, ...], _Found]
 
 
 def several_spikes(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> list[list[str]]:
     """Methods of several spikes a step at T = 1, as cells, a heading first: percent right; spikes."""
-    columns = _columns(rows)
+    columns = by_network(rows)
     levels = {place: _levels(column) for place, column in columns.items()}
     table = []
     for name in (name for name, kind in kinds.items() if kind.spikes == "multi"):
@@ -38,12 +38,12 @@ def single_spikes(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> list[list[s
 
     At the fewest levels; of direct training the best that was trained at any T.
     """
-    columns = _columns(rows)
+    columns = by_network(rows)
     ours = []
     for place, column in columns.items():
         found = _fewest(_of(column, OURS[0]))
-        ours.append(_several(found) if place[1].endswith("-frames") else decimals(_accuracy(found, 1)))
-    table = [[OURS[0], *("" if cell == "-" else cell for cell in ours)]]
+        ours.append(_several(found) if reads_sequences(place[1]) else _one(found, 1))
+    table = [[OURS[0], *ours]]
     for name, kind in kinds.items():
         if kind.spikes == "multi":
             continue
@@ -61,23 +61,18 @@ def single_spikes(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> list[list[s
 
 def trained_through_time(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> list[list[str]]:
     """Direct training after the T that it was trained at, beside ours, as cells, a heading first: percent right."""
-    columns = _columns(rows)
+    columns = by_network(rows)
     table = []
     for steps in TRAINED_AT:
         for name in (name for name in OURS[:2] if name in kinds):
-            cells = [decimals(_accuracy(_fewest(_of(column, name)), steps)) for column in columns.values()]
+            cells = [_one(_fewest(_of(column, name)), steps) for column in columns.values()]
             table.append([f"{name}, T = {steps}", *cells])
         for name in (name for name, kind in kinds.items() if kind.family == "direct"):
             for budget, said in (("epochs", "all epochs"), ("time", "equal time")):
                 found = [_fewest(_of(column, name, (str(steps),), budget)) for column in columns.values()]
-                cells = [decimals(_accuracy(one, steps)) for one in found]
+                cells = [_one(one, steps) for one in found]
                 table.append([f"{name}, T = {steps}{f', {said}' if steps > 1 else ''}", *cells])
-    return _table(columns, [[name, *("" if cell == "-" else cell for cell in cells)] for name, *cells in table])
-
-
-def _columns(rows: Sequence[Row]) -> dict[tuple[str, str], _Column]:
-    groups = grouped(rows)
-    return {place: {key: found for key, found in groups.items() if key[:2] == place} for place in networks_of(rows)}
+    return _table(columns, table)
 
 
 def _levels(column: _Column) -> str:
@@ -105,6 +100,10 @@ def _accuracy(found: _Found, latency: int) -> float | None:
     return mean_of(found[latency], "accuracy") if latency in found else None
 
 
+def _one(found: _Found, latency: int) -> str:
+    return decimals(_accuracy(found, latency)) if latency in found else ""
+
+
 def _several(found: _Found) -> str:
     return _joined([_accuracy(found, latency) for latency in _LATENCIES])
 
@@ -114,9 +113,7 @@ def _joined(answers: Sequence[float | None]) -> str:
 
 
 def _at_once(found: _Found) -> str:
-    if 1 not in found:
-        return ""
-    return f"{decimals(_accuracy(found, 1))}; {decimals(mean_of(found[1], 'spikes'))}"
+    return f"{_one(found, 1)}; {decimals(mean_of(found[1], 'spikes'))}" if 1 in found else ""
 
 
 def _table(columns: Mapping[tuple[str, str], object], table: list[list[str]]) -> list[list[str]]:
